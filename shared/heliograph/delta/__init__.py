@@ -1,0 +1,1 @@
+"""Deltas: recipes (format), patch (apply), diff (make)."""

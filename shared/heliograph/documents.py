@@ -1,0 +1,387 @@
+"""What goes inside statements and messages: one frozen model per document of the protocol.
+
+Broadcast documents (hub to many) ignore fields they don't know, unless `crit` names one; what a node sends forbids
+them. Models are parsed once, at the edge, from verified bytes, and trusted after. Which topic, which signer and which
+direction a document has stands in `heliograph.protocol`, not here.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from heliograph.blob import LEAF_BYTES, MAX_UNPAGED_BYTES
+from heliograph.errors import IntegrityError
+from heliograph.names import Name, Ring
+from heliograph.statement import KEYID_BYTES
+from heliograph.wire import MAX_MESSAGE_BYTES, pack, unpack
+
+DigestField = Annotated[bytes, Field(min_length=32, max_length=32)]
+Digests = tuple[DigestField, ...]
+Bytes = bytes
+"""So that a field may be called `bytes`."""
+KeyId = Annotated[bytes, Field(min_length=KEYID_BYTES, max_length=KEYID_BYTES)]
+ShortDigest = Annotated[bytes, Field(min_length=16, max_length=16)]
+Run = Annotated[bytes, Field(min_length=8, max_length=8)]
+"""64 random bits drawn at each start of an agent; names its records and asks."""
+Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
+Handle = Annotated[bytes, Field(min_length=4, max_length=4)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+At = Annotated[int, Field(ge=0, lt=1 << 40)]
+"""Seconds since 1970, UTC."""
+Text = Annotated[str, Field(max_length=400)]
+ModelName = Name
+Lane = Literal["incident", "audit", "metric", "sample"]
+LANES: tuple[Lane, ...] = ("incident", "audit", "metric", "sample")
+Phase = Literal["idle", "checking", "fetching", "staging", "activating", "proving", "rolling-back", "stuck"]
+Verdict = Literal["proven", "unproven", "failed"]
+
+
+class Document(BaseModel):
+    """Base of all: frozen; the subclass says whether unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+    def encode(self) -> bytes:
+        """msgpack bytes, fields in their declared order."""
+        return pack(self.model_dump(mode="python"))
+
+    @classmethod
+    def decode(cls, data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Self:
+        """Parses verified (or self-contained, bounded) bytes.
+
+        Raises:
+            IntegrityError: not this document, out of bounds, or a `crit` field this version doesn't know.
+        """
+        value = unpack(data, max_bytes=max_bytes)
+        if not isinstance(value, dict):
+            raise IntegrityError(f"{cls.__name__.lower()} is not a map")
+        crit = value.get("crit", ())
+        if isinstance(crit, list | tuple):
+            unknown = [name for name in crit if name not in cls.model_fields]
+            if unknown:
+                raise IntegrityError(
+                    f"{cls.__name__.lower()} needs {', '.join(map(str, unknown))[:200]}, which this version lacks"
+                )
+        try:
+            # Lists become tuples: msgpack knows only arrays.
+            return cls.model_validate(_tuples(value))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise IntegrityError(f"{cls.__name__.lower()} field {where or '(whole)'}: {first['msg']}") from error
+
+
+def _tuples(value: Any) -> Any:
+    """The value with every list as a tuple; depth is bounded by msgpack's own limit."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+class Part(Document):
+    """A part of a broadcast document: unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
+
+
+class Broadcast(Part):
+    """A document that an older node may meet in a newer form; `crit` names the fields it must know to obey it."""
+
+    crit: tuple[str, ...] = ()
+
+
+class NodeScoped(Broadcast):
+    """A broadcast document meant for one node and the key it has now."""
+
+    realm: Name
+    site: Name
+    node: Name
+    key: KeyId
+
+
+# --- small parts ------------------------------------------------------------------------------------------------
+
+
+class Denials(Document):
+    """Digest over the set of denials a party holds (SHA-256 over sorted payload digests), and how many."""
+
+    count: Count = 0
+    digest: bytes = b""
+
+
+class Heads(Part):
+    """What is newest, as signed in the timestamp."""
+
+    deny: Denials = Denials()
+    policy: dict[Ring, Count] = {}
+    config: dict[ModelName, Count] = {}
+    directives: dict[Ring, DigestField] = {}
+
+
+class Numbers(Document):
+    """The newest numbered documents a node holds; what is newer comes in the reply."""
+
+    policy: Count = 0
+    config: dict[ModelName, Count] = {}
+    directives: dict[ModelName, Count] = {}
+    assignment: Count = 0
+
+
+class Hardware(Document):
+    """What a node can run, so that a release it can't is refused before it is fetched."""
+
+    arch: Text
+    memory_bytes: Count
+    runtimes: dict[str, Text] = {}
+    """Runtime name (`tflite`) to its version."""
+    accelerators: tuple[Text, ...] = ("cpu",)
+
+
+class Tuple(Document):
+    """(release, config, policy) as activated together. Numbers are 0 where no document exists."""
+
+    release: DigestField
+    config: Count = 0
+    policy: Count = 0
+
+
+class Refusal(Document):
+    """A release this node will not be offered again except by a directive with a new number."""
+
+    release: DigestField
+    number: Count
+    reason: Text
+
+
+Refusals = tuple[Refusal, ...]
+
+
+class ModelReport(Document):
+    """One model on one node."""
+
+    phase: Phase
+    tuple: Tuple | None = None
+    fallback: Tuple | None = None
+    held: Digests = ()
+    """Releases whose whole image stands verified on the node."""
+    refused: Refusals = ()
+    verdict: Verdict | None = None
+    waiting: Text = ""
+    """What `checking` or `fetching` waits for, in words; empty when it waits for nothing."""
+
+
+class RecipeRef(Document):
+    """Names a recipe: a blob without pages."""
+
+    length: Annotated[int, Field(gt=0, le=MAX_UNPAGED_BYTES)]
+    sha256: DigestField
+
+
+class Way(Part):
+    """One way to get one blob, and what it costs.
+
+    `bytes` counts every byte of blob content that must cross the link: pages, leaves and the recipe.
+    A delta names its `base` and `recipe`; a full way has neither.
+    """
+
+    kind: Literal["full", "delta", "relay"]
+    blob: DigestField
+    bytes: Count
+    base: DigestField | None = None
+    recipe: RecipeRef | None = None
+
+    @model_validator(mode="after")
+    def _delta_is_complete(self) -> Self:
+        if (self.kind == "delta") != (self.recipe is not None and self.base is not None):
+            raise ValueError("a delta names base and recipe, other ways name neither")
+        return self
+
+
+class Command(Part):
+    """A numbered order to one node, repeated until echoed."""
+
+    number: Count
+    kind: Literal["drill", "rollback", "report", "abort", "forget"]
+    model: ModelName | None = None
+
+
+class LaneReceipt(Document):
+    """Every record of (run, lane) with a sequence number below `next` is committed at the hub."""
+
+    run: Run
+    lane: Lane
+    next: Count
+
+
+# --- unsigned messages --------------------------------------------------------------------------------------------
+
+
+class Hello(Document):
+    """Node to hub on every connect and check-in: who I am and what I have."""
+
+    run: Run
+    nonce: Nonce
+    agent: Text
+    schemas: dict[str, Count]
+    hardware: Hardware
+    tuf: dict[str, Count]
+    """Version of each metadata role of the last complete set: `root`, `timestamp`, `snapshot`, `targets`, …"""
+    deny: Denials = Denials()
+    numbers: Numbers
+    acked: dict[Lane, LaneReceipt] = {}
+
+
+class Ask(Document):
+    """Node to hub: may I fetch this release, and which ways are there?"""
+
+    run: Run
+    n: Count
+    model: ModelName
+    release: DigestField
+    bases: tuple[DigestField, ...] = ()
+    """Digests of blobs the node holds, verified, newest first; at most 64."""
+    free_bytes: Count
+    link: Text = ""
+    budget_left: Count | None = None
+
+
+class Want(Document):
+    """Asker to hub or relay, QoS 0: send these pages and runs of leaves of one blob."""
+
+    handle: Handle
+    blob: DigestField
+    pages: tuple[Count, ...] = ()
+    ranges: tuple[tuple[Count, Annotated[int, Field(gt=0, le=256)]], ...] = ()
+    """(first leaf, count)."""
+    answer: None = None
+
+
+class Chunk(Document):
+    """Hub or relay to asker, QoS 0: one page, or one run of whole leaves, of the blob the handle stands for."""
+
+    handle: Handle
+    page: Count | None = None
+    offset: Annotated[int, Field(ge=0, lt=1 << 62, multiple_of=LEAF_BYTES)] | None = None
+    bytes: Bytes
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.page is None) == (self.offset is None):
+            raise ValueError("a chunk has a page or an offset")
+        return self
+
+
+class Enroll(Document):
+    """New node to hub, once: the token proves the operator meant it, the key is what counts from then on."""
+
+    token: Annotated[bytes, Field(min_length=32, max_length=32)]
+    key: Annotated[bytes, Field(min_length=32, max_length=32)]
+    """Ed25519 public key, raw."""
+    nonce: Nonce
+    csr: None = None
+
+
+# --- documents carried by statements ------------------------------------------------------------------------------
+
+
+class Directive(Broadcast):
+    """What a ring is to run of one model: the ring duty itself."""
+
+    realm: Name
+    ring: Ring
+    model: ModelName
+    release: DigestField
+    number: Count
+    action: Literal["install", "hold", "return"]
+    paced: bool = False
+    not_before: At = 0
+    expires: At
+
+
+class Assignment(NodeScoped):
+    """What one node is."""
+
+    number: Count
+    ring: Ring
+    labels: dict[str, Text] = {}
+    relay: Text | None = None
+    pins: dict[ModelName, Text] = {}
+    commands: tuple[Command, ...] = ()
+
+
+class Offer(NodeScoped):
+    """The answer to one ask: ways, or not yet, or never."""
+
+    run: Run
+    n: Count
+    model: ModelName
+    release: DigestField
+    expires: At
+    ways: tuple[Way, ...] = ()
+    later_s: Count | None = None
+    never: bool = False
+    reason: Text = ""
+
+
+class Receipt(NodeScoped):
+    """Sent after the hub's commit: these records are on disk there."""
+
+    run: Run
+    lane: Lane
+    next: Count
+
+
+class Reply(NodeScoped):
+    """The answer to one hello: signed freshness, and all that is newer than what the node named."""
+
+    nonce: Nonce
+    at: At
+    heads: Heads
+    acked: tuple[LaneReceipt, ...] = ()
+    documents: tuple[tuple[str, bytes], ...] = ()
+    """(topic below `heliograph/v1/<realm>/`, payload), exactly as retained there; a reader treats them alike.
+    The node's own assignment comes as (`assigned`, payload)."""
+    more: bool = False
+    """Another reply to the same hello follows."""
+
+
+class Reported(Document):
+    """What a node says it is and runs; enough for a restored hub to count on from."""
+
+    realm: Name
+    site: Name
+    node: Name
+    run: Run
+    n: Count
+    estimate: At
+    agent: Text
+    schemas: dict[str, Count]
+    ring: Ring | None
+    assignment: Count
+    tuf: dict[str, Count]
+    deny: Denials
+    bytes_received: Count
+    """MQTT payload bytes this node has received since it was enrolled."""
+    models: dict[ModelName, ModelReport]
+
+
+Row = tuple[Annotated[int, Field(gt=0)], Text, At, dict[str, Any]]
+"""(count, kind, at, body): a record and how many sequence numbers it stands for (1, or more if merged or a gap)."""
+
+
+class Records(Document):
+    """A batch of one lane's records, contiguous from sequence number `first`.
+
+    The next row's number is this row's number plus its count. A row of kind `gap` says that its count of records was
+    lost to the byte cap, so that kept + merged + lost = written always holds.
+    """
+
+    realm: Name
+    site: Name
+    node: Name
+    run: Run
+    lane: Lane
+    first: Count
+    rows: tuple[Row, ...]

@@ -1,0 +1,1 @@
+"""The server process: gateway, forkserver, one isolated worker per slot."""
