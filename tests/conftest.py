@@ -1,0 +1,28 @@
+"""What every test shares: one seed, printed, so that any run can be repeated."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+DEFAULT_SEED = 20_261_122
+
+# Shared machines are slow at times: no deadline per example. In CI the examples are the same in every run, and a
+# failure prints the line that repeats it.
+settings.register_profile("local", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def _seed() -> int:
+    return int(os.environ.get("HELIOGRAPH_SEED", DEFAULT_SEED))
+
+
+def pytest_report_header() -> str:
+    return f"HELIOGRAPH_SEED={_seed()}"
+
+
+@pytest.fixture
+def seed() -> int:
+    """Where all chance in a test comes from: HELIOGRAPH_SEED, or a fixed default."""
+    return _seed()
