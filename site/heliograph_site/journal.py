@@ -1,0 +1,328 @@
+"""The node's memory on disk: `DIR/journal.sqlite`, one SQLite file with one writer, the agent.
+
+It holds each machine's memory and pointers, the trusted metadata, the newest directive of each model and the node's
+assignment as signed, names of releases, counters, and the last estimate of the time. It decides nothing.
+
+Rule 1: what a method saved is on disk when it returns (WAL, `synchronous=FULL`), whole or not at all.
+Rule 2: the pointer rows of a model change in the same transaction as its machine's memory.
+Rule 3: a file written by a newer version is refused, never guessed at; an older one is migrated, once, on opening.
+
+The server process reads pointers through `Journal.pointers` without writing; it may do so while the agent runs.
+Source: FORMATS.md, "journal".
+"""
+
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+from heliograph.documents import Phase, Verdict
+from heliograph.errors import ConfigError
+from heliograph.wire import pack, unpack
+from heliograph_site.machine import Memory, Pointer, Refused, Target
+
+
+@contextmanager
+def _hidden(*modules: str) -> Iterator[None]:
+    """Makes importing these modules fail meanwhile, unless they are loaded already."""
+    absent = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is how Python marks "can't be imported"
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+# sqlite-utils loads them, where installed, only to map their types to columns: 25 MB that the agent has no use for.
+with _hidden("numpy", "pandas"):
+    from sqlite_utils import Database, Migrations
+
+JOURNAL_FILE = "journal.sqlite"
+BUSY_S = 10.0
+
+migrations = Migrations("journal")
+
+
+@migrations(name="0001")
+def _first(db: Database) -> None:
+    db.conn.execute(
+        "CREATE TABLE machine (model TEXT PRIMARY KEY, phase TEXT NOT NULL, epoch INTEGER NOT NULL,"
+        " target BLOB, target_number INTEGER, full_only INTEGER NOT NULL, refused BLOB NOT NULL, reason TEXT NOT NULL)"
+    )
+    db.conn.execute(
+        "CREATE TABLE pointer (model TEXT NOT NULL, slot TEXT NOT NULL CHECK (slot IN ('active', 'fallback')),"
+        " release BLOB NOT NULL, config INTEGER NOT NULL, policy INTEGER NOT NULL, activated_at INTEGER NOT NULL,"
+        " verdict TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (model, slot))"
+    )
+    db.conn.execute(
+        "CREATE TABLE document (kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,"
+        " statement BLOB NOT NULL, PRIMARY KEY (kind, name))"
+    )
+    db.conn.execute('CREATE TABLE "release" (digest BLOB PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL)')
+    db.conn.execute("CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The newest document of a kind (`directive`, `assignment`) for a name, as its signed bytes."""
+
+    kind: str
+    name: str
+    number: int
+    statement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TimeMark:
+    """An estimate of the time, and the boot and its clock reading (seconds, CLOCK_BOOTTIME) when it was made."""
+
+    at: int
+    boot: str
+    boottime_s: float
+
+
+def open_database(path: Path, known: Migrations, *, read_only: bool = False) -> Database:
+    """Opens a SQLite file durably (WAL, `synchronous=FULL`) and migrates it; read-only, it is left as it is.
+
+    Raises:
+        ConfigError: not a database, damaged, absent (read-only), or written by a newer version.
+    """
+    if read_only and not path.exists():
+        raise ConfigError(f"{path} does not exist: is this a node's folder, and did the node run once?")
+    try:
+        target = f"{path.resolve().as_uri()}?mode=ro" if read_only else str(path)
+        # Every use is serialised by its owner; a thread may run a long write while the loop waits for it.
+        conn = sqlite3.connect(target, uri=read_only, timeout=BUSY_S, check_same_thread=False)
+        db = Database(conn, execute_plugins=False)
+        applied = {migration.name for migration in known.applied(db)}
+        newer = applied - {migration.name for migration in known._migrations}
+        if newer:
+            raise ConfigError(
+                f"{path} was written by a newer version (schema {max(newer)}): install that version or a later one"
+            )
+        if read_only:
+            if known.pending(db):
+                raise ConfigError(f"{path} has an older schema: run the node once to bring it up to date")
+            return db
+        conn.execute("PRAGMA journal_mode=WAL")
+        conn.execute("PRAGMA synchronous=FULL")
+        if conn.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("quick_check found damage")
+        known.apply(db)
+    except (sqlite3.DatabaseError, sqlite3.OperationalError) as error:
+        raise ConfigError(f"{path} can't be used: {error}; move it away to start anew, or restore a copy") from error
+    return db
+
+
+class Journal:
+    """The journal, open for writing (one at a time: the agent's lock sees to that) or for reading."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self._db = open_database(path, migrations, read_only=read_only)
+        self._conn = self._db.conn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; nothing is pending, ever."""
+        self._conn.close()
+
+    # --- machines ---------------------------------------------------------------------------------------------------
+
+    def save(self, memory: Memory) -> None:
+        """The machine's whole memory and its pointer rows, in one transaction, on disk when this returns."""
+        refused = pack([[r.release, r.number, r.reason] for r in memory.refused])
+        target = memory.target
+        with self._db.atomic():
+            self._conn.execute(
+                "INSERT OR REPLACE INTO machine VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    memory.model,
+                    memory.phase,
+                    memory.epoch,
+                    target.release if target else None,
+                    target.number if target else None,
+                    int(memory.full_only),
+                    refused,
+                    memory.reason,
+                ),
+            )
+            self._conn.execute("DELETE FROM pointer WHERE model = ?", (memory.model,))
+            for slot, pointer in (("active", memory.active), ("fallback", memory.fallback)):
+                if pointer is not None:
+                    self._conn.execute(
+                        "INSERT INTO pointer VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            memory.model,
+                            slot,
+                            pointer.release,
+                            pointer.config,
+                            pointer.policy,
+                            pointer.activated_at,
+                            pointer.verdict,
+                            pointer.number,
+                        ),
+                    )
+
+    def load(self, model: str) -> Memory:
+        """The machine's memory as last saved; a new one for a model never seen."""
+        row = self._conn.execute(
+            "SELECT phase, epoch, target, target_number, full_only, refused, reason FROM machine WHERE model = ?",
+            (model,),
+        ).fetchone()
+        if row is None:
+            return Memory(model)
+        phase, epoch, target, target_number, full_only, refused, reason = row
+        return Memory(
+            model,
+            cast(Phase, phase),
+            epoch,
+            Target(target, target_number) if target is not None else None,
+            bool(full_only),
+            self._pointer(model, "active"),
+            self._pointer(model, "fallback"),
+            tuple(Refused(*entry) for entry in unpack(refused)),
+            reason,
+        )
+
+    def models(self) -> tuple[str, ...]:
+        """The models that have a machine here, by name."""
+        return tuple(row[0] for row in self._conn.execute("SELECT model FROM machine ORDER BY model"))
+
+    def _pointer(self, model: str, slot: str) -> Pointer | None:
+        row = self._conn.execute(
+            "SELECT release, activated_at, number, verdict, config, policy FROM pointer WHERE model = ? AND slot = ?",
+            (model, slot),
+        ).fetchone()
+        return None if row is None else _pointer_from_row(row)
+
+    @staticmethod
+    def pointers(path: Path, slot: str = "active") -> dict[str, Pointer]:
+        """The committed pointers of `slot` by model, read without writing; {} where no journal is yet.
+
+        `Pointer.release` is the manifest's digest.
+
+        Raises:
+            ConfigError: the file is damaged or of a newer version.
+        """
+        if not path.exists():
+            return {}
+        with _reading(path) as conn:
+            if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'pointer'").fetchone():
+                return {}
+            rows = conn.execute(
+                "SELECT model, release, activated_at, number, verdict, config, policy FROM pointer WHERE slot = ?",
+                (slot,),
+            ).fetchall()
+        return {row[0]: _pointer_from_row(row[1:]) for row in rows}
+
+    # --- signed documents and names -----------------------------------------------------------------------------------
+
+    def hold(self, *documents: Held) -> None:
+        """Keeps these documents, each in place of the one of the same kind and name, in one transaction."""
+        with self._db.atomic():
+            for held in documents:
+                self._conn.execute(
+                    "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?)",
+                    (held.kind, held.name, held.number, held.statement),
+                )
+
+    def held(self, kind: str) -> tuple[Held, ...]:
+        """The documents held of a kind, by name."""
+        rows = self._conn.execute(
+            "SELECT kind, name, number, statement FROM document WHERE kind = ? ORDER BY name", (kind,)
+        )
+        return tuple(Held(*row) for row in rows)
+
+    def drop(self, kind: str) -> None:
+        """Forgets the documents of a kind: a node that changes its ring obeys no directive of the old one."""
+        with self._db.atomic():
+            self._conn.execute("DELETE FROM document WHERE kind = ?", (kind,))
+
+    def name_release(self, digest: bytes, model: str, version: str) -> None:
+        """Remembers what a manifest digest is called, for people."""
+        with self._db.atomic():
+            self._conn.execute('INSERT OR REPLACE INTO "release" VALUES (?, ?, ?)', (digest, model, version))
+
+    def release_name(self, digest: bytes) -> str | None:
+        """`model@version`, or None for a digest never named here."""
+        row = self._conn.execute('SELECT model, version FROM "release" WHERE digest = ?', (digest,)).fetchone()
+        return f"{row[0]}@{row[1]}" if row else None
+
+    # --- one-row state ------------------------------------------------------------------------------------------------
+
+    def trusted(self) -> bytes | None:
+        """The trusted set's state as `heliograph.trust` wrote it; None before the first."""
+        return self._get("trusted")
+
+    def save_trusted(self, state: bytes) -> None:
+        """Replaces the trusted set, whole."""
+        self._put(("trusted", state))
+
+    def time_mark(self) -> TimeMark | None:
+        """The last estimate of the time; None before any signed time was seen."""
+        value = self._get("time")
+        return None if value is None else TimeMark(*unpack(value))
+
+    def save_time(self, mark: TimeMark) -> None:
+        """Replaces the estimate."""
+        self._put(("time", pack([mark.at, mark.boot, mark.boottime_s])))
+
+    def counter(self, name: str) -> int:
+        """A counter's value; 0 if never saved."""
+        value = self._get(f"counter {name}")
+        return 0 if value is None else int(unpack(value))
+
+    def save_counters(self, **values: int) -> None:
+        """Replaces these counters."""
+        self._put(*((f"counter {name}", pack(value)) for name, value in values.items()))
+
+    def link(self) -> str:
+        """`up` or `down`, as the agent last wrote it; it counts only while the agent runs."""
+        return (self._get("link") or b"down").decode()
+
+    def save_link(self, is_up: bool) -> None:
+        """Writes the state of the link."""
+        self._put(("link", b"up" if is_up else b"down"))
+
+    def waiting(self) -> dict[str, str]:
+        """What each model waits for, in words; only models that wait."""
+        return dict(unpack(self._get("waiting") or pack({})))
+
+    def save_waiting(self, waiting: dict[str, str]) -> None:
+        """Replaces what the models wait for."""
+        self._put(("waiting", pack(waiting)))
+
+    def _get(self, key: str) -> bytes | None:
+        row = self._conn.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _put(self, *pairs: tuple[str, bytes]) -> None:
+        with self._db.atomic():
+            self._conn.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", pairs)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A read-only connection; its errors come out as ConfigError."""
+    db = open_database(path, migrations, read_only=True)
+    try:
+        yield db.conn
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    finally:
+        db.conn.close()
+
+
+def _pointer_from_row(row: tuple[Any, ...]) -> Pointer:
+    release, activated_at, number, verdict, config, policy = row
+    return Pointer(bytes(release), activated_at, number, cast(Verdict, verdict), config, policy)
