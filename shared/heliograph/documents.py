@@ -5,6 +5,7 @@ them. Models are parsed once, at the edge, from verified bytes, and trusted afte
 direction a document has stands in `heliograph.protocol`, not here.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,7 +40,7 @@ Verdict = Literal["proven", "unproven", "failed"]
 class Document(BaseModel):
     """Base of all: frozen; the subclass says whether unknown fields are ignored."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     def encode(self) -> bytes:
         """msgpack bytes, fields in their declared order."""
@@ -55,29 +56,43 @@ class Document(BaseModel):
         value = unpack(data, max_bytes=max_bytes)
         if not isinstance(value, dict):
             raise IntegrityError(f"{cls.__name__.lower()} is not a map")
+        value = _plain(value, MAX_DEPTH)
         crit = value.get("crit", ())
-        if isinstance(crit, list | tuple):
-            unknown = [name for name in crit if name not in cls.model_fields]
+        if isinstance(crit, tuple):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = [str(name) for name in crit if not isinstance(name, str) or name not in known]
             if unknown:
-                raise IntegrityError(
-                    f"{cls.__name__.lower()} needs {', '.join(map(str, unknown))[:200]}, which this version lacks"
-                )
+                raise IntegrityError(f"{cls.__name__.lower()} needs {_shown(unknown)}, which this version lacks")
         try:
-            # Lists become tuples: msgpack knows only arrays.
-            return cls.model_validate(_tuples(value))
+            return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = _shown(first["loc"], ".")
             raise IntegrityError(f"{cls.__name__.lower()} field {where or '(whole)'}: {first['msg']}") from error
 
 
-def _tuples(value: Any) -> Any:
-    """The value with every list as a tuple; depth is bounded by msgpack's own limit."""
+MAX_DEPTH = 16
+"""Levels of arrays and maps in a document."""
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """The value with every list as a tuple (msgpack knows only arrays), bounded in depth, of plain types only."""
+    if isinstance(value, list | dict) and depth == 0:
+        raise IntegrityError(f"document is nested deeper than {MAX_DEPTH}")
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+        return tuple(_plain(item, depth - 1) for item in value)
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value
+        if not all(isinstance(key, str) for key in value):
+            raise IntegrityError("document has a map key that is not text")
+        return {key: _plain(item, depth - 1) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    raise IntegrityError("document holds an extension type")
+
+
+def _shown(parts: Iterable[object], joint: str = ", ") -> str:
+    """Names from outside, on one line and short enough for a log."""
+    return joint.join(map(str, parts)).encode("unicode_escape").decode()[:200]
 
 
 class Part(Document):

@@ -64,6 +64,8 @@ def parse(data: bytes) -> Statement:
     if len(data) > MAX_STATEMENT_BYTES:
         raise IntegrityError(f"statement of {len(data)} bytes exceeds {MAX_STATEMENT_BYTES}")
     match unpack(data, max_bytes=MAX_STATEMENT_BYTES):
+        case [bool() | float(), *_]:
+            raise IntegrityError("not a statement")
         case [1, str(type_), bytes(payload), list(pairs)] if len(pairs) <= MAX_SIGNATURES and len(type_) <= 40:
             signatures = []
             for pair in pairs:
@@ -71,9 +73,9 @@ def parse(data: bytes) -> Statement:
                     case [bytes(key), bytes(sig)] if len(key) == KEYID_BYTES and len(sig) == SIGNATURE_BYTES:
                         signatures.append((key, sig))
                     case _:
-                        raise IntegrityError(f"{type_} statement has a malformed signature")
+                        raise IntegrityError(f"{type_!r} statement has a malformed signature")
             if len({key for key, _ in signatures}) != len(signatures):
-                raise IntegrityError(f"{type_} statement names a key twice")
+                raise IntegrityError(f"{type_!r} statement names a key twice")
             return Statement(type_, payload, tuple(signatures))
         case [int(version), *_] if version != ENVELOPE_VERSION:
             raise IntegrityError(f"statement of version {version}, this agent reads version {ENVELOPE_VERSION}")
