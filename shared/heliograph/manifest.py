@@ -5,8 +5,9 @@ digest. That digest *is* the release. Operators write `release.toml` with the sa
 (`length`, `sha256`, `pages`); `release add` fills those in and refuses what is missing, unsafe or inconsistent.
 """
 
+import json
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import Field, model_validator
 
@@ -199,39 +200,111 @@ def _sorted(value: Any) -> Any:
     return value
 
 
-def explain() -> list[tuple[str, str, str]]:
-    """(field, type, meaning) of every field of `release.toml`, from the models themselves."""
-    rows: list[tuple[str, str, str]] = []
-    computed = {"length", "sha256", "pages", "format"}
+# fmt: off
+#: What each field of release.toml means, in the operator's words. A test compares the keys with the models.
+MEANINGS: dict[str, str] = {
+    "crit":                     "fields an agent must know to run this release",
+    "model":                    "the line of releases this one belongs to",
+    "version":                  "major.minor.patch; a version once added never changes",
+    "files[]":                  "the bundle's files; left out: every file in the folder but release.toml",
+    "files[].name":             "path in the folder: letters, digits, '.', '_', '-', up to 4 parts",
+    "variants[]":               "forms for different hardware, the first that fits runs; left out: the only model file",
+    "variants[].name":          "what the form is called",
+    "variants[].files":         "what it loads; the first is the model itself",
+    "variants[].runtime":       "what runs it",
+    "variants[].min_runtime":   "oldest version of that runtime",
+    "variants[].arch":          "machine names such as x86_64, aarch64; empty: any",
+    "variants[].accelerator":   "what it needs besides the processor",
+    "variants[].memory_bytes":  "what a worker needs; 0: not stated",
+    "schema":                   "the features the model was trained on",
+    "schema.feature":           "name of the feature schema",
+    "schema.generations":       "generations of it that are still accepted",
+    "compatible":               "numbered documents this release may be activated with",
+    "compatible.config":        "config numbers",
+    "compatible.config.min":    "the lowest",
+    "compatible.config.max":    "the highest; left out: any newer",
+    "compatible.policy":        "policy numbers",
+    "compatible.policy.min":    "the lowest",
+    "compatible.policy.max":    "the highest; left out: any newer",
+    "provenance":               "where the release came from: digests or addresses to follow",
+    "provenance.build":         "the build that made it",
+    "provenance.dataset":       "the data it was trained on",
+    "provenance.evaluation":    "the report that judged it",
+    "provenance.card":          "its model card",
+    "provenance.source":        "the code that made it",
+    "gates[]":                  "conditions for being proven on a node",
+    "gates[].name":             "what is measured",
+    "gates[].limit":            "the value that must hold",
+    "gates[].min_samples":      "measurements needed before it is judged",
+    "soak":                     "how long probation lasts",
+    "soak.min_s":               "seconds under traffic at least",
+    "soak.max_s":               "seconds after which the verdict is 'unproven'",
+    "golden":                   "inputs whose outputs are known: checked on the node before it serves",
+    "golden.inputs":            "file of {\"requests\": [...]}, Open Inference Protocol v2 JSON",
+    "golden.outputs":           "file of {\"responses\": [...]}, as many as requests",
+    "golden.tolerance":         "largest absolute difference per element",
+    "evaluation":               "a bundled evaluation set and what it must reach on the node",
+    "evaluation.data":          "file of the set",
+    "evaluation.metric":        "what is computed",
+    "evaluation.floor":         "the least it must reach",
+    "fail_mode":                "with no release left to serve: 'closed' stops, 'safe' serves on with an alarm",
+    "min_agent":                "oldest agent that may run this release",
+}
+# fmt: on
+COMPUTED = frozenset({"format", "length", "sha256", "pages"})
+"""Fields of a manifest that `release add` fills in."""
+OPTIONAL = frozenset({"files[]", "variants[]"})
+"""Tables that a manifest must have and `release.toml` may leave out."""
+
+
+def explain() -> list[tuple[str, str, str, str]]:
+    """(field, type, default, meaning) of every field of `release.toml`, in the models' order.
+
+    The default is `required`, or the value in TOML's spelling; empty for tables.
+    """
+    rows: list[tuple[str, str, str, str]] = []
 
     def walk(model: type[Document], prefix: str) -> None:
         for name, field in model.model_fields.items():
-            shown = prefix + (field.alias or name)
-            if name in computed:
+            if name in COMPUTED:
                 continue
-            inner = _model_in(field.annotation)
+            many = get_origin(field.annotation) is tuple
+            inner = table_in(field.annotation)
+            shown = prefix + (field.alias or name) + ("[]" if many and inner else "")
             if inner is not None:
-                many = "tuple" in str(field.annotation)
-                rows.append((shown + ("[]" if many else ""), "table", (inner.__doc__ or "").split("\n")[0]))
-                walk(inner, shown + ("[]." if many else "."))
+                default = "" if shown in OPTIONAL else _default(field)
+                rows.append((shown, "tables" if many else "table", default, MEANINGS[shown]))
+                walk(inner, shown + ".")
             else:
-                default = "required" if field.is_required() else f"default {field.default!r}"
-                rows.append((shown, _type_name(field.annotation), default))
+                rows.append((shown, _type_name(field.annotation), _default(field), MEANINGS[shown]))
 
     walk(Manifest, "")
     return rows
 
 
-def _model_in(annotation: Any) -> type[Document] | None:
+def table_in(annotation: Any) -> type[Document] | None:
+    """The model that a field's value, or each of its values, is; None for plain values."""
     if isinstance(annotation, type) and issubclass(annotation, Document):
         return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None
+    return next((found for inner in get_args(annotation) if (found := table_in(inner)) is not None), None)
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    if table_in(field.annotation) is not None or field.default is None:
+        return ""
+    return json.dumps(field.default)
 
 
 def _type_name(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return re.sub(r"typing\.|Annotated\[(\w+)[^\]]*\]+", r"\1", text)
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is Literal:
+        return " | ".join(json.dumps(value) for value in inner)
+    if origin is tuple:
+        return f"list of {_type_name(inner[0])}"
+    if inner:  # optional
+        return _type_name(inner[0])
+    return {str: "text", int: "integer", float: "number"}[annotation]

@@ -1,0 +1,195 @@
+"""The hub's memory: one SQLite file, its tables, and the numbered migrations that bring an older file up to date.
+
+Rule 1: whatever the hub announces was committed here first; `synchronous=FULL` makes a commit survive a power cut.
+Rule 2: a migration is never edited once released; the next number adds to it. A newer file is refused, not guessed at.
+Rule 3: only statements that PostgreSQL also understands are used by the callers (conflicts are handled by reading
+    first, inside one writing transaction).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from heliograph.errors import ConfigError
+
+# fmt: off
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    # 1: the walking skeleton
+    (
+        """CREATE TABLE releases (
+            model TEXT NOT NULL, version TEXT NOT NULL, digest BLOB NOT NULL UNIQUE, length INTEGER NOT NULL,
+            added_at INTEGER NOT NULL, PRIMARY KEY (model, version))""",
+        """CREATE TABLE blobs (
+            digest BLOB PRIMARY KEY, length INTEGER NOT NULL, kind TEXT NOT NULL)""",
+        """CREATE TABLE recipes (
+            base BLOB NOT NULL, target BLOB NOT NULL, recipe BLOB NOT NULL, recipe_length INTEGER NOT NULL,
+            patch BLOB NOT NULL, patch_length INTEGER NOT NULL, made_at INTEGER NOT NULL, seconds REAL NOT NULL,
+            PRIMARY KEY (base, target))""",
+        """CREATE TABLE directives (
+            ring TEXT NOT NULL, model TEXT NOT NULL, number INTEGER NOT NULL, release BLOB NOT NULL,
+            action TEXT NOT NULL, statement BLOB NOT NULL, signed_at INTEGER NOT NULL, released_at INTEGER,
+            PRIMARY KEY (ring, model, number))""",
+        """CREATE TABLE sites (site TEXT PRIMARY KEY, ring TEXT NOT NULL)""",
+        """CREATE TABLE tokens (
+            hash BLOB PRIMARY KEY, site TEXT NOT NULL, node TEXT NOT NULL, expires INTEGER NOT NULL,
+            used_at INTEGER, used_by BLOB)""",
+        """CREATE TABLE nodes (
+            site TEXT NOT NULL, node TEXT NOT NULL, key BLOB NOT NULL, keyid BLOB NOT NULL,
+            enrolled_at INTEGER NOT NULL, assignment INTEGER NOT NULL, assigned BLOB NOT NULL, last_heard INTEGER,
+            run BLOB, n INTEGER NOT NULL, reported BLOB, PRIMARY KEY (site, node))""",
+        """CREATE TABLE runs (
+            site TEXT NOT NULL, node TEXT NOT NULL, run BLOB NOT NULL, since INTEGER NOT NULL,
+            PRIMARY KEY (site, node, run))""",
+        """CREATE TABLE lanes (
+            site TEXT NOT NULL, node TEXT NOT NULL, run BLOB NOT NULL, lane TEXT NOT NULL, next INTEGER NOT NULL,
+            kept INTEGER NOT NULL, merged INTEGER NOT NULL, lost INTEGER NOT NULL, missing INTEGER NOT NULL,
+            PRIMARY KEY (site, node, run, lane))""",
+        """CREATE TABLE records (
+            site TEXT NOT NULL, node TEXT NOT NULL, run BLOB NOT NULL, lane TEXT NOT NULL, seq INTEGER NOT NULL,
+            count INTEGER NOT NULL, kind TEXT NOT NULL, at INTEGER NOT NULL, body BLOB NOT NULL,
+            PRIMARY KEY (site, node, run, lane, seq))""",
+        """CREATE TABLE counts (
+            site TEXT NOT NULL, node TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, last TEXT NOT NULL,
+            PRIMARY KEY (site, node, what))""",
+    ),
+)
+# fmt: on
+SCHEMA_VERSION = len(MIGRATIONS)
+
+metadata = sa.MetaData()
+
+
+def _table(name: str, **columns: Any) -> sa.Table:
+    return sa.Table(name, metadata, *(sa.Column(column, kind) for column, kind in columns.items()))
+
+
+_text, _int, _blob = sa.Text(), sa.BigInteger(), sa.LargeBinary()
+
+releases = _table("releases", model=_text, version=_text, digest=_blob, length=_int, added_at=_int)
+blobs = _table("blobs", digest=_blob, length=_int, kind=_text)
+recipes = _table(
+    "recipes",
+    base=_blob,
+    target=_blob,
+    recipe=_blob,
+    recipe_length=_int,
+    patch=_blob,
+    patch_length=_int,
+    made_at=_int,
+    seconds=sa.Float(),
+)
+directives = _table(
+    "directives",
+    ring=_text,
+    model=_text,
+    number=_int,
+    release=_blob,
+    action=_text,
+    statement=_blob,
+    signed_at=_int,
+    released_at=_int,
+)
+sites = _table("sites", site=_text, ring=_text)
+tokens = _table("tokens", hash=_blob, site=_text, node=_text, expires=_int, used_at=_int, used_by=_blob)
+nodes = _table(
+    "nodes",
+    site=_text,
+    node=_text,
+    key=_blob,
+    keyid=_blob,
+    enrolled_at=_int,
+    assignment=_int,
+    assigned=_blob,
+    last_heard=_int,
+    run=_blob,
+    n=_int,
+    reported=_blob,
+)
+runs = _table("runs", site=_text, node=_text, run=_blob, since=_int)
+lanes = _table(
+    "lanes",
+    site=_text,
+    node=_text,
+    run=_blob,
+    lane=_text,
+    next=_int,
+    kept=_int,
+    merged=_int,
+    lost=_int,
+    missing=_int,
+)
+records = _table(
+    "records",
+    site=_text,
+    node=_text,
+    run=_blob,
+    lane=_text,
+    seq=_int,
+    count=_int,
+    kind=_text,
+    at=_int,
+    body=_blob,
+)
+counts = _table("counts", site=_text, node=_text, what=_text, count=_int, last=_text)
+
+
+class Database:
+    """The hub's tables. One process writes (`hub run` holds the folder's lock); threads of it may share this object."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, made if it isn't there, and migrates it.
+
+        Raises:
+            ConfigError: the file is not a database, or was written by a newer version.
+        """
+        self.path = path
+        self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30, "isolation_level": None})
+        sa.event.listen(self._engine, "connect", _configure)
+        sa.event.listen(self._engine, "begin", _begin)
+        try:
+            with self.write() as connection:
+                _migrate(connection, path)
+        except sa.exc.DatabaseError as error:
+            raise ConfigError(f"{path} can't be opened as the hub's database: {error.orig}") from error
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction: committed, on disk, when the block ends; nothing of it if the block raises."""
+        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent view; writers don't wait for it."""
+        with self._engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._engine.dispose()
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin(connection: sa.Connection) -> None:
+    # pysqlite begins by guesswork, so this says it; IMMEDIATE makes a writer wait at its start, never in the middle.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+
+def _migrate(connection: sa.Connection, path: Path) -> None:
+    connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+    version = connection.exec_driver_sql("SELECT max(version) FROM schema_version").scalar() or 0
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} is of schema {version} and this heliograph knows up to {SCHEMA_VERSION}: run the newer version"
+        )
+    for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("INSERT INTO schema_version (version) VALUES (?)", (number,))
