@@ -39,7 +39,8 @@ def _hidden(*modules: str) -> Iterator[None]:
 
 # sqlite-utils loads them, where installed, only to map their types to columns: 25 MB that the agent has no use for.
 with _hidden("numpy", "pandas"):
-    from sqlite_utils import Database, Migrations
+    from sqlite_utils import Database as Database
+    from sqlite_utils import Migrations as Migrations
 
 JOURNAL_FILE = "journal.sqlite"
 BUSY_S = 10.0

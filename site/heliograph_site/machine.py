@@ -9,6 +9,8 @@ Rule 4: exactly one task works for a machine. Each command that is started gets 
 Rule 5: "not yet" is not "failed": what waits for the road has no failure row.
 
 A pair of phase and event that has no row is ignored on purpose; a test lists all of those.
+
+`python -m heliograph_site.machine` prints the table as a Mermaid diagram.
 """
 
 from collections.abc import Callable
@@ -232,7 +234,8 @@ def flip(memory: Memory, event: Event) -> Memory:
     """The pointer flips: the target is active, and the fallback is chosen by the one rule."""
     assert isinstance(event, Passed) and memory.target is not None
     active = Pointer(memory.target.release, event.at, memory.target.number)
-    return replace(memory, active=active, fallback=choose_fallback(memory.active, memory.fallback), reason="")
+    others = (p for p in (memory.active, memory.fallback) if p is not None and p.release != active.release)
+    return replace(memory, active=active, fallback=choose_fallback(*others), reason="")
 
 
 def settle(memory: Memory, event: Event) -> Memory:
@@ -258,14 +261,18 @@ def demote(memory: Memory, event: Event) -> Memory:
 
 
 def note_reason(memory: Memory, event: Event) -> Memory:
-    """Why the machine is stuck."""
+    """Why the machine is stuck; what should have served is no fallback for anything from now on."""
     assert isinstance(event, Failed)
-    return replace(memory, reason=event.reason[:400])
+    active = replace(memory.active, verdict="failed") if memory.active else None
+    return replace(memory, active=active, reason=event.reason[:400])
 
 
 def clear_reason(memory: Memory, event: Event) -> Memory:
-    """Served again: nothing is wrong now."""
-    return replace(memory, reason="")
+    """Served again: nothing is wrong now, and what failed to serve before has yet to be proven again."""
+    active = memory.active
+    if active is not None and active.verdict == "failed":
+        active = replace(active, verdict="unproven")
+    return replace(memory, active=active, reason="")
 
 
 def choose_fallback(*candidates: Pointer | None) -> Pointer | None:
@@ -365,12 +372,19 @@ def event_from_directive(memory: Memory, action: str, release: bytes, number: in
     """
     match action:
         case "install":
+            active = memory.active
             if memory.target is not None:
-                current = memory.target.release
-            else:
-                current = memory.active.release if memory.active else b""
-            refused = any(r.release == release and r.number == number for r in memory.refused)
-            if release == current or refused:
+                if release == memory.target.release:
+                    return None
+                if active is not None and release == active.release:
+                    return Withdrawn("superseded by a directive that names what is active")
+            elif (
+                active is not None
+                and release == active.release
+                and (memory.phase != "stuck" or number == active.number)
+            ):
+                return None  # only a new number has a node try again what it failed to serve
+            if any(r.release == release and r.number == number for r in memory.refused):
                 return None
             return Wanted(Target(release, number))
         case "hold":
@@ -394,3 +408,7 @@ def mermaid() -> str:
             f"    {row.phase} --> {row.goal}: {row.event.__name__}{command}".replace("rolling-back", "rolling_back")
         )
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(mermaid(), end="")
