@@ -83,6 +83,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("reported", _UP + "reported",        "own", "hub",  1, False, "statement",  "reported",   doc.Reported),
     Topic("records",  _UP + "records",         "own", "hub",  1, False, "statement",  "records",    doc.Records),
     Topic("renew",    _UP + "renew",           "own", "hub",  1, False, "statement",  "renew"),
+    Topic("gone",     _UP + "gone",            "own", "hub",  1, False, "bytes"),
     Topic("enroll",   "enroll/{site}/{node}",  "new", "hub",  1, False, "message",    None,         doc.Enroll),
 )
 
