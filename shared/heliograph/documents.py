@@ -119,7 +119,7 @@ class NodeScoped(Broadcast):
 # --- small parts ------------------------------------------------------------------------------------------------
 
 
-class Denials(Document):
+class Denials(Part):
     """Digest over the set of denials a party holds (SHA-256 over sorted payload digests), and how many."""
 
     count: Count = 0
@@ -187,7 +187,7 @@ class ModelReport(Document):
     """What `checking` or `fetching` waits for, in words; empty when it waits for nothing."""
 
 
-class RecipeRef(Document):
+class RecipeRef(Part):
     """Names a recipe: a blob without pages."""
 
     length: Annotated[int, Field(gt=0, le=MAX_UNPAGED_BYTES)]
@@ -222,7 +222,7 @@ class Command(Part):
     model: ModelName | None = None
 
 
-class LaneReceipt(Document):
+class LaneReceipt(Part):
     """Every record of (run, lane) with a sequence number below `next` is committed at the hub."""
 
     run: Run

@@ -1,0 +1,159 @@
+"""One example of every format that crosses the link or a restart, and the files that hold their bytes.
+
+`python tests/golden.py` writes the files that are missing. A file that exists is never written again: bytes that were
+sent once must be read for ever, so changing one is a decision (shared/DECISIONS.md), not a test repair.
+"""
+
+from pathlib import Path
+
+from heliograph import documents as doc
+from heliograph import manifest as man
+from heliograph.documents import Document
+from heliograph.statement import Statement, encode
+from heliograph.wire import pack
+
+FOLDER = Path(__file__).parent / "data" / "golden"
+
+RUN, NONCE, HANDLE = bytes(range(8)), bytes(range(16)), b"\x01\x02\x03\x04"
+KEY, KEY_2 = bytes(range(32)), bytes(range(32, 64))
+RELEASE, OLDER, BLOB, BASE, RECIPE = (bytes([n]) * 32 for n in (0xA1, 0xA0, 0xB1, 0xB0, 0xC1))
+AT = 1_795_000_000
+NODE = {"realm": "demo", "site": "shop-7", "node": "till-1"}
+SCOPE = NODE | {"key": KEY}
+
+DIRECTIVE = doc.Directive(
+    realm="demo", ring="canary", model="digits", release=RELEASE, number=7, action="install", expires=AT + 86_400
+)
+LANE_RECEIPT = doc.LaneReceipt(run=RUN, lane="audit", next=12)
+DENIALS = doc.Denials(count=2, digest=bytes([0xD1]) * 32)
+
+DOCUMENTS: dict[str, Document] = {
+    "directive": DIRECTIVE,
+    "assigned": doc.Assignment(
+        **SCOPE,
+        number=3,
+        ring="early",
+        labels={"kind": "till"},
+        pins={"digits": "1.0.0"},
+        commands=(doc.Command(number=1, kind="drill", model="digits"), doc.Command(number=2, kind="report")),
+    ),
+    "offer": doc.Offer(
+        **SCOPE,
+        run=RUN,
+        n=5,
+        model="digits",
+        release=RELEASE,
+        expires=AT + 60,
+        ways=(
+            doc.Way(kind="full", blob=BLOB, bytes=41_000),
+            doc.Way(kind="delta", blob=BLOB, bytes=4_100, base=BASE, recipe=doc.RecipeRef(length=210, sha256=RECIPE)),
+        ),
+    ),
+    "receipt": doc.Receipt(**SCOPE, run=RUN, lane="incident", next=4),
+    "reply": doc.Reply(
+        **SCOPE,
+        nonce=NONCE,
+        at=AT,
+        heads=doc.Heads(
+            deny=DENIALS, policy={"canary": 1}, config={"digits": 2}, directives={"canary": bytes([0xE1]) * 32}
+        ),
+        acked=(LANE_RECEIPT,),
+        documents=(("desired/canary", b"\x90"), ("assigned", b"\x01\x02")),
+        more=True,
+    ),
+    "chunk": doc.Chunk(handle=HANDLE, offset=8192, bytes=bytes(range(256)) * 2),
+    "chunk-page": doc.Chunk(handle=HANDLE, page=1, bytes=bytes(range(16)) * 3),
+    "hello": doc.Hello(
+        run=RUN,
+        nonce=NONCE,
+        agent="0.1.0",
+        schemas={"statement": 1, "manifest": 1, "recipe": 1, "records": 1},
+        hardware=doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={"tflite": "2.14.0"}),
+        tuf={"root": 1, "timestamp": 9, "snapshot": 4, "targets": 2},
+        deny=DENIALS,
+        numbers=doc.Numbers(policy=1, config={"digits": 2}, directives={"digits": 6}, assignment=3),
+        acked={"audit": LANE_RECEIPT},
+    ),
+    "ask": doc.Ask(
+        run=RUN, n=5, model="digits", release=RELEASE, bases=(BASE,), free_bytes=1 << 33, link="2g", budget_left=10**6
+    ),
+    "want": doc.Want(handle=HANDLE, blob=BLOB, pages=(0, 2), ranges=((0, 4), (300, 8))),
+    "reported": doc.Reported(
+        **NODE,
+        run=RUN,
+        n=6,
+        estimate=AT,
+        agent="0.1.0",
+        schemas={"statement": 1},
+        ring="canary",
+        assignment=3,
+        tuf={"root": 1, "timestamp": 9},
+        deny=DENIALS,
+        bytes_received=123_456,
+        models={
+            "digits": doc.ModelReport(
+                phase="proving",
+                tuple=doc.Tuple(release=RELEASE, config=2, policy=1),
+                fallback=doc.Tuple(release=OLDER),
+                held=(OLDER, RELEASE),
+                refused=(doc.Refusal(release=BLOB, number=5, reason="golden outputs differ by 3"),),
+                verdict="unproven",
+            ),
+            "faces": doc.ModelReport(phase="checking", waiting="no offer yet"),
+        },
+    ),
+    "records": doc.Records(
+        **NODE,
+        run=RUN,
+        lane="metric",
+        first=40,
+        rows=((1, "latency", AT, {"p95_ms": 4.5, "n": 100}), (3, "gap", AT, {})),
+    ),
+    "enroll": doc.Enroll(token=KEY_2, key=KEY, nonce=NONCE),
+}
+
+MANIFEST = man.Manifest(
+    model="digits",
+    version="1.4.0",
+    files=(
+        man.File(name="model.tflite", length=(1 << 20) + 1, sha256=BLOB, pages=(bytes([1]) * 16, bytes([2]) * 16)),
+        man.File(name="golden/inputs.json", length=0, sha256=BASE, pages=()),
+        man.File(name="golden/outputs.json", length=9, sha256=RECIPE, pages=(bytes([3]) * 16,)),
+    ),
+    variants=(man.Variant(name="int8", files=("model.tflite",), min_runtime="2.14", arch=("aarch64", "x86_64")),),
+    schema=man.Schema(feature="image-16x16", generations=(1, 2)),
+    compatible=man.Compatible(config=man.Span(min=1, max=4)),
+    provenance=man.Provenance(dataset="UCI optical digits"),
+    gates=(man.Gate(name="p95-ms", limit=20.0, min_samples=50),),
+    golden=man.Golden(inputs="golden/inputs.json", outputs="golden/outputs.json", tolerance=1.0),
+    evaluation=man.Evaluation(data="golden/inputs.json", floor=0.95),
+)
+
+STATEMENT = Statement("directive", DIRECTIVE.encode(), ((KEY, bytes([5]) * 64), (KEY_2, bytes([6]) * 64)))
+DESIRED = pack([encode(STATEMENT)])
+"""Payload of `desired/<ring>`: a list of envelopes."""
+
+
+def encoded() -> dict[str, bytes]:
+    """File stem to the bytes this version writes."""
+    rest = {"manifest": MANIFEST.encode(), "statement": encode(STATEMENT), "desired": DESIRED}
+    return {name: document.encode() for name, document in DOCUMENTS.items()} | rest
+
+
+def stored(name: str) -> bytes:
+    """The bytes of a golden file."""
+    return (FOLDER / f"{name}.msgpack").read_bytes()
+
+
+def main() -> None:
+    """Writes the golden files that are missing."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, data in encoded().items():
+        path = FOLDER / f"{name}.msgpack"
+        if not path.exists():
+            path.write_bytes(data)
+            print(f"wrote {path.name}: {len(data)} bytes")
+
+
+if __name__ == "__main__":
+    main()
