@@ -8,10 +8,12 @@ Small signed objects (manifests, recipes) are blobs without pages, at most 1 MiB
 """
 
 import hashlib
+from typing import NewType
 
 from heliograph.errors import IntegrityError
-from heliograph.names import Digest
 
+Digest = NewType("Digest", bytes)
+"""SHA-256 of an object, 32 raw bytes. Stands here because applying a delta needs it and must not load pydantic."""
 LEAF_BYTES = 4096
 LEAVES_PER_PAGE = 256
 PAGE_SPAN_BYTES = LEAF_BYTES * LEAVES_PER_PAGE

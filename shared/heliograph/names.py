@@ -4,10 +4,11 @@ A name is checked once, where it comes in (`parse`-style functions here, pydanti
 """
 
 import re
-from typing import Annotated, Literal, NewType
+from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+from heliograph.blob import Digest as Digest
 from heliograph.errors import ConfigError
 
 NAME_PATTERN = r"^[a-z0-9-]{1,40}$"
@@ -19,9 +20,6 @@ Version = Annotated[str, StringConstraints(pattern=VERSION_PATTERN)]
 
 Ring = Literal["canary", "early", "general", "protected"]
 RINGS: tuple[Ring, ...] = ("canary", "early", "general", "protected")
-
-Digest = NewType("Digest", bytes)
-"""SHA-256 of an object, 32 raw bytes."""
 
 
 def check_name(value: str, what: str) -> str:

@@ -1,0 +1,249 @@
+"""[IO] The object store: files named by their SHA-256, written durably, verified when read.
+
+Layout: `ROOT/ab/abcdef…` (hex), temporary files beside them with a leading dot, and `ROOT/rotten/` for files whose
+content no longer fits their name. Rules:
+
+1. A name appears only once the content is whole, verified and on disk.
+2. What reads back wrong is moved away, so that it counts as absent and is fetched again.
+3. Several processes may use one store; names are only ever added by rename.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from heliograph.blob import Digest, sha256
+from heliograph.errors import IntegrityError, NotFoundError
+
+COPY_BYTES = 1 << 20
+"""Files are hashed and copied in runs of this size."""
+_TEMPORARY = ".part"
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames and removals in `path` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends; on disk when it has.
+
+    If the block raises anything, Ctrl-C included, nothing is left and `path` is as it was. `mode` is subject to the
+    umask.
+    """
+    temporary = path.parent / f".{secrets.token_hex(8)}{_TEMPORARY}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+            yield file
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Puts `data` at `path`, replacing what is there; on disk when this returns, all or nothing."""
+    with replacing(path, mode) as file:
+        file.write(data)
+
+
+def digest_of_file(path: Path) -> Digest:
+    """SHA-256 of a file of any size; memory is bounded."""
+    sha = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(COPY_BYTES):
+            sha.update(data)
+    return Digest(sha.digest())
+
+
+class ObjectStore:
+    """Content-addressed files under `root`, which is made if it isn't there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def put(self, data: bytes) -> Digest:
+        """Stores `data` and returns its name; on disk when this returns. Idempotent."""
+        digest = sha256(data)
+        if not self._is_held(digest, len(data)):
+            write_durably(self._made(digest), data)
+        return digest
+
+    def put_file(self, path: Path) -> Digest:
+        """Stores a copy of the file at `path`, of any size; on disk when this returns. Idempotent."""
+        sha = hashlib.sha256()
+        temporary = self.root / f".{secrets.token_hex(8)}{_TEMPORARY}"
+        try:
+            with path.open("rb", buffering=0) as source, temporary.open("xb") as file:
+                while data := source.read(COPY_BYTES):
+                    sha.update(data)
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                length = file.tell()
+            digest = Digest(sha.digest())
+            if not self._is_held(digest, length):
+                self._take(temporary, digest)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest
+
+    def adopt(self, path: Path, digest: Digest) -> None:
+        """Moves the finished file at `path` (same file system) into the store; on disk when this returns.
+
+        Raises:
+            IntegrityError: its content is not `digest`; the file is gone then.
+        """
+        got = digest_of_file(path)
+        if got != digest:
+            path.unlink()
+            raise IntegrityError(f"{path.name} is {got.hex()}, expected {digest.hex()}")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        self._take(path, digest)
+
+    def has(self, digest: Digest) -> bool:
+        """Whether an object of this name is held; its content isn't looked at."""
+        return self._place(digest).is_file()
+
+    def path(self, digest: Digest) -> Path:
+        """Where the object lies.
+
+        Raises:
+            NotFoundError: not held.
+        """
+        path = self._place(digest)
+        if not path.is_file():
+            raise self._missing(digest)
+        return path
+
+    def size(self, digest: Digest) -> int:
+        """The object's length in bytes.
+
+        Raises:
+            NotFoundError: not held.
+        """
+        return self.path(digest).stat().st_size
+
+    def read(self, digest: Digest) -> bytes:
+        """The object, verified.
+
+        Raises:
+            NotFoundError: not held.
+            IntegrityError: its content has rotted; it is moved away and counts as not held from now on.
+        """
+        path = self._place(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+        if sha256(data) != digest:
+            self._move_away(digest)
+            raise IntegrityError(f"object {digest.hex()} has rotted on disk and was moved away: fetch it again")
+        return data
+
+    def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, not verified: the caller checks them against a leaf or segment digest.
+
+        Raises:
+            NotFoundError: not held.
+            IntegrityError: the object ends before.
+        """
+        try:
+            fd = os.open(self._place(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self._missing(digest) from None
+        try:
+            return read_exactly(fd, offset, length)
+        finally:
+            os.close(fd)
+
+    def verify(self, digest: Digest) -> bool:
+        """Whether the object is held and whole; a rotten one is moved away. Memory is bounded."""
+        try:
+            is_whole = digest_of_file(self._place(digest)) == digest
+        except FileNotFoundError:
+            return False
+        if not is_whole:
+            self._move_away(digest)
+        return is_whole
+
+    def list(self) -> Iterator[Digest]:
+        """Names of all objects held, in order."""
+        for folder in sorted(self.root.iterdir()):
+            if len(folder.name) == 2 and folder.is_dir():
+                for path in sorted(folder.iterdir()):
+                    if len(path.name) == 64 and path.name.startswith(folder.name):
+                        yield Digest(bytes.fromhex(path.name))
+
+    def delete(self, digest: Digest) -> None:
+        """Removes the object; nothing happens if it isn't held."""
+        self._place(digest).unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Removes temporary files that a power cut left. Only while nobody else writes to the store."""
+        for path in (*self.root.glob(f".*{_TEMPORARY}"), *self.root.glob(f"??/.*{_TEMPORARY}")):
+            path.unlink(missing_ok=True)
+
+    def _place(self, digest: Digest) -> Path:
+        name = digest.hex()
+        assert len(name) == 64, "a digest is 32 bytes"
+        return self.root / name[:2] / name
+
+    def _made(self, digest: Digest) -> Path:
+        path = self._place(digest)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            sync_directory(self.root)
+        return path
+
+    def _is_held(self, digest: Digest, length: int) -> bool:
+        try:
+            return self._place(digest).stat().st_size == length
+        except FileNotFoundError:
+            return False
+
+    def _take(self, path: Path, digest: Digest) -> None:
+        target = self._made(digest)
+        path.replace(target)
+        sync_directory(target.parent)
+
+    def _move_away(self, digest: Digest) -> None:
+        rotten = self.root / "rotten"
+        rotten.mkdir(exist_ok=True)
+        try:
+            self._place(digest).replace(rotten / digest.hex())
+        except FileNotFoundError:
+            pass  # another process moved it first
+
+    def _missing(self, digest: Digest) -> NotFoundError:
+        return NotFoundError(f"object {digest.hex()} is not in {self.root}")
+
+
+def read_exactly(fd: int, offset: int, length: int) -> bytes:
+    """`length` bytes of an open file from `offset`; the file position doesn't move.
+
+    Raises:
+        IntegrityError: the file ends before.
+    """
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            raise IntegrityError(f"file ends at {offset + len(data)}, wanted {length} bytes from {offset}")
+        data += more
+    return data
