@@ -39,7 +39,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE nodes (
             site TEXT NOT NULL, node TEXT NOT NULL, key BLOB NOT NULL, keyid BLOB NOT NULL,
             enrolled_at INTEGER NOT NULL, assignment INTEGER NOT NULL, assigned BLOB NOT NULL, last_heard INTEGER,
-            run BLOB, n INTEGER NOT NULL, reported BLOB, PRIMARY KEY (site, node))""",
+            gone_at INTEGER, run BLOB, n INTEGER NOT NULL, reported BLOB, PRIMARY KEY (site, node))""",
         """CREATE TABLE runs (
             site TEXT NOT NULL, node TEXT NOT NULL, run BLOB NOT NULL, since INTEGER NOT NULL,
             PRIMARY KEY (site, node, run))""",
@@ -104,6 +104,7 @@ nodes = _table(
     assignment=_int,
     assigned=_blob,
     last_heard=_int,
+    gone_at=_int,
     run=_blob,
     n=_int,
     reported=_blob,
