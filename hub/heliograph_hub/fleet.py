@@ -1,0 +1,379 @@
+"""What the hub knows of its nodes: who was enrolled with which key, what each said last, and every record it sent.
+
+Rule 1: a statement counts only if the key of the node its topic names signed it and its payload names that node; the
+    signature is checked before the payload is parsed. What fails is counted with its node and changes nothing else.
+Rule 2: `reported` is ordered by (run, n): a run once left never comes back, and within a run n only grows.
+Rule 3: records are counted once. A row is new if its number is at or above the lane's `next`; a batch commits whole,
+    then its receipt may be sent. kept + merged + lost + missing = next, in every lane of every run.
+Rule 4: a token is stored as its hash, bound to one node, and used once; the same key may ask again with it, since an
+    answer can be lost.
+
+Time, tokens and signing come from the caller.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from heliograph.blob import sha256
+from heliograph.deadlines import DEADLINES, Deadlines
+from heliograph.documents import Assignment, Enroll, LaneReceipt, ModelReport, Records, Reported
+from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
+from heliograph.names import RINGS, Ring
+from heliograph.signing import PublicKey, verify_own
+from heliograph.statement import parse
+from heliograph.wire import pack
+from heliograph_hub.database import Database, counts, lanes, nodes, records, runs, sites, tokens
+from heliograph_hub.rollout import Member
+
+FIRST_RING: Ring = "general"
+"""The ring of a site until it is assigned one."""
+HEARD_EVERY_S = 10
+"""A node's `last_heard` is written at most this often."""
+GAP = "gap"
+
+
+class ReplayError(TrustError):
+    """A statement that was true once and is not newer than what is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One enrolled node. `assigned` is the signed statement of its newest assignment."""
+
+    site: str
+    node: str
+    ring: Ring
+    key: bytes
+    keyid: bytes
+    assignment: int
+    assigned: bytes
+    enrolled_at: int
+    last_heard: int | None
+    gone_at: int | None
+    run: bytes | None
+    reported: Reported | None
+
+    def is_up(self, now: int, deadlines: Deadlines = DEADLINES) -> bool:
+        """Whether it was heard within its deadline and the broker has not seen its connection break since."""
+        if self.last_heard is None or self.gone_at is not None:
+            return False
+        return now - self.last_heard <= deadlines.silent_check_ins * deadlines.check_in_s
+
+
+class Fleet:
+    """The nodes of one realm.
+
+    Args:
+        sign: makes the signed statement of an assignment (role `assign`).
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        realm: str,
+        sign: Callable[[Assignment], bytes],
+        deadlines: Deadlines = DEADLINES,
+    ) -> None:
+        self._database = database
+        self._realm = realm
+        self._sign = sign
+        self._deadlines = deadlines
+        self._heard: dict[tuple[str, str], int] = {}
+
+    # --- enrolment and assignment -----------------------------------------------------------------------------------
+
+    def add_token(self, site: str, node: str, token: bytes, now: int, life_s: int) -> None:
+        """Makes `token` good for enrolling this node once; only its hash is kept.
+
+        Raises:
+            RefusedError: it would live longer than 7 days.
+        """
+        if not 0 < life_s <= self._deadlines.token_s:
+            raise RefusedError(
+                f"a token lives 1 second to {self._deadlines.token_s / 86400:g} days, asked were {life_s} s"
+            )
+        row = {"hash": sha256(token), "site": site, "node": node, "expires": now + life_s}
+        with self._database.write() as connection:
+            connection.execute(sa.delete(tokens).where(tokens.c.expires < now, tokens.c.used_at.is_(None)))
+            connection.execute(sa.insert(tokens).values(**row))
+
+    def enroll(self, site: str, node: str, request: Enroll, now: int) -> bytes:
+        """Enrols the node under the key it brings and returns its assignment, committed before this returns.
+
+        Raises:
+            RefusedError: the token is unknown, another node's, expired, or used by another key.
+            TrustError: the key is no Ed25519 key.
+        """
+        keyid = PublicKey(request.key).keyid
+        with self._database.write() as connection:
+            token = connection.execute(sa.select(tokens).where(tokens.c.hash == sha256(request.token))).one_or_none()
+            if token is None or (token.site, token.node) != (site, node):
+                raise RefusedError(f"{site}/{node} brought a token that is not its own")
+            if token.used_at is not None:
+                same = connection.execute(_one(nodes, site, node)).one()
+                if token.used_by != request.key or same.key != request.key:
+                    raise RefusedError(f"{site}/{node} brought a token that was used before")
+                return bytes(same.assigned)
+            if token.expires < now:
+                raise RefusedError(f"{site}/{node} brought a token that has expired")
+            used = {"used_at": now, "used_by": request.key}
+            connection.execute(sa.update(tokens).where(tokens.c.hash == token.hash).values(**used))
+            old = connection.execute(_one(nodes, site, node)).one_or_none()
+            number = (old.assignment if old else 0) + 1
+            assigned = self._assignment(site, node, keyid, number, _ring_of(connection, site))
+            values = {
+                "key": request.key,
+                "keyid": keyid,
+                "assignment": number,
+                "assigned": assigned,
+                "enrolled_at": now,
+            }
+            if old:
+                connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
+            else:
+                connection.execute(sa.insert(nodes).values(site=site, node=node, n=0, **values))
+        return assigned
+
+    def assign(self, site: str, ring: Ring) -> list[tuple[str, bytes]]:
+        """Puts a site into a ring: (node, its new assignment) for all its nodes, committed before this returns.
+
+        A site without nodes yet is remembered, so that its first node begins in that ring.
+
+        Raises:
+            RefusedError: protected, whose assignments need protected's own signatures.
+        """
+        if ring == "protected":
+            raise RefusedError("ring protected is assigned by two offline signatures, not by this hub")
+        assert ring in RINGS
+        done = []
+        with self._database.write() as connection:
+            if connection.execute(sa.update(sites).where(sites.c.site == site).values(ring=ring)).rowcount == 0:
+                connection.execute(sa.insert(sites).values(site=site, ring=ring))
+            for row in connection.execute(sa.select(nodes).where(nodes.c.site == site)).all():
+                assigned = self._assignment(site, row.node, row.keyid, row.assignment + 1, ring)
+                values = {"assignment": row.assignment + 1, "assigned": assigned}
+                connection.execute(sa.update(nodes).where(*_is(nodes, site, row.node)).values(**values))
+                done.append((row.node, assigned))
+        return done
+
+    def _assignment(self, site: str, node: str, keyid: bytes, number: int, ring: Ring) -> bytes:
+        return self._sign(Assignment(realm=self._realm, site=site, node=node, key=keyid, number=number, ring=ring))
+
+    # --- what nodes say ---------------------------------------------------------------------------------------------
+
+    def heard(self, site: str, node: str, now: int) -> None:
+        """Notes a sign of life; on disk at most every 10 seconds."""
+        last = self._heard.get((site, node))
+        if last is not None and now - last < HEARD_EVERY_S:
+            return
+        self._heard[site, node] = now
+        with self._database.write() as connection:
+            connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(last_heard=now, gone_at=None))
+
+    def gone(self, site: str, node: str, now: int) -> None:
+        """The broker saw the node's connection break: a hint, undone by the next sign of life."""
+        self._heard.pop((site, node), None)
+        with self._database.write() as connection:
+            connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(gone_at=now))
+
+    def take_reported(self, site: str, node: str, data: bytes) -> Reported:
+        """Verifies and keeps what a node says it is and runs.
+
+        Raises:
+            TrustError: not signed by this node's key, or not about this node.
+            IntegrityError: malformed.
+            ReplayError: older than what is known, or the same again.
+        """
+        payload = verify_own(parse(data), self.node(site, node).key, "reported")
+        reported = Reported.decode(payload)
+        self._check_scope(reported, site, node)
+        with self._database.write() as connection:
+            row = connection.execute(_one(nodes, site, node)).one()
+            known = connection.execute(_one(runs, site, node).where(runs.c.run == reported.run)).one_or_none()
+            if known is not None and (row.run != reported.run or reported.n <= row.n):
+                raise ReplayError(f"{site}/{node} reported {reported.n} of a run that is past it")
+            if known is None:
+                since = {"run": reported.run, "since": reported.estimate}
+                connection.execute(sa.insert(runs).values(site=site, node=node, **since))
+            values = {"run": reported.run, "n": reported.n, "reported": payload}
+            connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
+        return reported
+
+    def take_records(self, site: str, node: str, data: bytes) -> LaneReceipt:
+        """Verifies and commits a batch, then returns the receipt that may be sent; a replay changes nothing.
+
+        Raises:
+            TrustError: not signed by this node's key, or not about this node.
+            IntegrityError: malformed.
+        """
+        batch = Records.decode(verify_own(parse(data), self.node(site, node).key, "records"))
+        self._check_scope(batch, site, node)
+        where = (*_is(lanes, site, node), lanes.c.run == batch.run, lanes.c.lane == batch.lane)
+        key = {"site": site, "node": node, "run": batch.run, "lane": batch.lane}
+        with self._database.write() as connection:
+            row = connection.execute(sa.select(lanes).where(*where)).one_or_none()
+            state = {name: getattr(row, name) if row else 0 for name in ("next", "kept", "merged", "lost", "missing")}
+            fresh, state = _fresh_rows(batch, state)
+            if fresh:
+                connection.execute(sa.insert(records), [{**key, **values} for values in fresh])
+            if row is None:
+                connection.execute(sa.insert(lanes).values(**key, **state))
+            else:
+                connection.execute(sa.update(lanes).where(*where).values(**state))
+        return LaneReceipt(run=batch.run, lane=batch.lane, next=state["next"])
+
+    def receipts(self, site: str, node: str, run: bytes) -> tuple[LaneReceipt, ...]:
+        """How far each lane of a run is committed."""
+        query = _one(lanes, site, node).where(lanes.c.run == run).order_by(lanes.c.lane)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return tuple(LaneReceipt(run=row.run, lane=row.lane, next=row.next) for row in rows)
+
+    def _check_scope(self, said: Reported | Records, site: str, node: str) -> None:
+        if (said.realm, said.site, said.node) != (self._realm, site, node):
+            raise TrustError(f"{site}/{node} sent a statement about {said.realm}: {said.site}/{said.node}")
+
+    def count(self, site: str, node: str, what: str, last: str) -> None:
+        """Counts a message that was not obeyed, by its node if that is enrolled, else all together."""
+        with self._database.write() as connection:
+            if connection.execute(_one(nodes, site, node)).one_or_none() is None:
+                site = node = ""
+            where = (*_is(counts, site, node), counts.c.what == what)
+            values = {"count": counts.c.count + 1, "last": last[:400]}
+            if connection.execute(sa.update(counts).where(*where).values(**values)).rowcount == 0:
+                connection.execute(sa.insert(counts).values(site=site, node=node, what=what, count=1, last=last[:400]))
+
+    # --- what is known ----------------------------------------------------------------------------------------------
+
+    def node(self, site: str, node: str) -> Node:
+        """One node.
+
+        Raises:
+            NotFoundError: it never enrolled.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(_one(nodes, site, node)).one_or_none()
+            if row is None:
+                raise NotFoundError(f"no node {site}/{node} is enrolled: heliograph fleet token {site}/{node}")
+            return _node(row, _ring_of(connection, site))
+
+    def nodes(self) -> list[Node]:
+        """All nodes, by site and name."""
+        with self._database.read() as connection:
+            rings = {row.site: row.ring for row in connection.execute(sa.select(sites))}
+            rows = connection.execute(sa.select(nodes).order_by(nodes.c.site, nodes.c.node)).all()
+        return [_node(row, rings.get(row.site, FIRST_RING)) for row in rows]
+
+    def members(self, model: str, now: int) -> list[Member]:
+        """What a rollout needs to know of each node."""
+        return [
+            Member(
+                n.site,
+                n.node,
+                n.ring,
+                not n.is_up(now, self._deadlines),
+                n.reported.models.get(model) if n.reported else None,
+            )
+            for n in self.nodes()
+        ]
+
+    def uncounted(self) -> dict[str, dict[str, Any]]:
+        """Refused messages whose node is not enrolled."""
+        return self._counts("", "")
+
+    def lanes(self, site: str, node: str) -> dict[str, dict[str, int]]:
+        """Record counts per lane, all runs together."""
+        sums = [sa.func.sum(lanes.c[name]).label(name) for name in ("kept", "merged", "lost", "missing")]
+        query = sa.select(lanes.c.lane, *sums).where(*_is(lanes, site, node)).group_by(lanes.c.lane)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return {
+            row.lane: {name: int(row._mapping[name]) for name in ("kept", "merged", "lost", "missing")} for row in rows
+        }
+
+    def records(self, site: str, node: str, lane: str, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest records of a lane, newest first."""
+        query = _one(records, site, node).where(records.c.lane == lane)
+        query = query.order_by(records.c.at.desc(), records.c.seq.desc()).limit(limit)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [
+            {"run": r.run.hex(), "seq": r.seq, "count": r.count, "kind": r.kind, "at": r.at, "body": r.body.hex()}
+            for r in rows
+        ]
+
+    def counts(self, site: str, node: str) -> dict[str, dict[str, Any]]:
+        """Messages of this node's topics that were not obeyed: kind → how many and why the last."""
+        return self._counts(site, node)
+
+    def _counts(self, site: str, node: str) -> dict[str, dict[str, Any]]:
+        with self._database.read() as connection:
+            rows = connection.execute(_one(counts, site, node).order_by(counts.c.what)).all()
+        return {row.what: {"count": row.count, "last": row.last} for row in rows}
+
+
+def _fresh_rows(batch: Records, state: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows not yet known, and the lane's figures after them.
+
+    A row that begins below `next` and ends above it stands for what is new of it: the node merged what it had sent.
+    """
+    state = dict(state)
+    fresh = []
+    seq = batch.first
+    if seq > state["next"]:
+        state["missing"] += seq - state["next"]
+        state["next"] = seq
+    for count, kind, at, body in batch.rows:
+        end = seq + count
+        new = end - max(seq, state["next"])
+        if new > 0:
+            row = {"seq": end - new, "count": new, "kind": kind, "at": at, "body": pack(body)}
+            fresh.append(row)
+            if kind == GAP:
+                state["lost"] += new
+            else:
+                state["kept"] += 1
+                state["merged"] += new - 1
+            state["next"] = end
+        seq = end
+    return fresh, state
+
+
+def _is(table: sa.Table, site: str, node: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (table.c.site == site, table.c.node == node)
+
+
+def _one(table: sa.Table, site: str, node: str) -> sa.Select[Any]:
+    return sa.select(table).where(*_is(table, site, node))
+
+
+def _ring_of(connection: sa.Connection, site: str) -> Ring:
+    ring: Ring | None = connection.execute(sa.select(sites.c.ring).where(sites.c.site == site)).scalar_one_or_none()
+    return ring or FIRST_RING
+
+
+def _node(row: Any, ring: Ring) -> Node:
+    try:
+        reported = Reported.decode(row.reported) if row.reported is not None else None
+    except IntegrityError:
+        reported = None  # written by a version whose reports this one can't read: the node reports again
+    return Node(
+        row.site,
+        row.node,
+        ring,
+        row.key,
+        row.keyid,
+        row.assignment,
+        row.assigned,
+        row.enrolled_at,
+        row.last_heard,
+        row.gone_at,
+        row.run,
+        reported,
+    )
+
+
+__all__ = ["Fleet", "ModelReport", "Node", "ReplayError"]
