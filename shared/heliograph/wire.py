@@ -34,9 +34,15 @@ def unpack(data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES, max_containers: i
     try:
         if max_containers is not None:
             count = _ContainerCount(max_containers)
-            bounds = {"max_array_len": 4096, "max_map_len": 4096}
-            hooks = {"object_hook": count, "list_hook": count}
-            return msgpack.unpackb(data, raw=False, strict_map_key=True, **hooks, **bounds)
+            return msgpack.unpackb(
+                data,
+                raw=False,
+                strict_map_key=True,
+                object_hook=count,
+                list_hook=count,
+                max_array_len=4096,
+                max_map_len=4096,
+            )
         return msgpack.unpackb(data, raw=False, strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise IntegrityError(f"not a msgpack message: {error}") from error

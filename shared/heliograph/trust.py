@@ -1,0 +1,705 @@
+"""What a node believes, and why: the TUF client as a core without I/O, and the AND of duties on top of it.
+
+Everything here is a function of bytes and `now` (seconds since 1970); nothing reads a clock, a disk or a network.
+A `TrustedSet` is frozen: an update gives a new one or raises, so a caller that stores what is returned, in one
+transaction, can never hold half a set.
+
+Rules, with the clauses of the TUF specification 1.0 (client workflow) that they come from:
+
+1. `bootstrap` believes one root by its SHA-256, and nothing else (5.2).
+2. `with_root` takes exactly version N+1, signed by the threshold of root N *and* of itself (5.3.4, 5.3.5), of the same
+   realm and kind. An expired root still authenticates its successor. What the new root's keys no longer vouch for is
+   dropped, and with it the version floors that a stolen key may have pushed up (5.3.11).
+3. `with_set` takes a whole set or nothing: root unexpired (5.3.10); timestamp signed, not older than the held one, its
+   snapshot not older, unexpired (5.4.2 to 5.4.4); snapshot with the hash and version the timestamp names, signed,
+   listing all that was listed and nothing older, unexpired (5.5.2 to 5.5.6); targets and every delegated file with the
+   hash and version the snapshot names and signed (5.6.2 to 5.6.4), targets unexpired (5.6.5). Every listed file must be
+   in the message and nothing else may be.
+4. A delegated file that has expired blocks new approvals only: what it lists for the first time after its expiry
+   doesn't count; what was seen in time goes on counting.
+5. Targets are manifests. Only `sign-<model>` and `approve-<model>` list any that count; the top-level targets role says
+   who may do what, and a target it lists is nobody's duty. Delegations by delegated roles don't count.
+6. TUF's delegations are an OR; the AND is `admit`: signed AND approved AND directed, all naming the same path, length
+   and SHA-256, while the timestamp is fresh.
+7. A signed time never counts beyond the expiry of the offline-signed root and targets (`TrustedSet.at`).
+8. Every byte string is bounded before it is parsed, and hostile input gives TrustError or IntegrityError, nothing else.
+
+What this module does not do: deny, floors of versions and the fallback rule; keep approvals of releases that are
+installed (the node does); decide whether to stop serving (expiry alone never does).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final, Literal, cast
+
+from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
+
+from heliograph import statement as envelope
+from heliograph.blob import sha256
+from heliograph.documents import Directive, Document, Heads, NodeScoped
+from heliograph.errors import IntegrityError, RefusedError, TrustError
+from heliograph.manifest import Manifest
+from heliograph.metadata import (
+    MAX_METADATA_BYTES,
+    AnyMetadata,
+    authority_of,
+    custom_of,
+    delegations,
+    expiry,
+    is_release_path,
+    is_sound_target,
+    is_verified,
+    listed_meta,
+    load,
+    load_listed,
+    realm_and_kind,
+    require_listed,
+    require_not_older,
+    require_unexpired,
+    require_version,
+    role_of,
+    signed_bytes,
+    time_text,
+    verify_role,
+)
+from heliograph.names import Digest, Ring
+from heliograph.protocol import STATEMENTS, Topic, topic
+from heliograph.signing import PublicKey, verify_own
+from heliograph.statement import Statement
+from heliograph.wire import compress, decompress, pack, unpack
+
+MAX_SET_BYTES = 60 * 1024
+"""The set message, compressed."""
+MAX_UNPACKED_SET_BYTES = 4 << 20
+MAX_STATE_BYTES = 8 << 20
+SET_FORMAT: Literal[1] = 1
+STATE_FORMAT: Literal[1] = 1
+TOP_ROLES: Final = ("timestamp", "snapshot", "targets")
+DUTIES: Final = ("sign", "approve")
+"""Both must list a release: `sign-<model>` and `approve-<model>`."""
+
+
+class UnknownTypeError(TrustError):
+    """A statement of a type that this version does not know or that is reserved: count it and ignore it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A manifest that at least one duty lists.
+
+    Attributes:
+        path: `<model>/<version>`.
+        length, sha256: of the manifest; the digest names the release.
+        listed_by: the roles that list exactly this path, length and digest, in time.
+        late: the roles that list it only in a file that had expired when it was first seen: they don't count.
+    """
+
+    path: str
+    model: str
+    version: str
+    length: int
+    sha256: Digest
+    listed_by: frozenset[str]
+    late: frozenset[str]
+
+    def open_manifest(self, data: bytes) -> Manifest:
+        """The manifest in `data`, which must be the one listed, of this model and version.
+
+        Raises:
+            IntegrityError: other bytes, or a manifest that names another release than the path it is listed under.
+        """
+        manifest = Manifest.parse(data, self.sha256, self.length)
+        if (manifest.model, manifest.version) != (self.model, self.version):
+            raise IntegrityError(f"manifest of {manifest.release} is listed as {self.path}")
+        return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissibleTarget:
+    """A release that was signed, approved and directed to this ring; only `admit` makes one.
+
+    Attributes:
+        directive: the verified directive that names it.
+        keyids: whoever vouched for it: keys of the sign, approve and ring roles, 32 bytes each, sorted.
+    """
+
+    target: Target
+    directive: Directive
+    keyids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedSet:
+    """The metadata that is believed, as bytes, with the questions that can be asked of it.
+
+    After `bootstrap` only the root is there; `with_set` fills the rest at once. After a rotation parts may be gone
+    until the next set: `is_complete` tells. Bytes are exactly as signed, to be stored by `state_to_bytes`.
+    """
+
+    root: bytes
+    timestamp: bytes | None = None
+    snapshot: bytes | None = None
+    targets: bytes | None = None
+    delegated: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    late: frozenset[tuple[str, str]] = frozenset()
+    """(role, path) listed for the first time after the role's file had expired."""
+    _files: Mapping[str, AnyMetadata] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def realm(self) -> str:
+        """The realm its root names."""
+        return realm_and_kind(self._root)[0]
+
+    @property
+    def kind(self) -> str:
+        """`production` or `development`."""
+        return realm_and_kind(self._root)[1]
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Version of each file held, by role: `root`, `timestamp`, `snapshot`, `targets`, `sign-<model>`, …"""
+        return {role: file.signed.version for role, file in self._files.items()}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a whole set is held and still vouched for by the root."""
+        return all(role in self._files for role in TOP_ROLES)
+
+    @property
+    def heads(self) -> Heads:
+        """What the newest timestamp says is newest; empty without one."""
+        timestamp = self._timestamp
+        return Heads() if timestamp is None else custom_of(timestamp)[1]
+
+    @property
+    def at(self) -> int:
+        """The timestamp's signed time, but never beyond the expiry of root and targets; 0 without one."""
+        if self._timestamp is None:
+            return 0
+        bounds = [expiry(self._root), *([expiry(self._targets)] if self._targets else [])]
+        return min(custom_of(self._timestamp)[0], *bounds)
+
+    @property
+    def fresh_until(self) -> int:
+        """When the timestamp expires; 0 without one."""
+        return 0 if self._timestamp is None else expiry(self._timestamp)
+
+    def is_fresh(self, now: int) -> bool:
+        """Whether something new may be installed: a complete set whose timestamp has not expired."""
+        return self.is_complete and now < self.fresh_until
+
+    def expired(self, now: int) -> tuple[str, ...]:
+        """Roles whose files have expired, to be told to people; serving goes on whatever stands here."""
+        return tuple(role for role, file in self._files.items() if now >= expiry(file.signed))
+
+    def role_keys(self, role: str) -> tuple[int, dict[bytes, bytes]]:
+        """(threshold, raw public key by key id) of a role.
+
+        Raises:
+            TrustError: no such role.
+        """
+        delegator: Root | Targets | None = self._root if role in ("root", *TOP_ROLES) else self._targets
+        if delegator is None:
+            raise TrustError(f"no targets metadata is held, so nobody is known to be {role!r}: wait for the set")
+        found = role_of(delegator, role)
+        keys = delegator.keys if isinstance(delegator, Root) else delegator.delegations.keys  # type: ignore[union-attr]  # role_of found it there
+        known = {keyid: keys[keyid] for keyid in found.keyids if keyid in keys}
+        return found.threshold, {
+            bytes.fromhex(keyid): bytes.fromhex(key.keyval["public"]) for keyid, key in known.items()
+        }
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models for which both duties are delegated, sorted."""
+        names = set(delegations(self._targets))
+        models = (name.removeprefix("sign-") for name in names if name.startswith("sign-"))
+        return tuple(sorted(model for model in models if f"approve-{model}" in names))
+
+    def releases(self, model: str) -> tuple[Target, ...]:
+        """Every manifest that either duty lists for the model, by version."""
+        found: dict[tuple[str, int, bytes], dict[bool, set[str]]] = {}
+        for duty in DUTIES:
+            role = f"{duty}-{model}"
+            for path, (length, digest) in self._listed(role).items():
+                late = (role, path) in self.late
+                found.setdefault((path, length, digest), {False: set(), True: set()})[late].add(role)
+        targets = [
+            Target(path, model, path.split("/")[1], length, Digest(digest), frozenset(by[False]), frozenset(by[True]))
+            for (path, length, digest), by in found.items()
+        ]
+        return tuple(sorted(targets, key=lambda t: (tuple(map(int, t.version.split("."))), t.sha256)))
+
+    def target(self, model: str, release: bytes) -> Target | None:
+        """The manifest of this digest that most duties list for the model, or None."""
+        matching = [target for target in self.releases(model) if target.sha256 == release]
+        return max(matching, key=lambda target: len(target.listed_by), default=None)
+
+    @property
+    def _root(self) -> Root:
+        return cast(Root, self._files["root"].signed)
+
+    @property
+    def _timestamp(self) -> Timestamp | None:
+        file = self._files.get("timestamp")
+        return cast(Timestamp, file.signed) if file else None
+
+    @property
+    def _snapshot(self) -> Snapshot | None:
+        file = self._files.get("snapshot")
+        return cast(Snapshot, file.signed) if file else None
+
+    @property
+    def _targets(self) -> Targets | None:
+        file = self._files.get("targets")
+        return cast(Targets, file.signed) if file else None
+
+    def _listed(self, role: str) -> dict[str, tuple[int, bytes]]:
+        """What a duty's file lists within its delegation, by path; malformed entries list nothing."""
+        file = self._files.get(role)
+        delegated = delegations(self._targets).get(role)
+        if file is None or delegated is None:
+            return {}
+        model = role.partition("-")[2]
+        listed = {}
+        for path, target in cast(Targets, file.signed).targets.items():
+            if is_release_path(path, model) and delegated.is_delegated_path(path) and is_sound_target(target):
+                listed[path] = (target.length, bytes.fromhex(target.hashes["sha256"]))
+        return listed
+
+
+# --- updates ------------------------------------------------------------------------------------------------------
+
+
+def bootstrap(root: bytes, digest: bytes) -> TrustedSet:
+    """The set that holds one root and nothing else. Source: TUF specification 5.2.
+
+    Raises:
+        IntegrityError: not the root of this SHA-256, or not root metadata.
+        TrustError: not signed by its own threshold, or it names no realm and kind.
+    """
+    if len(root) > MAX_METADATA_BYTES or sha256(root) != digest:
+        raise IntegrityError(f"root of {len(root)} bytes is not the one of SHA-256 {digest.hex()}")
+    metadata = load(Root, root, "root")
+    verify_role(metadata.signed, "root", metadata)
+    realm_and_kind(metadata.signed)
+    return TrustedSet(root, _files=MappingProxyType({"root": metadata}))
+
+
+def with_root(current: TrustedSet, root: bytes) -> TrustedSet:
+    """The set under the next root. Source: TUF specification 5.3.4, 5.3.5, 5.3.8, 5.3.11.
+
+    The same root again gives the same set. What its keys no longer vouch for is dropped until the next set comes.
+
+    Raises:
+        IntegrityError: not root metadata.
+        TrustError: not version N+1, a threshold not met, or another realm or kind.
+    """
+    if root == current.root:
+        return current
+    metadata = load(Root, root, "root")
+    old, new = current._root, metadata.signed
+    if new.version != old.version + 1:
+        raise TrustError(f"root version {new.version} does not follow {old.version}: the next is {old.version + 1}")
+    verify_role(old, "root", metadata, f"root {new.version}, by the keys of root {old.version},")
+    verify_role(new, "root", metadata, f"root {new.version}, by its own keys,")
+    if realm_and_kind(new) != realm_and_kind(old):
+        raise TrustError(f"root {new.version} is of {realm_and_kind(new)}, this realm is {realm_and_kind(old)}")
+    files: dict[str, AnyMetadata] = {**current._files, "root": metadata}
+    kept = replace(current, root=root)
+    if any(authority_of(old, role) != authority_of(new, role) for role in ("timestamp", "snapshot")):
+        kept = replace(kept, timestamp=None, snapshot=None)
+        files = {role: file for role, file in files.items() if role not in ("timestamp", "snapshot")}
+    if "targets" in files and not is_verified(new, "targets", files["targets"]):
+        kept = replace(kept, targets=None, delegated=MappingProxyType({}), late=frozenset())
+        files = {role: file for role, file in files.items() if role in ("root", "timestamp", "snapshot")}
+    return replace(kept, _files=MappingProxyType(files))
+
+
+def pack_set(timestamp: bytes, snapshot: bytes, targets: bytes, delegated: Mapping[str, bytes]) -> bytes:
+    """The message of `tuf/set`; the same files give the same bytes.
+
+    Raises:
+        IntegrityError: it would exceed 60 KiB.
+    """
+    content = {"format": SET_FORMAT, "timestamp": timestamp, "snapshot": snapshot, "targets": targets}
+    data = compress(pack({**content, "delegated": dict(sorted(delegated.items()))}), level=19)
+    if len(data) > MAX_SET_BYTES:
+        raise IntegrityError(f"set of {len(data)} bytes exceeds {MAX_SET_BYTES}: remove releases that no node needs")
+    return data
+
+
+def with_set(current: TrustedSet, packed: bytes, now: int) -> TrustedSet:
+    """The set that `packed` brings, whole, or an error and nothing. The same set again gives the same set.
+
+    Raises:
+        IntegrityError: malformed, out of bounds, or bytes that don't fit the digest another file states.
+        TrustError: a signature, version or expiry rule was not met; the held set stays good for what it was.
+    """
+    message = _unpack_set(packed)
+    root = current._root
+    require_unexpired("root", root, now, "nothing new is installed until the realm's next root arrives")  # 5.3.10
+
+    timestamp = load(Timestamp, message.timestamp, "timestamp")
+    verify_role(root, "timestamp", timestamp)  # 5.4.2
+    custom_of(timestamp.signed)
+    held = current._files.get("timestamp")
+    if held is not None:
+        if timestamp.signed.version == held.signed.version:
+            if signed_bytes(timestamp, "timestamp") != signed_bytes(held, "timestamp"):
+                raise TrustError(f"a second timestamp of version {held.signed.version}, unlike the one that is held")
+            if current.is_complete:
+                return current
+        require_not_older("timestamp", cast(Timestamp, held.signed), timestamp.signed)  # 5.4.3.1
+        require_not_older(
+            "snapshot", cast(Timestamp, held.signed).snapshot_meta, timestamp.signed.snapshot_meta
+        )  # 5.4.3.2
+    require_unexpired("timestamp", timestamp.signed, now, "nothing new is installed until a newer set arrives")  # 5.4.4
+
+    require_listed("snapshot", message.snapshot, timestamp.signed.snapshot_meta)  # 5.5.2
+    snapshot = load(Snapshot, message.snapshot, "snapshot")
+    verify_role(root, "snapshot", snapshot)  # 5.5.3
+    require_version("snapshot", snapshot.signed, timestamp.signed.snapshot_meta)  # 5.5.4
+    for name, meta in (current._snapshot.meta if current._snapshot else {}).items():  # 5.5.5
+        listed = snapshot.signed.meta.get(name)
+        if listed is None:
+            raise TrustError(f"snapshot {snapshot.signed.version} no longer lists {name!r}, which the held one does")
+        require_not_older(name, meta, listed)
+    require_unexpired("snapshot", snapshot.signed, now, "nothing new is installed until a newer set arrives")  # 5.5.6
+
+    targets = load_listed(message.targets, "targets", root, snapshot.signed)  # 5.6.2 to 5.6.4
+    require_unexpired("targets", targets.signed, now, "nothing new is installed until targets is signed again")  # 5.6.5
+
+    roles = delegations(targets.signed)
+    wanted = {name for name in roles if f"{name}.json" in snapshot.signed.meta}
+    if wanted != set(message.delegated):
+        odd = sorted(wanted ^ set(message.delegated))
+        raise TrustError(f"set is not whole: {odd[0][:60]!r} stands in only one of snapshot and message")
+    files: dict[str, AnyMetadata] = {"root": current._files["root"], "timestamp": timestamp, "snapshot": snapshot}
+    files["targets"] = targets
+    for name, data in sorted(message.delegated.items()):
+        files[name] = load_listed(data, name, targets.signed, snapshot.signed)
+    new = TrustedSet(
+        current.root,
+        message.timestamp,
+        message.snapshot,
+        message.targets,
+        MappingProxyType(dict(sorted(message.delegated.items()))),
+        _files=MappingProxyType(files),
+    )
+    return replace(new, late=_late(current, new, now))
+
+
+def with_head(current: TrustedSet, head: bytes, now: int) -> bool:
+    """Whether the timestamp in `head` (of `tuf/head`) says that a newer set than the held one exists.
+
+    Raises:
+        IntegrityError: not timestamp metadata.
+        TrustError: not signed by the realm, or newer but expired.
+    """
+    timestamp = load(Timestamp, head, "timestamp")
+    verify_role(current._root, "timestamp", timestamp)
+    custom_of(timestamp.signed)
+    held = current._timestamp
+    if held is not None and timestamp.signed.version <= held.version:
+        return not current.is_complete and timestamp.signed.version == held.version
+    require_unexpired("timestamp", timestamp.signed, now, "it says nothing about what is newest")
+    return True
+
+
+# --- questions ----------------------------------------------------------------------------------------------------
+
+
+def admit(current: TrustedSet, directive: bytes, ring: Ring, now: int) -> AdmissibleTarget:
+    """The release that a directive (its envelope's bytes) has this ring install, if every duty vouches for it.
+
+    The directive is verified here, under the keys in force now, however it came and whenever it was stored.
+
+    Raises:
+        TrustError: the set isn't fresh, the directive isn't this ring's or has expired, or a duty is missing.
+        IntegrityError: not a directive.
+        RefusedError: the directive asks for no installation, or not yet.
+    """
+    if not current.is_complete:
+        raise TrustError("no complete set of metadata is held: nothing new is installed until tuf/set brings one")
+    if not current.is_fresh(now):
+        raise TrustError(
+            f"timestamp expired at {time_text(current.fresh_until)}: nothing new is installed until a newer set"
+        )
+    statement = envelope.parse(directive)
+    order = _open(current, statement, topic("desired"), {"ring": ring}, f"ring-{ring}")
+    assert isinstance(order, Directive)
+    name = f"release {order.release.hex()[:16]} of {order.model}"
+    if order.action != "install":
+        raise RefusedError(f"directive {order.number} for {order.model} says {order.action}, not install")
+    if now >= order.expires:
+        raise TrustError(f"{name} is not directed: directive {order.number} expired at {time_text(order.expires)}")
+    if now < order.not_before:
+        raise RefusedError(f"{name} may be installed from {time_text(order.not_before)} on")
+    target = current.target(order.model, order.release)
+    keyids = set(_signers(current, statement, f"ring-{ring}"))
+    for duty, word in (("sign", "signed"), ("approve", "approved")):
+        role = f"{duty}-{order.model}"
+        if target is None or role not in target.listed_by:
+            raise TrustError(f"{name} is not {word}: {_why_not_listed(current, target, role)}")
+        delegator = current._targets
+        assert delegator is not None  # the set is complete
+        keyids.update(verify_role(delegator, role, current._files[role]))
+    assert target is not None  # both duties list it
+    return AdmissibleTarget(target, order, tuple(sorted(keyids)))
+
+
+def verify(current: TrustedSet, statement: Statement, role: str) -> bytes:
+    """The payload of a statement that reaches the threshold of `role`; distinct keys count once.
+
+    Role `timestamp` is root's; every other statement role is delegated by targets with no paths, so that the keys of
+    `sign-*` and `approve-*` can't sign statements.
+
+    Raises:
+        TrustError: unknown role, or too few of its keys signed.
+    """
+    _signers(current, statement, role)
+    return statement.payload
+
+
+def open_document(
+    current: TrustedSet,
+    data: bytes,
+    row: Topic,
+    names: Mapping[str, str],
+    *,
+    site: str | None = None,
+    node: str | None = None,
+    key: bytes | None = None,
+    is_protected: bool = False,
+) -> Document:
+    """Parses, verifies, decodes and scope-checks one statement that came on the topic of `row` with these names.
+
+    Args:
+        current: whose keys count, and which realm.
+        data: one envelope.
+        row: the topic it came on, from `protocol.parse_topic`.
+        names: the names in that topic (`ring`, `model`, or `site` and `node`).
+        site: who reads; needed for documents meant for one node.
+        node: as `site`.
+        key: the reader's key id, 32 bytes; as `site`.
+        is_protected: the reader is in ring protected, whose threshold its assignment then needs.
+
+    Raises:
+        UnknownTypeError: a type that is unknown or reserved: count it and ignore it.
+        TrustError: of another topic's type, signatures missing, or meant for somebody else.
+        IntegrityError: malformed.
+    """
+    statement = envelope.parse(data)
+    _require_type(statement, row)
+    role = STATEMENTS[statement.type].format(**names)
+    if statement.type == "assignment" and is_protected:
+        role = "ring-protected"
+    document = _open(current, statement, row, names, role)
+    if isinstance(document, NodeScoped):
+        meant, reads = (document.site, document.node, document.key), (site, node, key)
+        if meant != reads or any(names.get(what, mine) != mine for what, mine in (("site", site), ("node", node))):
+            raise TrustError(
+                f"{statement.type} is for node {document.site}/{document.node}, not for {site}/{node} and its key"
+            )
+    return document
+
+
+def open_own(data: bytes, row: Topic, names: Mapping[str, str], *, realm: str, public_key: bytes) -> Document:
+    """What a node signed with its own key (`reported`, `records`), as the hub reads it.
+
+    Raises:
+        UnknownTypeError, TrustError, IntegrityError: as `open_document`.
+    """
+    statement = envelope.parse(data)
+    _require_type(statement, row)
+    if STATEMENTS[statement.type] != "own":
+        raise TrustError(f"{statement.type} is not a statement that nodes sign")
+    payload = verify_own(statement, public_key, statement.type)
+    assert row.document is not None  # _require_type
+    document = row.document.decode(payload)
+    for what, expected in {"realm": realm, **names}.items():
+        if getattr(document, what, None) != expected:
+            raise TrustError(f"{statement.type} names another {what} than {expected!r}, from where it came")
+    return document
+
+
+# --- persistence --------------------------------------------------------------------------------------------------
+
+
+def state_to_bytes(current: TrustedSet) -> bytes:
+    """One row that holds the whole state; to be replaced in one transaction."""
+    files = {"root": current.root, "timestamp": current.timestamp, "snapshot": current.snapshot}
+    late = [list(pair) for pair in sorted(current.late)]
+    return pack(
+        {
+            "format": STATE_FORMAT,
+            **files,
+            "targets": current.targets,
+            "delegated": dict(current.delegated),
+            "late": late,
+        }
+    )
+
+
+def state_from_bytes(data: bytes) -> TrustedSet:
+    """The set in a stored row; signatures and digests are checked again, expiry is not.
+
+    Raises:
+        IntegrityError: damaged, or written by a newer version.
+        TrustError: a file in it is not signed as its role needs.
+    """
+    state = unpack(data, max_bytes=MAX_STATE_BYTES, max_containers=4100)
+    if not isinstance(state, dict):
+        raise IntegrityError("stored trust state is damaged: not a map")
+    version = state.get("format")
+    if isinstance(version, int) and version > STATE_FORMAT:
+        raise IntegrityError(
+            f"trust state has format {version}, this version reads {STATE_FORMAT}: use a newer heliograph"
+        )
+    match state:
+        case {"format": 1, "root": bytes(root), "delegated": dict(delegated), "late": list(pairs)}:
+            pass
+        case _:
+            raise IntegrityError("stored trust state is damaged: fields are missing")
+    late = set()
+    for pair in pairs:
+        match pair:
+            case [str(role), str(path)]:
+                late.add((role, path))
+            case _:
+                raise IntegrityError("stored trust state is damaged: late listings")
+    loaded = bootstrap(root, sha256(root))
+    files: dict[str, AnyMetadata] = dict(loaded._files)
+    trusted = loaded._root
+    for role in TOP_ROLES:
+        content = state.get(role)
+        if content is None:
+            continue
+        if not isinstance(content, bytes):
+            raise IntegrityError(f"stored trust state is damaged: {role}")
+        match role:
+            case "timestamp":
+                files[role] = load(Timestamp, content, role)
+            case "snapshot":
+                files[role] = load(Snapshot, content, role)
+            case "targets":
+                files[role] = load(Targets, content, role)
+        verify_role(trusted, role, files[role])
+    snapshot, targets = files.get("snapshot"), files.get("targets")
+    if snapshot is not None and targets is not None:
+        require_listed("targets", state["targets"], listed_meta(cast(Snapshot, snapshot.signed), "targets"))
+    for name, content in delegated.items():
+        if targets is None or not isinstance(name, str) or not isinstance(content, bytes):
+            raise IntegrityError("stored trust state is damaged: delegated files")
+        files[name] = load(Targets, content, name)
+        verify_role(cast(Targets, targets.signed), name, files[name])
+    if "timestamp" in files:
+        custom_of(cast(Timestamp, files["timestamp"].signed))
+    return TrustedSet(
+        root,
+        state.get("timestamp"),
+        state.get("snapshot"),
+        state.get("targets"),
+        MappingProxyType(dict(sorted(delegated.items()))),
+        frozenset(late),
+        MappingProxyType(files),
+    )
+
+
+# --- steps of the workflow ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _SetMessage:
+    timestamp: bytes
+    snapshot: bytes
+    targets: bytes
+    delegated: dict[str, bytes]
+
+
+def _unpack_set(packed: bytes) -> _SetMessage:
+    if len(packed) > MAX_SET_BYTES:
+        raise IntegrityError(f"set of {len(packed)} bytes exceeds {MAX_SET_BYTES}")
+    content = decompress(packed, max_bytes=MAX_UNPACKED_SET_BYTES)
+    match unpack(content, max_bytes=MAX_UNPACKED_SET_BYTES, max_containers=2):
+        case {
+            "format": 1,
+            "timestamp": bytes(timestamp),
+            "snapshot": bytes(snapshot),
+            "targets": bytes(targets),
+            "delegated": dict(delegated),
+        } if all(isinstance(name, str) and isinstance(data, bytes) for name, data in delegated.items()):
+            return _SetMessage(timestamp, snapshot, targets, delegated)
+        case {"format": int(version)} if version > SET_FORMAT:
+            raise IntegrityError(f"set of format {version}, this version reads {SET_FORMAT}")
+        case _:
+            raise IntegrityError("not a set message")
+
+
+def _late(current: TrustedSet, new: TrustedSet, now: int) -> frozenset[tuple[str, str]]:
+    """What expired files list that was not seen while they were in time."""
+    late = set()
+    for role in new.delegated:
+        if now < expiry(new._files[role].signed):
+            continue
+        seen = current._listed(role)
+        for path, listed in new._listed(role).items():
+            if seen.get(path) != listed or (role, path) in current.late:
+                late.add((role, path))
+    return frozenset(late)
+
+
+def _why_not_listed(current: TrustedSet, target: Target | None, role: str) -> str:
+    if role not in delegations(current._targets):
+        return f"targets delegates no role {role!r}"
+    if target is None or role not in current._files:
+        return f"{role} does not list it"
+    if role in target.late:
+        return f"{role} lists it only since its file expired at {time_text(expiry(current._files[role].signed))}"
+    if target.path in current._listed(role):
+        return f"{role} lists {target.path} with another length or digest"
+    return f"{role} does not list {target.path}"
+
+
+# --- statements ---------------------------------------------------------------------------------------------------
+
+
+def _signers(current: TrustedSet, statement: Statement, role: str) -> list[bytes]:
+    """The key ids of `role` that signed the statement, if they reach its threshold."""
+    if role != "timestamp":
+        delegated = delegations(current._targets).get(role)
+        if delegated is None or delegated.paths != []:
+            raise TrustError(f"{role!r} is no role for statements in this realm's targets metadata")
+    threshold, keys = current.role_keys(role)
+    message = envelope.signed_bytes(statement.type, statement.payload)
+    distinct = dict(statement.signatures)
+    signed = [
+        keyid
+        for keyid, public in keys.items()
+        if keyid in distinct and PublicKey(public).is_signature(message, distinct[keyid])
+    ]
+    if len(signed) < threshold:
+        raise TrustError(f"{statement.type!r} is signed by {len(signed)} keys of {role}, it needs {threshold}")
+    return signed
+
+
+def _require_type(statement: Statement, row: Topic) -> None:
+    if statement.type not in STATEMENTS:
+        raise UnknownTypeError(f"statement of unknown type {statement.type!r} on topic {row.pattern}")
+    if statement.type != row.statement:
+        raise TrustError(f"{statement.type} statement came on topic {row.pattern}, which carries {row.statement}")
+    if row.document is None:
+        raise UnknownTypeError(f"statement type {statement.type} is reserved: this version has no document for it")
+
+
+def _open(current: TrustedSet, statement: Statement, row: Topic, names: Mapping[str, str], role: str) -> Document:
+    """A verified document of this realm and of the topic's ring or model."""
+    _require_type(statement, row)
+    assert row.document is not None  # _require_type
+    document = row.document.decode(verify(current, statement, role))
+    expected = {"realm": current.realm, **{what: names[what] for what in ("ring", "model") if what in names}}
+    for what, value in expected.items():
+        if getattr(document, what) != value:
+            raise TrustError(f"{statement.type} is for {what} {getattr(document, what)}, not for {what} {value}")
+    return document
