@@ -1,0 +1,213 @@
+"""[IO] Answers asks with offers and wants with chunks.
+
+Rule 1: an offer names only what a directive in force for the node's ring names, and always a full way; a node is kept
+    waiting for a recipe only so long, then it is offered full.
+Rule 2: `never` is said only of what no ring is to run: a node between two rings is told `later`.
+Rule 3: chunks are served of what the registry knows, and of nothing else; what is asked for beyond a blob's end is
+    left out. Who gets the next chunk is `transfer.Sender`'s choice.
+
+Times named `now_s` are seconds of a monotonic clock; `now` is seconds since 1970.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from heliograph.blob import LEAF_BYTES, LEAVES_PER_PAGE, PAGE_SPAN_BYTES, page_count, page_of
+from heliograph.deadlines import DEADLINES
+from heliograph.documents import Ask, Chunk, Offer, Want, Way
+from heliograph.errors import HeliographError, IntegrityError, NotFoundError
+from heliograph.names import Digest
+from heliograph.transfer import MAX_RANGES, Sender
+from heliograph_hub.fleet import Node
+from heliograph_hub.registry import Registry
+from heliograph_hub.rollout import Signed
+
+Pair = tuple[Digest, Digest]
+RECIPE_PATIENCE_S = 60.0
+"""How long a node is told `later` for one recipe; then it is offered full."""
+RECIPE_LATER_S = 2
+ROLLOUT_LATER_S = 60
+_CACHED_PAGES = 1024
+_CACHED_LENGTHS = 4096
+
+
+class Recipes:
+    """Pairs waiting for their recipe, made one at a time by whoever calls `make_next` in a thread."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._waiting: deque[Pair] = deque()
+        self._asked: dict[Pair, float] = {}
+        self.failed: dict[Pair, str] = {}
+        """Pairs for which none could be made, until the hub starts again."""
+
+    def request(self, pairs: list[Pair], now_s: float) -> list[Pair]:
+        """Those that are still being made and worth waiting for; what was not asked for before is queued."""
+        pending = []
+        for pair in self._registry.missing_recipes(pairs):
+            if pair in self.failed:
+                continue
+            if pair not in self._asked:
+                self._asked[pair] = now_s
+                self._waiting.append(pair)
+            if now_s - self._asked[pair] < RECIPE_PATIENCE_S:
+                pending.append(pair)
+        return pending
+
+    def take(self) -> Pair | None:
+        """The next pair to make, if any."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def make(self, pair: Pair, now: int) -> str:
+        """Makes one recipe (seconds of work) and returns a sentence about it; a failure only means that full is sent."""
+        try:
+            delta = self._registry.make_recipe(*pair, now)
+        except HeliographError as error:
+            self.failed[pair] = str(error)
+            return f"no recipe from {pair[0].hex()[:12]} to {pair[1].hex()[:12]}: {error}"
+        return f"made a recipe to {pair[1].hex()[:12]}: {delta.cost_bytes} bytes in {delta.seconds:.1f} s"
+
+
+def answer(
+    registry: Registry,
+    recipes: Recipes,
+    realm: str,
+    node: Node,
+    ask: Ask,
+    in_force: Mapping[str, Mapping[str, Signed]],
+    now: int,
+    now_s: float,
+) -> Offer:
+    """The one answer to an ask: ways, or later, or never; reads the manifest, makes nothing.
+
+    Raises:
+        IntegrityError, NotFoundError: the release's own manifest has rotted on the hub.
+    """
+    later_s: int | None = None
+    reason = ""
+    ways: tuple[Way, ...] = ()
+    release = registry.by_digest(ask.release)
+    directive = in_force.get(node.ring, {}).get(ask.model)
+    named_elsewhere = any(
+        models[ask.model].release == ask.release for models in in_force.values() if ask.model in models
+    )
+    if release is None or release.model != ask.model:
+        reason = f"the hub has no release {ask.release.hex()[:16]} of {ask.model}"
+    elif not named_elsewhere:
+        reason = f"no ring is to run {release.name} now"
+    elif directive is None or directive.release != ask.release or directive.action != "install":
+        later_s, reason = ROLLOUT_LATER_S, f"{release.name} is not released to ring {node.ring}"
+    else:
+        pending = recipes.request(registry.pairs(release, ask.bases), now_s)
+        if pending:
+            later_s, reason = RECIPE_LATER_S, f"{len(pending)} of the deltas to {release.name} are being made"
+        else:
+            ways = registry.ways(registry.manifest(release), ask.bases)
+    return Offer(
+        realm=realm,
+        site=node.site,
+        node=node.node,
+        key=node.keyid,
+        run=ask.run,
+        n=ask.n,
+        model=ask.model,
+        release=ask.release,
+        expires=now + int(DEADLINES.offer_s),
+        ways=ways,
+        later_s=later_s,
+        never=bool(reason) and later_s is None,
+        reason=reason,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One chunk message and whom it is for."""
+
+    site: str
+    node: str
+    payload: bytes
+    content_bytes: int
+
+
+class Distribution:
+    """What is queued for whom, and the bytes of it.
+
+    Attributes:
+        content_bytes: leaves and pages sent since the start.
+        rotten: reads that found an object missing or short.
+    """
+
+    def __init__(self, registry: Registry, sender: Sender[tuple[str, str]]) -> None:
+        self._registry = registry
+        self._sender = sender
+        self._lengths: OrderedDict[Digest, int] = OrderedDict()
+        self._pages: OrderedDict[tuple[Digest, int], bytes] = OrderedDict()
+        self.content_bytes = 0
+        self.rotten = 0
+
+    def take(self, site: str, node: str, want: Want, now_s: float) -> int:
+        """Queues what is wanted and exists, and returns how many chunks are new in the queue.
+
+        Raises:
+            NotFoundError: the registry has no such blob.
+        """
+        length = self._length(Digest(want.blob))
+        leaves = -(-length // LEAF_BYTES)
+        pages = tuple(page for page in want.pages[:MAX_RANGES] if page < page_count(length))
+        ranges = tuple(
+            (first, min(count, leaves - first)) for first, count in want.ranges[:MAX_RANGES] if first < leaves
+        )
+        fitting = Want(handle=want.handle, blob=want.blob, pages=pages, ranges=ranges)
+        return self._sender.take((site, node), fitting, now_s)
+
+    def next(self, now_s: float) -> Outgoing | None:
+        """The next chunk to send, or None if nothing may go now. A blob that can't be read is passed over, counted."""
+        while (send := self._sender.next(now_s)) is not None:
+            try:
+                length = self._length(send.blob)
+                if send.page is not None:
+                    content = self._page(send.blob, length, send.page)
+                    chunk = Chunk(handle=send.handle, page=send.page, bytes=content)
+                else:
+                    size = min(send.length, length - send.offset)
+                    content = self._registry.objects.read_range(send.blob, send.offset, size)
+                    chunk = Chunk(handle=send.handle, offset=send.offset, bytes=content)
+            except (NotFoundError, IntegrityError):
+                self.rotten += 1
+                continue
+            self.content_bytes += len(content)
+            return Outgoing(send.node[0], send.node[1], chunk.encode(), len(content))
+        return None
+
+    def next_time(self, now_s: float) -> float | None:
+        """When `next` will have something; None while nothing is queued."""
+        return self._sender.next_time(now_s)
+
+    def forget(self, site: str, node: str) -> None:
+        """The node is gone: what it asked for is dropped."""
+        self._sender.forget((site, node))
+
+    def _length(self, blob: Digest) -> int:
+        length = self._lengths.get(blob)
+        if length is None:
+            length = self._registry.blob_length(blob)
+            if length is None:
+                raise NotFoundError(f"no blob {blob.hex()[:16]} in the registry")
+            self._lengths[blob] = length
+            if len(self._lengths) > _CACHED_LENGTHS:
+                self._lengths.popitem(last=False)
+        return length
+
+    def _page(self, blob: Digest, length: int, index: int) -> bytes:
+        """The leaf digests of one MiB; made once while it is asked for often."""
+        page = self._pages.get((blob, index))
+        if page is None:
+            offset = index * PAGE_SPAN_BYTES
+            span = self._registry.objects.read_range(blob, offset, min(PAGE_SPAN_BYTES, length - offset))
+            page = self._pages[blob, index] = page_of(span)
+            assert len(page) <= LEAVES_PER_PAGE * 16
+            if len(self._pages) > _CACHED_PAGES:
+                self._pages.popitem(last=False)
+        return page
