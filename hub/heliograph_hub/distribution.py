@@ -60,7 +60,7 @@ class Recipes:
         return self._waiting.popleft() if self._waiting else None
 
     def make(self, pair: Pair, now: int) -> str:
-        """Makes one recipe (seconds of work) and returns a sentence about it; a failure only means that full is sent."""
+        """Makes one recipe (seconds of work) and returns a sentence about it; if it fails, full is sent."""
         try:
             delta = self._registry.make_recipe(*pair, now)
         except HeliographError as error:

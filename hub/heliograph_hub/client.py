@@ -1,0 +1,104 @@
+"""[IO] What operator commands use to talk to a running hub: JSON over its unix socket, or over a URL.
+
+Errors come back as the families they were raised as, so that a command ends with the same sentence and exit code as
+if it had done the work itself.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heliograph import errors
+from heliograph.errors import ConfigError, HeliographError, TransportError
+
+if TYPE_CHECKING:
+    import httpx
+
+SOCKET_NAME = "hub.sock"
+HUB_FILE = "hub.toml"
+ENVIRONMENT = "HELIOGRAPH_HUB"
+_MAX_SOCKET_PATH = 100
+_FAMILIES: dict[str, type[HeliographError]] = {
+    name: value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, HeliographError)
+}
+
+
+@contextmanager
+def short_socket_path(folder: Path) -> Iterator[str]:
+    """A path to the folder's socket that fits the system's 107 bytes, however deep the folder lies."""
+    path = str(folder / SOCKET_NAME)
+    if len(path.encode()) <= _MAX_SOCKET_PATH:
+        yield path
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
+    finally:
+        os.close(descriptor)
+
+
+class HubClient:
+    """Asks one hub; each call is one request."""
+
+    def __init__(self, where: str, timeout_s: float = 120.0) -> None:
+        """Takes a hub's folder, or `http://…` of one that listens there.
+
+        Raises:
+            ConfigError: no hub was named, or the folder is none.
+        """
+        if not where:
+            raise ConfigError(
+                f"no hub named: give --hub DIR or set {ENVIRONMENT} (a folder made by heliograph hub init)"
+            )
+        self.where = where
+        self._timeout_s = timeout_s
+        self._is_url = where.startswith(("http://", "https://"))
+        if not self._is_url and not (Path(where) / HUB_FILE).is_file():
+            raise ConfigError(f"{where} is no hub folder: heliograph hub init {where}")
+
+    def get(self, path: str) -> Any:
+        """The JSON at `path`.
+
+        Raises:
+            HeliographError: of the family the hub raised.
+            TransportError: no hub runs there.
+        """
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The answer to `body`; raises as `get`."""
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        import httpx
+
+        if self._is_url:
+            return self._send(httpx.HTTPTransport(), self.where.rstrip("/"), method, path, body)
+        with short_socket_path(Path(self.where)) as socket_path:
+            return self._send(httpx.HTTPTransport(uds=socket_path), "http://hub", method, path, body)
+
+    def _send(
+        self, transport: "httpx.HTTPTransport", base: str, method: str, path: str, body: dict[str, Any] | None
+    ) -> Any:
+        import httpx
+
+        try:
+            with httpx.Client(transport=transport, base_url=base, timeout=self._timeout_s) as client:
+                answer = client.request(method, path, json=body)
+        except httpx.TimeoutException as error:
+            raise TransportError(f"the hub at {self.where} did not answer within {self._timeout_s:g} s") from error
+        except httpx.HTTPError as error:
+            start = "start it there" if self._is_url else f"start it with: heliograph hub run {self.where}"
+            raise TransportError(f"no hub is running at {self.where}: {start}") from error
+        try:
+            content = answer.json()
+        except ValueError as error:
+            raise TransportError(f"{self.where} did not answer as a hub (HTTP {answer.status_code})") from error
+        if answer.is_success:
+            return content
+        family = _FAMILIES.get(content.get("kind", ""), HeliographError)
+        raise family(content.get("error", f"HTTP {answer.status_code}"))
