@@ -4,10 +4,10 @@ import tracemalloc
 from typing import Any, get_args
 
 import pytest
-from golden import DOCUMENTS, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from golden import DOCUMENTS, stored
 from heliograph import documents as doc
 from heliograph.documents import Document, Part
 from heliograph.errors import HeliographError, IntegrityError

@@ -2,10 +2,10 @@ import dataclasses
 from typing import Any
 
 import pytest
-from golden import MANIFEST, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import MANIFEST, stored
 from heliograph import manifest as man
 from heliograph.blob import MAX_UNPAGED_BYTES, sha256
 from heliograph.errors import HeliographError, IntegrityError
@@ -77,6 +77,7 @@ def test_a_manifest_of_required_fields_alone_loads_with_the_agreed_defaults() ->
 FILE = unpack(GOLDEN)["files"][0]
 VARIANT = unpack(GOLDEN)["variants"][0]
 OTHERS = unpack(GOLDEN)["files"][1:]
+GOLDEN_FILES = {"inputs": "golden/inputs.json", "outputs": "golden/outputs.json"}
 
 
 @pytest.mark.parametrize(
@@ -97,9 +98,8 @@ OTHERS = unpack(GOLDEN)["files"][1:]
         ({"variants": [VARIANT | {"files": []}]}, "names no files"),
         ({"variants": [VARIANT | {"runtime": "pickle"}]}, "runtime"),
         ({"golden": {"inputs": "golden/inputs.json", "outputs": "no.json"}}, "no.json is named"),
-        ({"golden": {"inputs": "golden/inputs.json", "outputs": "golden/outputs.json", "tolerance": -1.0}}, "tolerance"),
-        ({"golden": {"inputs": "golden/inputs.json", "outputs": "golden/outputs.json", "tolerance": float("nan")}},
-         "tolerance"),
+        ({"golden": GOLDEN_FILES | {"tolerance": -1.0}}, "tolerance"),
+        ({"golden": GOLDEN_FILES | {"tolerance": float("nan")}}, "tolerance"),
         ({"gates": [{"name": "p95-ms", "limit": float("inf")}]}, "limit"),
         ({"evaluation": {"data": "eval.npz", "floor": 0.5}}, "eval.npz is named"),
         ({"soak": {"min_s": 10, "max_s": 5}}, "exceeds soak.max_s"),

@@ -2,10 +2,10 @@ import re
 from typing import get_args
 
 import pytest
-from golden import DOCUMENTS, STATEMENT, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import DOCUMENTS, STATEMENT, stored
 from heliograph.errors import HeliographError, IntegrityError
 from heliograph.names import NAME_PATTERN, RINGS
 from heliograph.protocol import BY_NAME, PREFIX, STATEMENTS, TOPICS, Payload, Topic, below_realm, parse_topic, topic

@@ -1,8 +1,8 @@
 import pytest
-from golden import STATEMENT, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import STATEMENT, stored
 from heliograph.errors import HeliographError, IntegrityError
 from heliograph.statement import MAX_STATEMENT_BYTES, Statement, encode, parse, signed_bytes
 from heliograph.wire import pack
