@@ -1,0 +1,267 @@
+"""Gets blobs over the link: wants out, chunks in, leaves onto the disk, segments rebuilt as they complete.
+
+What to ask for next is decided by `heliograph.transfer`; what lies on the disk is `heliograph_site.slots`. This shell
+joins the two with the connection. Rules:
+
+1. Nothing here gives up: the road is waited out. Only wrong content ends a fetch, with `IntegrityError`.
+2. At any moment the process may be killed: what was verified is found again on the disk.
+3. One release is fetched at a time; small signed objects (manifests, recipes) may overtake it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import ParamSpec, TypeVar
+
+from heliograph.deadlines import DEADLINES, Deadlines
+from heliograph.delta.recipe import Recipe, UnknownOpError, parse
+from heliograph.documents import Chunk, Want, Way
+from heliograph.errors import IntegrityError, TransportError
+from heliograph.manifest import File, Manifest
+from heliograph.names import Digest
+from heliograph.transfer import BlobFetch, Fetcher
+from heliograph_site.slots import SYNC_BYTES, PartialBlob, Rebuild, Slots
+
+P = ParamSpec("P")
+R = TypeVar("R")
+SMALL, BULK = 1, 10
+"""Priorities in the fetcher."""
+SEGMENTS_AT_ONCE = 4
+
+
+async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Runs blocking work in a thread; when cancelled, waits for it to end, so that nothing goes on behind our back."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # seen: whoever cancelled doesn't ask for it
+        raise
+
+
+class Downloads:
+    """Every fetch of the node, through one window.
+
+    Attributes:
+        corrupt: chunks that did not verify.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Want], Awaitable[None]],
+        probe: Callable[[float], Awaitable[object]],
+        rng: Random,
+        deadlines: Deadlines = DEADLINES,
+    ) -> None:
+        """`send` publishes a want (TransportError: no link); `probe` finds out whether the link lives."""
+        self.corrupt = 0
+        self._send = send
+        self._probe = probe
+        self._rng = rng
+        self._deadlines = deadlines
+        self._fetcher = Fetcher(deadlines=deadlines)
+        self._sinks: dict[Digest, PartialBlob] = {}
+        self._is_up = False
+        self._turn = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._arrived = asyncio.Event()
+
+    async def run(self) -> None:
+        """Sends what is wanted, for ever."""
+        while True:
+            self._wake.clear()
+            if self._is_up:
+                now = time.monotonic()
+                if self._fetcher.on_time(now):
+                    await self._probe(max(5.0, self._deadlines.chunk_base_s))
+                try:
+                    for want in self._fetcher.wants(time.monotonic()):
+                        await self._send(want)
+                except TransportError:
+                    self._is_up = False  # until the link says that it is up again
+            deadline = self._fetcher.next_deadline(time.monotonic()) if self._is_up else None
+            try:
+                async with asyncio.timeout_at(
+                    None if deadline is None else asyncio.get_running_loop().time() + deadline - time.monotonic()
+                ):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def on_link(self, is_up: bool) -> None:
+        """The link came or went: handles are drawn anew, and what was on its way is asked for again."""
+        self._is_up = is_up
+        if not is_up:
+            self._fetcher.on_link_lost(self._draw)
+        self._wake.set()
+
+    async def on_chunk(self, payload: bytes) -> bool:
+        """Takes a chunk message; False if it is none, doesn't verify or wasn't asked for."""
+        try:
+            chunk = Chunk.decode(payload)
+            arrival = self._fetcher.on_chunk(chunk, time.monotonic())
+        except IntegrityError:
+            self.corrupt += 1
+            self._wake.set()
+            return False
+        self._wake.set()
+        if arrival is None:
+            return False
+        part = self._sinks.get(arrival.fetch.blob)
+        if part is not None:
+            part.take(arrival)
+            if part.unsynced_bytes >= SYNC_BYTES:
+                await in_thread(part.sync)
+        self._arrived.set()
+        return True
+
+    async def small(self, digest: bytes, length: int) -> bytes:
+        """A manifest or recipe, verified; asked for again until it is right."""
+        pause_s = 1.0
+        while True:
+            fetch = BlobFetch(Digest(digest), length, (), self._draw())
+            self._fetcher.add(fetch, SMALL)
+            try:
+                await self._complete(fetch, lambda: None)
+                return fetch.finish()
+            except IntegrityError:
+                self.corrupt += 1
+            finally:
+                self._fetcher.remove(fetch)
+            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, self._deadlines.check_in_s)
+
+    async def release(
+        self, slots: Slots, manifest: Manifest, ways: Sequence[Way], on_progress: Callable[[int, int], None]
+    ) -> None:
+        """Every file of the release that isn't held, each by the cheapest way that can be gone, into the store.
+
+        Args:
+            slots: where the files go.
+            manifest: of the release.
+            ways: as offered, already cut to those allowed.
+            on_progress: told (bytes held, bytes to fetch) of the file under way.
+
+        Raises:
+            IntegrityError: a segment or a whole file came out wrong though every byte was signed for.
+            OSError: the disk took no more; what it has is found again.
+        """
+        async with self._turn:
+            for file in slots.missing(manifest):
+                await self._file(slots, file, ways, on_progress)
+
+    async def _file(
+        self, slots: Slots, file: File, ways: Sequence[Way], on_progress: Callable[[int, int], None]
+    ) -> None:
+        if not file.length:
+            slots.store.put(b"")
+            return
+        for way in usable_ways(slots, file, ways):
+            if way.kind == "full":
+                await self._full(slots, file, on_progress)
+                return
+            try:
+                recipe = await self._recipe(slots, file, way)
+            except UnknownOpError:
+                continue  # the next way
+            await self._delta(slots, file, recipe, on_progress)
+            return
+        raise IntegrityError(f"no way was offered that leads to {file.name}")
+
+    async def _full(self, slots: Slots, file: File, on_progress: Callable[[int, int], None]) -> None:
+        part = PartialBlob(
+            slots.path(file.sha256, "part"),
+            slots.path(file.sha256, "pages"),
+            BlobFetch(Digest(file.sha256), file.length, file.pages, self._draw()),
+        )
+        try:
+            await in_thread(part.open)
+            self._begin(part)
+            try:
+                await self._complete(part.fetch, lambda: _report(part, on_progress))
+            finally:
+                self._end(part)
+        finally:
+            part.close()
+        await in_thread(slots.settle, file.sha256, part.path)
+
+    async def _recipe(self, slots: Slots, file: File, way: Way) -> Recipe:
+        assert way.recipe is not None and way.base is not None, "a delta names both"
+        data = slots.kept_recipe(file.sha256, way.recipe.sha256)
+        if data is None:
+            data = await self.small(way.recipe.sha256, way.recipe.length)
+            slots.keep_recipe(file.sha256, data)
+        recipe = parse(data)
+        recipe.check_is_for(Digest(way.base), Digest(file.sha256), file.length)
+        return recipe
+
+    async def _delta(self, slots: Slots, file: File, recipe: Recipe, on_progress: Callable[[int, int], None]) -> None:
+        rebuild = Rebuild(slots.path(file.sha256, "out"), recipe, slots.store)
+        patch: PartialBlob | None = None
+        if recipe.patch_length:
+            patch = PartialBlob(
+                slots.path(file.sha256, "patch"),
+                slots.path(file.sha256, "patch-pages"),
+                BlobFetch(recipe.patch_sha256, recipe.patch_length, recipe.patch_pages, self._draw()),
+            )
+        try:
+            await in_thread(rebuild.open)
+            if patch is not None:
+                await in_thread(patch.open)
+                self._begin(patch)
+            while not rebuild.is_complete:
+                self._arrived.clear()
+                ready = rebuild.ready(patch.fetch if patch else None)[:SEGMENTS_AT_ONCE]
+                for index in ready:
+                    await in_thread(rebuild.make, index, patch)
+                if patch is not None:
+                    _report(patch, on_progress)
+                if not ready and not rebuild.is_complete:
+                    await self._arrived.wait()
+        finally:
+            if patch is not None:
+                self._end(patch)
+                patch.close()
+            rebuild.close()
+        await in_thread(slots.settle, file.sha256, rebuild.path)
+
+    async def _complete(self, fetch: BlobFetch, on_progress: Callable[[], None]) -> None:
+        self._wake.set()
+        while not fetch.complete:
+            self._arrived.clear()
+            await self._arrived.wait()
+            on_progress()
+
+    def _begin(self, part: PartialBlob) -> None:
+        self._sinks[part.fetch.blob] = part
+        self._fetcher.add(part.fetch, BULK)
+        self._wake.set()
+
+    def _end(self, part: PartialBlob) -> None:
+        self._sinks.pop(part.fetch.blob, None)
+        self._fetcher.remove(part.fetch)
+
+    def _draw(self) -> bytes:
+        return self._rng.randbytes(4)
+
+
+def _report(part: PartialBlob, on_progress: Callable[[int, int], None]) -> None:
+    if part.failure is not None:
+        raise part.failure
+    on_progress(part.fetch.bytes_held, part.fetch.length)
+
+
+def usable_ways(slots: Slots, file: File, ways: Sequence[Way]) -> list[Way]:
+    """The ways to this file that the node can go, the cheapest first."""
+    return sorted(
+        (
+            way
+            for way in ways
+            if way.blob == file.sha256
+            and (way.kind == "full" or (way.kind == "delta" and way.base and slots.store.has(Digest(way.base))))
+        ),
+        key=lambda way: way.bytes,
+    )
