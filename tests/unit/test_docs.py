@@ -1,0 +1,93 @@
+"""The documents say what the code does."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+
+from heliograph.manifest import explain
+from heliograph.protocol import TOPICS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "shared").glob("*.md"))]
+
+
+def test_what_is_made_from_code_is_fresh() -> None:
+    check = [sys.executable, str(ROOT / "scripts" / "docs.py"), "--check"]
+    result = subprocess.run(check, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_topic_table_names_every_topic_and_the_formats_every_field_of_release_toml() -> None:
+    protocol, formats = ((ROOT / "shared" / name).read_text() for name in ("PROTOCOL.md", "FORMATS.md"))
+    for row in TOPICS:
+        assert f"`{row.pattern.replace('{', '<').replace('}', '>')}`" in protocol
+    for field, *_ in explain():
+        assert f"| `{field}` |" in formats
+
+
+def _commands() -> dict[str, set[str]]:
+    """`release add` and the like to their options, from the commands themselves."""
+    found: dict[str, set[str]] = {}
+    for entry in entry_points(group="heliograph.commands"):
+        group = typer.main.get_command(entry.load())
+        for name, command in getattr(group, "commands", {}).items():
+            found[f"{entry.name} {name}"] = {option for param in command.params for option in param.opts}
+    return found
+
+
+def test_every_command_in_the_readme_exists_with_its_options() -> None:
+    commands = _commands()
+    lines = re.findall(r"^ +heliograph (.+?)(?: +#.*)?$", README, re.MULTILINE)
+    assert len(lines) >= 10
+    for line in lines:
+        words = line.split()
+        assert " ".join(words[:2]) in commands, line
+        for option in (word for word in words if word.startswith("--")):
+            assert option in commands[" ".join(words[:2])], line
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["delta make", "delta apply", "delta show", "hub init", "hub run", "release add", "release sign", "release approve",
+     "release list", "release show", "rollout start", "rollout status", "rollout promote", "fleet list", "fleet show",
+     "fleet token", "fleet assign", "node join", "node run", "node status"],
+)  # fmt: skip
+def test_every_promised_command_exists_and_is_described(command: str) -> None:
+    assert command in _commands()
+    assert f"### heliograph {command}" in (ROOT / "shared" / "CLI.md").read_text()
+
+
+def test_the_two_commands_and_all_scripts_of_the_readme_are_there_to_run() -> None:
+    for script in {*re.findall(r"scripts/([a-z]+)", README), "demo", "test", "check", "bench"}:
+        path = ROOT / "scripts" / script
+        assert path.is_file(), path
+        assert path.stat().st_mode & 0o111, f"{path} is not executable"
+
+
+def test_the_folder_map_names_real_folders() -> None:
+    folders = re.findall(r"^\| `([a-z_/]+)` \|", README, re.MULTILINE)
+    assert len(folders) >= 6
+    for folder in folders:
+        assert (ROOT / folder).is_dir(), folder
+    kinds = README.split("| `tests` |")[1].split("|")[0].split(",")
+    for kind in kinds:
+        assert any((ROOT / "tests" / kind.strip()).glob("*.py")), kind
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (document.parent / file) if file else document
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
