@@ -1,7 +1,7 @@
 """What to ask for next and what to send next: the bulk of a release, leaf by leaf, over a link that loses and repeats.
 
-The asker's side is `BlobFetch` (one blob: what is held, what verifies) and `Fetcher` (several blobs by priority, through
-one `heliograph.window`). The other side, hub or relay, is `Sender`.
+The asker's side is `BlobFetch` (one blob: what is held, what verifies) and `Fetcher` (several blobs by priority,
+through one `heliograph.window`). The other side, hub or relay, is `Sender`.
 
 Rule 1: nothing unverified leaves this module, except from a blob without pages, which is verified whole by `finish`.
 Rule 2: a leaf that is held is never asked for. What is held is what verifies; no bitmap is kept on disk.
@@ -318,8 +318,8 @@ class Fetcher:
 
     @property
     def outstanding_bytes(self) -> int:
-        """What was asked for and neither came nor counts as lost."""
-        return sum(asked.bytes for asked in self._asked)
+        """What was asked for and may still come: what a later answer has overtaken no longer fills the window."""
+        return sum(asked.bytes for asked in self._asked if not asked.later)
 
     @property
     def fetches(self) -> tuple[BlobFetch, ...]:

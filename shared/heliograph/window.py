@@ -7,7 +7,10 @@ Source: measured on emulated links: a 16 KiB window keeps a 300-byte message wit
 64 KiB is wanted where the road loses or is cut; no fixed multiple of the bandwidth-delay product does both.
 """
 
+from heliograph.blob import LEAF_BYTES
+
 SMALL_CHUNK_LEAVES = 2
+SMALL_CHUNK_BYTES = SMALL_CHUNK_LEAVES * LEAF_BYTES
 CHUNK_LEAVES = 4
 SLOW_LINK_BYTES_PER_S = 32 * 1024
 """At or below this rate chunks are 8 KiB, above 16 KiB."""
@@ -57,12 +60,15 @@ class Window:
 
         Args:
             rtt_s: since it was asked for; None if it was asked for twice, so that nobody knows.
-            chunk_bytes: its size.
+            chunk_bytes: its size. Pages and last leaves are quicker than whole chunks and say nothing about delay.
             outstanding_bytes: what is still on its way after it.
             now: seconds.
         """
         self._measure_rate(chunk_bytes, outstanding_bytes, now)
         if rtt_s is None:
+            return
+        if chunk_bytes < SMALL_CHUNK_BYTES:
+            self.rtt_s = self.rtt_s or rtt_s
             return
         self.rtt_s = rtt_s if self.rtt_s is None else 0.875 * self.rtt_s + 0.125 * rtt_s
         self._remember(rtt_s, now)
@@ -71,13 +77,13 @@ class Window:
         assert smallest is not None
         if rtt_s < smallest + max(self.ALLOWANCE_S, own_s):
             # A window that isn't used says nothing about a larger one.
-            if outstanding_bytes + 2 * chunk_bytes >= self.size_bytes:
+            if outstanding_bytes + 2 * chunk_bytes > self.size_bytes:
                 grown = chunk_bytes if self._is_young else chunk_bytes * chunk_bytes // self.size_bytes + 1
                 self.size_bytes = min(self.size_bytes + grown, self.LARGEST_BYTES)
         elif now - self._shrunk_at >= rtt_s:
             self._is_young = False
             self._shrunk_at = now
-            self.size_bytes = max(self.size_bytes * 3 // 4, self.SMALLEST_BYTES)
+            self.size_bytes = max(self.size_bytes * 7 // 8, self.SMALLEST_BYTES)
 
     def on_link_lost(self) -> None:
         """The next link may be another one: delay is learnt anew, the size is kept as a first guess."""
