@@ -146,9 +146,14 @@ def test_a_replacement_that_is_interrupted_leaves_the_old_file_and_nothing_else(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(interruption), replacing(path) as file:
-        file.write(b"new")
-        file.flush()
-        raise interruption
+
+    def write_and_fail() -> None:
+        with replacing(path) as file:
+            file.write(b"new")
+            file.flush()
+            raise interruption
+
+    with pytest.raises(interruption):
+        write_and_fail()
     assert path.read_bytes() == b"old"
     assert files_in(tmp_path) == ["file"]

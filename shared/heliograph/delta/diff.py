@@ -26,7 +26,7 @@ import zstandard
 
 from heliograph.blob import Digest, describe, short_digest
 from heliograph.delta.patch import dictionary, rebuild_segment
-from heliograph.delta.recipe import COPY, DICT, FULL, MAX_SEGMENT_BYTES, Recipe, Segment
+from heliograph.delta.recipe import COPY, DICT, FULL, MAX_SEGMENT_BYTES, Recipe, Segment, max_old_bytes
 from heliograph.errors import ConfigError
 from heliograph.wire import compress
 
@@ -135,7 +135,7 @@ def _best(old: Buffer, out: bytes, old_place: int) -> tuple[Segment, bytes]:
     """The smallest way to make `out`, rebuilt and compared; `old_place` is where in the old blob its like stands."""
     frame = compress(out, LEVEL)
     winner = _segment(out, FULL, (), len(frame)), frame
-    slack = max(WINDOW_BYTES - len(out), 0) // 2
+    slack = max(min(WINDOW_BYTES, max_old_bytes(len(out))) - len(out), 0) // 2
     start = max(0, min(old_place - slack, len(old) - len(out) - 2 * slack))
     window = old[start : start + len(out) + 2 * slack]
     if window:

@@ -5,7 +5,7 @@ allocated:
 
 1. At most 1 MiB encoded, at most `MAX_UNPACKED_BYTES` unpacked, at most `MAX_SEGMENTS` segments.
 2. Segments tile the target: each has 1 to 4 MiB (`MAX_SEGMENT_BYTES`), their lengths sum to the target's.
-3. Old ranges lie inside the base; one segment reads at most `MAX_OLD_BYTES` of it.
+3. Old ranges lie inside the base; one segment reads at most `max_old_bytes` of it, so that time is bounded like memory.
 4. Patch ranges tile the patch, in order, without gap or overlap; one for each segment, possibly empty.
 5. Each operation's own shape (how many ranges, how long, which parameters) holds. An operation this version doesn't
    know raises `UnknownOpError`: the reader takes the next offer.
@@ -28,7 +28,7 @@ MAX_SEGMENTS = 16384
 MAX_SEGMENT_BYTES = 4 << 20
 MAX_OLD_RANGES = 16
 MAX_OLD_BYTES = 8 << 20
-"""What one segment may read of the base, over all its ranges."""
+"""What any segment may read of the base, over all its ranges."""
 MAX_PATCH_BYTES = MAX_SEGMENT_BYTES + (64 << 10)
 """What one segment may read of the patch: incompressible bytes and their frame."""
 MAX_PARAMS_BYTES = 4096
@@ -57,6 +57,11 @@ class Segment:
     """Short digest of what must come out."""
     params: bytes = b""
     """Parameters in the operation's own encoding; empty for the operations of this version."""
+
+
+def max_old_bytes(length: int) -> int:
+    """What a segment of `length` bytes may read of the base: a small one must not cost as much as a large one."""
+    return min(MAX_OLD_BYTES, (64 << 10) + 16 * length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,9 @@ def _segments(reader: Reader, base_length: int, target_length: int, patch_length
         if made > target_length:
             raise IntegrityError(f"segment {index} goes beyond the target's {target_length} bytes")
         if offset != used or used + length > patch_length:
-            raise IntegrityError(f"segment {index} uses {length} patch bytes from {offset}, expected from {used}")
+            raise IntegrityError(
+                f"segment {index} uses {length} patch bytes from {offset}, expected from {used}, at most {patch_length}"
+            )
         used += length
         segments.append(segment)
     if made != target_length:
@@ -220,8 +227,8 @@ def _segment(reader: Reader, index: int, base_length: int) -> Segment:
         reader.array(f"{what} old range", 2, 2)
         at = reader.integer(f"{what} old offset", 0, base_length)
         old.append((at, reader.integer(f"{what} old length", 1, min(MAX_OLD_BYTES, base_length - at))))
-    if sum(size for _, size in old) > MAX_OLD_BYTES:
-        raise IntegrityError(f"{what} reads more than {MAX_OLD_BYTES} bytes of the base")
+    if sum(size for _, size in old) > max_old_bytes(length):
+        raise IntegrityError(f"{what} of {length} bytes reads more than {max_old_bytes(length)} bytes of the base")
     reader.array(f"{what} patch range", 2, 2)
     at = reader.integer(f"{what} patch offset", 0, MAX_BLOB_BYTES)
     patch = (at, reader.integer(f"{what} patch length", 0, MAX_PATCH_BYTES))
