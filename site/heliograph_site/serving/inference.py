@@ -158,7 +158,7 @@ def _flatten(name: str, values: Any, count: int, rank: int) -> list[Any]:
     if not isinstance(values, list):
         raise RequestError(f"input {name} data is {_shown(values)}, expected an array")
     level = values
-    for _ in range(rank):
+    for _ in range(rank - 1):
         if not level or not isinstance(level[0], list):
             break
         flat: list[Any] = []
