@@ -106,7 +106,8 @@ def test_the_hand_made_frame_is_right_but_for_its_window() -> None:
 BOMBS = {
     "unpacks to 300 MiB": frame(bytes(300 * MIB)),
     "says nothing of its size": without_size(bytes(300 * MIB)),
-    "wants a window of 16 MiB": streamed(24),
+    # Cut short, because zstd takes a whole frame without making its window.
+    "wants a window of 16 MiB": streamed(24)[:-1],
 }
 
 
@@ -115,7 +116,7 @@ def test_a_bomb_is_refused_in_little_memory_even_if_it_begins_with_the_right_byt
     bomb = BOMBS[name]
     tracemalloc.start()
     try:
-        with pytest.raises(IntegrityError, match="unpack to|not a zstd frame"):
+        with pytest.raises(IntegrityError, match=r"unpack to|too much memory"):
             rebuild_segment(segment(FULL, (), bomb, bytes(1024)), read_old, bomb)
         assert tracemalloc.get_traced_memory()[1] < MIB
     finally:

@@ -106,6 +106,7 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
                 sha.update(out)
                 file.write(out)
                 done += len(out)
+                del patch_bytes, out  # or they would stand beside the next segment's
                 if progress is not None:
                     progress(done, recipe.target_length)
             if sha.digest() != recipe.target:
