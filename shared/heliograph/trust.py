@@ -529,36 +529,36 @@ def open_own(data: bytes, row: Topic, names: Mapping[str, str], *, realm: str, p
 
 def state_to_bytes(current: TrustedSet) -> bytes:
     """One row that holds the whole state; to be replaced in one transaction."""
-    files = {"root": current.root, "timestamp": current.timestamp, "snapshot": current.snapshot}
-    late = [list(pair) for pair in sorted(current.late)]
-    return pack(
-        {
-            "format": STATE_FORMAT,
-            **files,
-            "targets": current.targets,
-            "delegated": dict(current.delegated),
-            "late": late,
-        }
-    )
+    content = {
+        "root": current.root,
+        "timestamp": current.timestamp,
+        "snapshot": current.snapshot,
+        "targets": current.targets,
+        "delegated": dict(current.delegated),
+        "late": [list(pair) for pair in sorted(current.late)],
+    }
+    body = pack(content)
+    return pack([STATE_FORMAT, sha256(body), body])
 
 
 def state_from_bytes(data: bytes) -> TrustedSet:
-    """The set in a stored row; signatures and digests are checked again, expiry is not.
+    """The set in a stored row; its digest, signatures and what files state of each other are checked, expiry is not.
 
     Raises:
         IntegrityError: damaged, or written by a newer version.
         TrustError: a file in it is not signed as its role needs.
     """
-    state = unpack(data, max_bytes=MAX_STATE_BYTES, max_containers=4100)
-    if not isinstance(state, dict):
-        raise IntegrityError("stored trust state is damaged: not a map")
-    version = state.get("format")
-    if isinstance(version, int) and version > STATE_FORMAT:
-        raise IntegrityError(
-            f"trust state has format {version}, this version reads {STATE_FORMAT}: use a newer heliograph"
-        )
+    match unpack(data, max_bytes=MAX_STATE_BYTES, max_containers=1):
+        case [int(version), *_] if version > STATE_FORMAT:
+            raise IntegrityError(
+                f"trust state has format {version}, this version reads {STATE_FORMAT}: run the newer heliograph again"
+            )
+        case [1, bytes(digest), bytes(body)] if sha256(body) == digest:
+            state = unpack(body, max_bytes=MAX_STATE_BYTES, max_containers=4100)
+        case _:
+            raise IntegrityError("stored trust state is damaged: it does not fit its digest")
     match state:
-        case {"format": 1, "root": bytes(root), "delegated": dict(delegated), "late": list(pairs)}:
+        case {"root": bytes(root), "delegated": dict(delegated), "late": list(pairs)}:
             pass
         case _:
             raise IntegrityError("stored trust state is damaged: fields are missing")
