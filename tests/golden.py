@@ -94,6 +94,7 @@ DOCUMENTS: dict[str, Document] = {
             "digits": doc.ModelReport(
                 phase="proving",
                 tuple=doc.Tuple(release=RELEASE, config=2, policy=1),
+                since=AT - 3_600,
                 fallback=doc.Tuple(release=OLDER),
                 held=(OLDER, RELEASE),
                 refused=(doc.Refusal(release=BLOB, number=5, reason="golden outputs differ by 3"),),

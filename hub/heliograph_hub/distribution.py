@@ -17,7 +17,7 @@ from heliograph.blob import LEAF_BYTES, LEAVES_PER_PAGE, PAGE_SPAN_BYTES, page_c
 from heliograph.deadlines import DEADLINES
 from heliograph.documents import Ask, Chunk, Offer, Want, Way
 from heliograph.errors import HeliographError, IntegrityError, NotFoundError
-from heliograph.names import Digest
+from heliograph.names import Digest, Ring
 from heliograph.transfer import MAX_RANGES, Sender
 from heliograph_hub.fleet import Node
 from heliograph_hub.registry import Registry
@@ -75,7 +75,7 @@ def answer(
     realm: str,
     node: Node,
     ask: Ask,
-    in_force: Mapping[str, Mapping[str, Signed]],
+    in_force: Mapping[Ring, Mapping[str, Signed]],
     now: int,
     now_s: float,
 ) -> Offer:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from heliograph.blob import sha256
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Assignment, Enroll, LaneReceipt, ModelReport, Records, Reported
+from heliograph.documents import Assignment, Enroll, LaneReceipt, Records, Reported
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
 from heliograph.names import RINGS, Ring
 from heliograph.signing import PublicKey, verify_own
@@ -33,6 +33,8 @@ FIRST_RING: Ring = "general"
 HEARD_EVERY_S = 10
 """A node's `last_heard` is written at most this often."""
 GAP = "gap"
+MAX_UNCOUNTED = 1000
+"""Distinct (node, reason) pairs kept between two writes; more are counted without their node."""
 
 
 class ReplayError(TrustError):
@@ -82,6 +84,7 @@ class Fleet:
         self._sign = sign
         self._deadlines = deadlines
         self._heard: dict[tuple[str, str], int] = {}
+        self._uncounted: dict[tuple[str, str, str], tuple[int, str]] = {}
 
     # --- enrolment and assignment -----------------------------------------------------------------------------------
 
@@ -237,14 +240,26 @@ class Fleet:
             raise TrustError(f"{site}/{node} sent a statement about {said.realm}: {said.site}/{said.node}")
 
     def count(self, site: str, node: str, what: str, last: str) -> None:
-        """Counts a message that was not obeyed, by its node if that is enrolled, else all together."""
+        """Counts a message that was not obeyed; on disk after the next `flush_counts`. `last` says why, in words."""
+        if len(self._uncounted) >= MAX_UNCOUNTED and (site, node, what) not in self._uncounted:
+            site = node = ""
+        before, _ = self._uncounted.get((site, node, what), (0, ""))
+        self._uncounted[site, node, what] = (before + 1, last[:400])
+
+    def flush_counts(self) -> None:
+        """Writes what was counted, by node if it is enrolled, else all together."""
+        if not self._uncounted:
+            return
+        waiting, self._uncounted = self._uncounted, {}
         with self._database.write() as connection:
-            if connection.execute(_one(nodes, site, node)).one_or_none() is None:
-                site = node = ""
-            where = (*_is(counts, site, node), counts.c.what == what)
-            values = {"count": counts.c.count + 1, "last": last[:400]}
-            if connection.execute(sa.update(counts).where(*where).values(**values)).rowcount == 0:
-                connection.execute(sa.insert(counts).values(site=site, node=node, what=what, count=1, last=last[:400]))
+            enrolled = {(row.site, row.node) for row in connection.execute(sa.select(nodes.c.site, nodes.c.node))}
+            for (asked_site, asked_node, what), (number, last) in waiting.items():
+                site, node = (asked_site, asked_node) if (asked_site, asked_node) in enrolled else ("", "")
+                where = (*_is(counts, site, node), counts.c.what == what)
+                values = {"count": counts.c.count + number, "last": last}
+                if connection.execute(sa.update(counts).where(*where).values(**values)).rowcount == 0:
+                    row = {"site": site, "node": node, "what": what, "count": number, "last": last}
+                    connection.execute(sa.insert(counts).values(**row))
 
     # --- what is known ----------------------------------------------------------------------------------------------
 
@@ -310,6 +325,7 @@ class Fleet:
         return self._counts(site, node)
 
     def _counts(self, site: str, node: str) -> dict[str, dict[str, Any]]:
+        self.flush_counts()
         with self._database.read() as connection:
             rows = connection.execute(_one(counts, site, node).order_by(counts.c.what)).all()
         return {row.what: {"count": row.count, "last": row.last} for row in rows}
@@ -374,6 +390,3 @@ def _node(row: Any, ring: Ring) -> Node:
         row.run,
         reported,
     )
-
-
-__all__ = ["Fleet", "ModelReport", "Node", "ReplayError"]

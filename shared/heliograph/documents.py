@@ -178,6 +178,8 @@ class ModelReport(Document):
 
     phase: Phase
     tuple: Tuple | None = None
+    since: At | None = None
+    """When `tuple` was activated, by the node's estimate."""
     fallback: Tuple | None = None
     held: Digests = ()
     """Releases whose whole image stands verified on the node."""

@@ -1,0 +1,476 @@
+"""[IO] The hub as one process: broker, MQTT, operator API, and the tasks between them, all owned by one TaskGroup.
+
+Rule 1: state is committed before it is announced, and everything announced is a function of what is committed, so the
+    hub may be killed at any time: the next start announces the same.
+Rule 2: retained messages are hints. They are published again whenever the link to the broker comes up, because the
+    broker may have come back empty; `hello` catches up on everything.
+Rule 3: no message stops the service. What can't be believed or understood is counted with its node and answered by
+    nothing; only the hub's own disk or database failing ends the process.
+Rule 4: what blocks for long (packing, diffs) runs in a thread; rows and signatures are quick enough for the loop.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+import uvicorn
+
+from heliograph.blob import sha256
+from heliograph.deadlines import DEADLINES
+from heliograph.documents import Ask, Assignment, Document, Enroll, Heads, Hello, LaneReceipt, Receipt, Reply, Want
+from heliograph.errors import (
+    ConfigError,
+    HeliographError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    TransportError,
+    TrustError,
+)
+from heliograph.mqtt import Broker, Mqtt
+from heliograph.objects import ObjectStore, write_durably
+from heliograph.protocol import STATEMENTS, TOPICS, below_realm, parse_topic, topic
+from heliograph.transfer import Sender
+from heliograph.wire import pack
+from heliograph_hub.authority import Authority, init_realm
+from heliograph_hub.broker import BrokerProcess
+from heliograph_hub.client import HUB_FILE, SOCKET_NAME, short_socket_path
+from heliograph_hub.database import Database
+from heliograph_hub.desired import Desired
+from heliograph_hub.distribution import Distribution, Recipes, answer
+from heliograph_hub.fleet import Fleet, Node, ReplayError
+from heliograph_hub.registry import Registry
+from heliograph_hub.rollout import in_force
+
+log = logging.getLogger("heliograph.hub")
+
+HOST = "127.0.0.1"
+DATABASE_FILE = "hub.sqlite"
+LOCK_FILE = "hub.lock"
+RENEW_EVERY_S = 3600.0
+"""How often it is looked whether the timestamp is a day old."""
+FLUSH_EVERY_S = 5.0
+MAX_REPLY_DOCUMENT_BYTES = 57 * 1024
+"""What the documents of one reply may take of a statement's 60 KiB."""
+PUBLISH_AGAIN_S = 5.0
+
+
+class Service:
+    """A realm's hub, open: its parts, and what happens on each message. The operator API calls its parts directly."""
+
+    def __init__(self, folder: Path, port: int, rate: int | None = None, node_rate: int | None = None) -> None:
+        self.folder = folder
+        self.port = port
+        self.authority = Authority(folder)
+        self.realm = self.authority.realm
+        self.database = Database(folder / DATABASE_FILE)
+        self.objects = ObjectStore(folder / "objects")
+        self.registry = Registry(self.database, self.objects)
+        self.desired = Desired(self.database)
+        self.fleet = Fleet(self.database, self.realm, self._sign_assignment)
+        self.recipes = Recipes(self.registry)
+        self.distribution = Distribution(self.registry, Sender(rate, node_rate))
+        self.retained: dict[str, bytes] = {}
+        self._published: dict[str, bytes] = {}
+        self._to_publish = asyncio.Event()
+        self._to_send = asyncio.Event()
+        self._to_make = asyncio.Event()
+        subscriptions = [(row.filter(self.realm), row.qos) for row in TOPICS if row.reader == "hub"]
+        self.mqtt = Mqtt(
+            Broker(HOST, port, "hub"),
+            f"hub-{self.realm}",
+            subscriptions,
+            SystemRandom(),
+            self._on_message,
+            self._on_link,
+        )
+
+    # --- what is announced ------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """Signs what changed and has it published; call after every commit that changes what nodes should know."""
+        lists = self.desired.lists()
+        heads = Heads(directives={ring: sha256(payload) for ring, payload in lists.items()})
+        retained = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
+        # Lists before the set whose timestamp names them: a reader then seldom sees a head without its list.
+        self.retained = retained | self.authority.publish_set(_now(), heads)
+        self._to_publish.set()
+
+    async def send_assignment(self, site: str, node: str, assigned: bytes) -> None:
+        """Tells a node what it is, if it listens now; else its next hello or report brings it."""
+        with contextlib.suppress(TransportError):
+            await self._send("assigned", site, node, assigned)
+
+    def request_recipes(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Has these recipes made in the background."""
+        if self.recipes.request(pairs, time.monotonic()):
+            self._to_make.set()
+
+    def _sign_assignment(self, assignment: Assignment) -> bytes:
+        return self.authority.sign_statement("assign", "assignment", assignment)
+
+    def _sign(self, kind: str, document: Document) -> bytes:
+        return self.authority.sign_statement(STATEMENTS[kind], kind, document)
+
+    async def _send(self, name: str, site: str, node: str, payload: bytes) -> None:
+        row = topic(name)
+        await self.mqtt.publish(row.build(self.realm, site=site, node=node), payload, qos=row.qos)
+
+    # --- what arrives -----------------------------------------------------------------------------------------------
+
+    async def _on_link(self, is_up: bool) -> None:
+        log.info("link to the broker is %s", "up" if is_up else "down")
+        self._published.clear()
+        if is_up:
+            self._to_publish.set()
+
+    async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
+        found = parse_topic(full, self.realm)
+        if found is None or "site" not in found[1]:
+            self.fleet.count("", "", "on unknown topics", full[:100])
+            return
+        row, names = found
+        site, node = names["site"], names["node"]
+        try:
+            await self._handle(row.name, site, node, payload)
+        except TransportError:
+            raise  # the broker went away while we answered: it sends the message again
+        except ReplayError as error:
+            self.fleet.count(site, node, "replayed", str(error))
+        except TrustError as error:
+            self.fleet.count(site, node, "not signed by the node", f"{row.name}: {error}")
+        except IntegrityError as error:
+            self.fleet.count(site, node, "malformed", f"{row.name}: {error}")
+        except NotFoundError as error:
+            self.fleet.count(site, node, "about unknown things", f"{row.name}: {error}")
+        except RefusedError as error:
+            self.fleet.count(site, node, "refused", f"{row.name}: {error}")
+
+    async def _handle(self, name: str, site: str, node: str, payload: bytes) -> None:
+        if name == "enroll":
+            assigned = self.fleet.enroll(site, node, Enroll.decode(payload), _now())
+            log.info("enrolled %s/%s", site, node)
+            await self._send("assigned", site, node, assigned)
+            return
+        member = self.fleet.node(site, node)
+        if name == "gone":
+            self.fleet.gone(site, node, _now())
+            self.distribution.forget(site, node)
+            return
+        match name:
+            case "hello":
+                await self._on_hello(member, Hello.decode(payload))
+            case "ask":
+                await self._on_ask(member, Ask.decode(payload))
+            case "want":
+                if self.distribution.take(site, node, Want.decode(payload), time.monotonic()):
+                    self._to_send.set()
+            case "reported":
+                reported = self.fleet.take_reported(site, node, payload)
+                if reported.assignment != member.assignment:
+                    await self._send("assigned", site, node, member.assigned)
+            case "records":
+                done = self.fleet.take_records(site, node, payload)
+                receipt = Receipt(
+                    realm=self.realm,
+                    site=site,
+                    node=node,
+                    key=member.keyid,
+                    run=done.run,
+                    lane=done.lane,
+                    next=done.next,
+                )
+                self.fleet.heard(site, node, _now())
+                await self._send("receipt", site, node, self._sign("receipt", receipt))
+            case _:
+                raise RefusedError(f"{name} is not answered by this version")
+        self.fleet.heard(site, node, _now())
+
+    async def _on_hello(self, node: Node, hello: Hello) -> None:
+        acked = list(self.fleet.receipts(node.site, node.node, hello.run))
+        for receipt in hello.acked.values():
+            if receipt.run != hello.run:
+                acked += self.fleet.receipts(node.site, node.node, receipt.run)
+        for reply in self._replies(node, hello, tuple(acked)):
+            await self._send("reply", node.site, node.node, self._sign("reply", reply))
+
+    def _replies(self, node: Node, hello: Hello, acked: tuple[LaneReceipt, ...]) -> list[Reply]:
+        """All that is newer than what the hello names, in as few replies as its size allows."""
+        parts: list[list[tuple[str, bytes]]] = [[]]
+        room = MAX_REPLY_DOCUMENT_BYTES
+        for document in self._news(node, hello):
+            size = len(document[0]) + len(document[1])
+            if size > room and parts[-1]:
+                parts.append([])
+                room = MAX_REPLY_DOCUMENT_BYTES
+            parts[-1].append(document)
+            room -= size
+        return [
+            Reply(
+                realm=self.realm,
+                site=node.site,
+                node=node.node,
+                key=node.keyid,
+                nonce=hello.nonce,
+                at=_now(),
+                heads=self.authority.set.heads,
+                acked=acked[:64] if index == 0 else (),
+                documents=tuple(documents),
+                more=index + 1 < len(parts),
+            )
+            for index, documents in enumerate(parts)
+        ]
+
+    def _news(self, node: Node, hello: Hello) -> Iterator[tuple[str, bytes]]:
+        """(topic below the realm, payload) of what the node lacks: roots first, since all else hangs on them."""
+        versions = self.authority.set.versions
+        for number in range(hello.tuf.get("root", 0) + 1, versions["root"] + 1):
+            full = topic("root").build(self.realm, number=number)
+            yield below_realm(full), self.retained[full]
+        if node.assignment != hello.numbers.assignment:
+            yield "assigned", node.assigned
+        if hello.tuf != versions:
+            full = topic("set").build(self.realm)
+            yield below_realm(full), self.retained[full]
+        newest = in_force(self.desired.rows()).get(node.ring, {})
+        if {model: row.number for model, row in newest.items()} != hello.numbers.directives:
+            full = topic("desired").build(self.realm, ring=node.ring)
+            if full in self.retained:
+                yield below_realm(full), self.retained[full]
+
+    async def _on_ask(self, node: Node, ask: Ask) -> None:
+        rings = in_force(self.desired.rows())
+        # Reads manifests and rows: in a thread, so that chunks go on meanwhile.
+        offer = await asyncio.to_thread(
+            answer, self.registry, self.recipes, self.realm, node, ask, rings, _now(), time.monotonic()
+        )
+        if offer.later_s is not None:
+            self._to_make.set()
+        await self._send("offer", node.site, node.node, self._sign("offer", offer))
+
+    # --- the tasks --------------------------------------------------------------------------------------------------
+
+    async def publish_retained(self) -> None:
+        """Publishes what is retained and not yet known to be at the broker, for ever."""
+        while True:
+            await self._to_publish.wait()
+            self._to_publish.clear()
+            for full, payload in list(self.retained.items()):
+                if self._published.get(full) == payload or not self.mqtt.connected:
+                    continue
+                try:
+                    await self.mqtt.publish(full, payload, qos=1, retain=True)
+                    self._published[full] = payload
+                except TransportError as error:
+                    log.warning("%s is not retained yet: %s", full, error)
+                    asyncio.get_running_loop().call_later(PUBLISH_AGAIN_S, self._to_publish.set)
+                    break
+
+    async def send_chunks(self) -> None:
+        """Sends queued chunks at the allowed rates, for ever."""
+        while True:
+            self._to_send.clear()
+            outgoing = self.distribution.next(time.monotonic())
+            if outgoing is not None:
+                # A chunk that is lost is asked for again.
+                with contextlib.suppress(TransportError):
+                    await self._send("chunk", outgoing.site, outgoing.node, outgoing.payload)
+                await asyncio.sleep(0)
+                continue
+            due = self.distribution.next_time(time.monotonic())
+            wait_s = None if due is None else max(due - time.monotonic(), 0.001)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._to_send.wait()
+
+    async def make_recipes(self) -> None:
+        """Makes the recipes that are waited for, one at a time, for ever."""
+        while True:
+            pair = self.recipes.take()
+            if pair is None:
+                self._to_make.clear()
+                await self._to_make.wait()
+                continue
+            log.info(await asyncio.to_thread(self.recipes.make, pair, _now()))
+
+    async def renew(self) -> None:
+        """Keeps the timestamp younger than a day, for ever."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            try:
+                self.announce()
+            except HeliographError as error:
+                log.error("the timestamp can't be renewed: %s", error)
+
+    async def flush(self) -> None:
+        """Writes counts of refused messages, for ever; a flood of them costs one transaction every few seconds."""
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
+            self.fleet.flush_counts()
+
+    async def run(self, say: Callable[[str], None]) -> None:
+        """Runs until SIGINT or SIGTERM, then stops cleanly."""
+        from heliograph_hub.api import application
+
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        self.announce()
+        for release in self.registry.all():
+            self.request_recipes(self.registry.likely_pairs(release))
+        broker = await BrokerProcess.start(self.folder / "broker", self.port, HOST)
+        try:
+            with _listening(self.folder) as listener:
+                config = uvicorn.Config(
+                    application(self), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=2
+                )
+                server = _Server(config)
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(broker.supervise(), name="broker"),
+                        group.create_task(self.mqtt.run(), name="mqtt"),
+                        group.create_task(self.publish_retained(), name="publish"),
+                        group.create_task(self.send_chunks(), name="chunks"),
+                        group.create_task(self.make_recipes(), name="recipes"),
+                        group.create_task(self.renew(), name="renew"),
+                        group.create_task(self.flush(), name="flush"),
+                    ]
+                    group.create_task(server.serve(sockets=[listener]), name="api")
+                    for line in self.greeting(broker.kind):
+                        say(line)
+                    await stop.wait()
+                    server.should_exit = True
+                    for task in tasks:
+                        task.cancel()
+        finally:
+            await broker.stop()
+            self.fleet.flush_counts()
+            self.database.close()
+        say("stopped")
+
+    def greeting(self, kind: str) -> list[str]:
+        """What `hub run` says once it listens."""
+        return [
+            f"hub of realm {self.realm} in {self.folder}",
+            f"broker ({kind}) on {HOST}:{self.port}: this machine only, no TLS and no passwords yet",
+            f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",
+        ]
+
+    def join_string(self, site: str, node: str, token: bytes) -> str:
+        """Everything a new node needs, to be pasted: hub address, root digest, names, and the secret token."""
+        import base64
+
+        fields = [1, HOST, self.port, self.realm, site, node, token, bytes(self.authority.root_digest), None]
+        return "heliograph1:" + base64.urlsafe_b64encode(pack(fields)).decode().rstrip("=")
+
+    def add_token(self, site: str, node: str, life_s: int) -> tuple[str, int]:
+        """The join string for one node, good once, and when it expires."""
+        token, now = secrets.token_bytes(32), _now()
+        if not 0 < life_s <= DEADLINES.token_s:
+            raise RefusedError(f"a token lives at most {DEADLINES.token_s / 86400:g} days, asked were {life_s} s")
+        self.fleet.add_token(site, node, token, now, life_s)
+        return self.join_string(site, node, token), now + life_s
+
+
+def init(folder: Path, realm: str) -> list[str]:
+    """Makes a development realm with its database; returns what to tell the operator.
+
+    Raises:
+        ConfigError, RefusedError: the folder or the name won't do.
+    """
+    said = init_realm(folder, realm, _now())
+    Database(folder / DATABASE_FILE).close()
+    write_durably(
+        folder / HUB_FILE, f'# A Heliograph hub. Operators name this folder.\nformat = 1\nrealm = "{realm}"\n'.encode()
+    )
+    return said
+
+
+def run(folder: Path, port: int, rate: int | None, node_rate: int | None, say: Callable[[str], None]) -> None:
+    """`hub run`: blocks until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: no hub folder, or its port is taken.
+        RefusedError: a hub runs there already.
+    """
+    try:
+        table = tomllib.loads((folder / HUB_FILE).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} is no hub folder: heliograph hub init {folder}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / HUB_FILE} can't be read: {error}") from error
+    if table.get("format") != 1:
+        raise ConfigError(f"{folder / HUB_FILE} is of format {table.get('format')!r}, this version reads 1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with _locked(folder):
+
+        async def serve() -> None:
+            await Service(folder, port, rate, node_rate).run(say)
+
+        try:
+            asyncio.run(serve())
+        except BaseExceptionGroup as group:
+            found: BaseException = group
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            if isinstance(found, HeliographError):
+                raise found from None
+            raise
+
+
+class _Server(uvicorn.Server):
+    """uvicorn under our TaskGroup: signals are the service's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the handlers alone."""
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the kernel lets go of it however the process ends."""
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RefusedError(f"a hub is running in {folder} already: stop it first, or use that one") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _listening(folder: Path) -> Iterator[socket.socket]:
+    """The API's socket, for the owner only from its first moment; a stale one of a killed hub is replaced."""
+    (folder / SOCKET_NAME).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        with short_socket_path(folder) as path:
+            listener.bind(path)
+    finally:
+        os.umask(before)
+    try:
+        listener.listen(64)
+        yield listener
+    finally:
+        listener.close()
+        (folder / SOCKET_NAME).unlink(missing_ok=True)
+
+
+def _now() -> int:
+    return int(time.time())
