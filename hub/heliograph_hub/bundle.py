@@ -274,6 +274,9 @@ def _check_gates(manifest: Manifest, folder: Path) -> None:
             raise RefusedError(f"{where}: gate evaluation needs [evaluation] to say on what data")
     if manifest.soak.max_s < 1:
         raise RefusedError(f"{where}: soak.max_s is 0: probation needs time, at least 1 second")
+    for name in manifest.crit:
+        if name not in Manifest.model_fields:
+            raise RefusedError(f"{where}: crit names {name}, which is no field: no agent would run the release")
     for name in ("config", "policy"):
         span = getattr(manifest.compatible, name)
         if span.max is not None and span.min > span.max:
