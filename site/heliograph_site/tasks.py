@@ -1,0 +1,396 @@
+"""Performs the machine's commands: each is one coroutine that ends in one event of the epoch it was started in.
+
+What to do next is the machine's business (`machine.py`); here stands only how. Rules:
+
+1. A command names the state to reach and finds out what is there already, so that performing it twice is harmless.
+2. The road and the server process are waited for without limit, and what is waited for is said in words.
+3. Only what the release itself does, wrongly or too slowly, ends in `Failed`, and only what the hub or the manifest
+   rules out ends in `Declined`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Protocol, assert_never
+
+from heliograph.deadlines import Deadlines
+from heliograph.documents import Hardware, Offer, Way
+from heliograph.errors import IntegrityError, RefusedError, TransportError
+from heliograph.manifest import Manifest
+from heliograph.trust import Target
+from heliograph_site.fetching import Downloads, in_thread, usable_ways
+from heliograph_site.hardware import why_unfit
+from heliograph_site.machine import (
+    Admitted,
+    Command,
+    Declined,
+    Event,
+    Failed,
+    Fetched,
+    Memory,
+    Passed,
+    Proved,
+    Served,
+    Spoiled,
+    Staged,
+)
+from heliograph_site.slots import Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the agent looks, in seconds. Tests shorten them."""
+
+    poll_s: float = 1.0  # the server, while something is proven or waited for
+    watch_s: float = 5.0  # the server, at rest
+    metric_s: float = 60.0  # a metric record per model
+    report_s: float = 1.0  # `reported` at most this often
+    retry_s: float = 30.0  # disk too full, and other things of this machine
+
+
+MAX_DEATHS = 3
+"""Deaths of the worker during probation that end it."""
+MAX_ERROR_SHARE = 0.05
+MIN_ERRORS = 5
+"""Probation fails at so many failed requests, if they are more than that share of all."""
+
+
+class Server(Protocol):
+    """The server process, as the agent steers it."""
+
+    async def check(self, model: str, release: bytes, files: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Loads the release and compares its golden outputs."""
+
+    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Makes the release the one that answers."""
+
+    async def drop(self, model: str, release: bytes) -> dict[str, Any]:
+        """Ends a spare worker."""
+
+    async def status(self) -> dict[str, Any]:
+        """What is served."""
+
+
+class Surroundings(Protocol):
+    """What the commands need of the agent."""
+
+    def target(self, model: str, release: bytes) -> Target | None:
+        """The manifest's entry in the trusted metadata."""
+
+    async def ask(self, model: str, release: bytes) -> Offer | None:
+        """One ask and its offer; None if none came in time."""
+
+    def note(self, model: str, waiting: str, *, is_news: bool = True) -> None:
+        """What the model waits for; empty: nothing. Mere progress is no news for the hub."""
+
+    def named(self, release: bytes, manifest: Manifest) -> None:
+        """The manifest of a release is known."""
+
+    def collect(self) -> None:
+        """Drops from the disk what no model needs."""
+
+    def why_not_yet(self, model: str, release: bytes) -> str | None:
+        """What forbids activating the release now; None if every duty vouches for it and freshness is proven."""
+
+    def now(self) -> int:
+        """The estimated time."""
+
+
+class Tasks:
+    """The commands of every model of the node."""
+
+    def __init__(
+        self,
+        agent: Surroundings,
+        slots: Slots,
+        downloads: Downloads,
+        server: Server,
+        hardware: Hardware,
+        rng: Random,
+        deadlines: Deadlines,
+        pace: Pace,
+    ) -> None:
+        self._agent = agent
+        self._slots = slots
+        self._downloads = downloads
+        self._server = server
+        self._hardware = hardware
+        self._rng = rng
+        self._deadlines = deadlines
+        self._pace = pace
+        self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
+        self._spoils: dict[bytes, int] = {}
+
+    async def perform(self, command: Command, memory: Memory) -> Event | None:
+        """Does it, however long it takes; None when there is nothing to say."""
+        try:
+            match command:
+                case Command.CHECK:
+                    return await self._check(memory)
+                case Command.FETCH:
+                    return await self._fetch(memory)
+                case Command.STAGE:
+                    return await self._stage(memory)
+                case Command.ACTIVATE:
+                    return await self._activate(memory)
+                case Command.PROVE:
+                    return await self._prove(memory)
+                case Command.SERVE:
+                    return await self._serve(memory)
+                case Command.REST:
+                    return await self._rest(memory)
+                case _:
+                    assert_never(command)
+        finally:
+            self._agent.note(memory.model, "")
+
+    # --- check --------------------------------------------------------------------------------------------------------
+
+    async def _check(self, memory: Memory) -> Event:
+        assert memory.target is not None, "checking has a target"
+        model, release = memory.model, memory.target.release
+        spoils = self._spoils.get(release, 0)
+        if spoils > 1:
+            # Full images spoil only by a fault that asking at once again would meet again.
+            await self._wait(model, "bytes that were signed for did not verify: trying again later", 2.0**spoils)
+        while (listed := self._agent.target(model, release)) is None:
+            await self._wait(model, "metadata that lists the release", self._pace.poll_s)
+        manifest = self._slots.manifest(release)
+        if manifest is None:
+            self._agent.note(model, "the manifest")
+            data = await self._downloads.small(release, listed.length)
+            try:
+                manifest = listed.open_manifest(data)
+            except IntegrityError as error:
+                return Declined(memory.epoch, str(error))
+            self._slots.store.put(data)
+        self._agent.named(release, manifest)
+        reason = why_unfit(manifest, self._hardware)
+        if reason is not None:
+            return Declined(memory.epoch, reason)
+        while lacking := await in_thread(self._slots.lacking_bytes, manifest):
+            await self._wait(model, f"{lacking} more bytes of free disk", self._pace.retry_s)
+        return await self._ask(memory, manifest)
+
+    async def _ask(self, memory: Memory, manifest: Manifest) -> Event:
+        assert memory.target is not None, "checking has a target"
+        model, release = memory.model, memory.target.release
+        back_off_s = self._deadlines.offer_s
+        while True:
+            self._agent.note(model, "an offer from the hub")
+            offer = await self._agent.ask(model, release)
+            if offer is None:
+                reason, pause_s = "no answer from the hub", back_off_s
+                back_off_s = min(2 * back_off_s, self._deadlines.check_in_s)
+            elif offer.never:
+                return Declined(memory.epoch, f"the hub declines: {offer.reason}")
+            elif offer.later_s is not None:
+                reason, pause_s = f"the hub says later: {offer.reason}", float(offer.later_s)
+                back_off_s = self._deadlines.offer_s
+            else:
+                ways = tuple(way for way in offer.ways if way.kind == "full" or not memory.full_only)
+                lost = [
+                    f.name for f in self._slots.missing(manifest) if f.length and not usable_ways(self._slots, f, ways)
+                ]
+                if not lost:
+                    self._ways[model] = (release, ways)
+                    return Admitted(memory.epoch)
+                reason, pause_s = f"the hub offers no way to {lost[0]}", back_off_s
+                back_off_s = min(2 * back_off_s, self._deadlines.check_in_s)
+            await self._wait(model, reason, pause_s)
+
+    # --- fetch and stage ----------------------------------------------------------------------------------------------
+
+    async def _fetch(self, memory: Memory) -> Event:
+        assert memory.target is not None, "fetching has a target"
+        release = memory.target.release
+        manifest = self._slots.manifest(release)
+        offered, ways = self._ways.get(memory.model, (b"", ()))
+        if manifest is None or offered != release:
+            return Spoiled(memory.epoch, "the manifest is gone from the disk")
+        while True:
+            try:
+                await self._downloads.release(self._slots, manifest, ways, self._progress(memory.model))
+            except IntegrityError as error:
+                self._spoils[release] = self._spoils.get(release, 0) + 1
+                return Spoiled(memory.epoch, str(error))
+            except OSError as error:
+                await self._wait(memory.model, f"the disk: {error.strerror}", self._pace.retry_s)
+                continue
+            return Fetched(memory.epoch)
+
+    def _progress(self, model: str) -> Callable[[int, int], None]:
+        def tell(held: int, of: int) -> None:
+            self._agent.note(model, f"{100 * held // max(of, 1)} % of {of} bytes", is_news=False)
+
+        return tell
+
+    async def _stage(self, memory: Memory) -> Event:
+        assert memory.target is not None, "staging has a target"
+        manifest = self._slots.manifest(memory.target.release)
+        if manifest is None:
+            return Spoiled(memory.epoch, "the manifest is gone from the disk")
+        try:
+            await in_thread(self._slots.verify, manifest)
+        except IntegrityError as error:
+            return Spoiled(memory.epoch, str(error))
+        return Staged(memory.epoch)
+
+    # --- activate, prove, serve ---------------------------------------------------------------------------------------
+
+    async def _activate(self, memory: Memory) -> Event:
+        assert memory.target is not None, "activating has a target"
+        release = memory.target.release
+        limit_s = self._deadlines.activation_s
+        answering_s = 0.0
+        while (reason := self._agent.why_not_yet(memory.model, release)) is not None:
+            await self._wait(memory.model, reason, self._pace.poll_s)
+        while True:
+            began = time.monotonic()
+            try:
+                await self._server.check(memory.model, release, timeout_s=limit_s)
+                return Passed(memory.epoch, self._agent.now())
+            except RefusedError as error:
+                return Failed(memory.epoch, str(error))
+            except TransportError as error:
+                # Time counts against the release only while the server is there to answer.
+                if await self._server_answers():
+                    answering_s += time.monotonic() - began
+                if answering_s >= limit_s:
+                    return Failed(memory.epoch, f"not active within {limit_s:g} s: {error}")
+                await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
+
+    async def _prove(self, memory: Memory) -> Event:
+        assert memory.active is not None, "proving follows a flip"
+        model, release = memory.model, memory.active.release
+        manifest = self._slots.manifest(release)
+        if manifest is None:
+            return Failed(memory.epoch, "the manifest is gone from the disk")
+        failed = await self._reach(memory, None)
+        if failed is not None:
+            return failed
+        probation = Probation(manifest.soak.min_s, manifest.soak.max_s, time.monotonic())
+        while True:
+            try:
+                row = (await self._server.status()).get("models", {}).get(model, {})
+            except TransportError as error:
+                self._agent.note(model, f"the server: {error}")
+                row = {}
+            if row and row.get("active") != release.hex():
+                failed = await self._reach(memory, None)
+                if failed is not None:
+                    return failed
+            verdict = probation.judge(row, time.monotonic())
+            if isinstance(verdict, Bad):
+                return Failed(memory.epoch, verdict.reason)
+            if verdict is not None:
+                return Proved(memory.epoch, "proven" if verdict else "unproven")
+            self._agent.note(model, probation.waiting, is_news=False)
+            await asyncio.sleep(self._pace.poll_s)
+
+    async def _serve(self, memory: Memory) -> Event:
+        if memory.active is None:
+            if memory.phase == "rolling-back":
+                return Failed(memory.epoch, f"nothing left to serve: {memory.reason}")
+            return Served(memory.epoch)
+        limit_s = self._deadlines.rollback_s if memory.phase == "rolling-back" else None
+        return await self._reach(memory, limit_s) or Served(memory.epoch)
+
+    async def _reach(self, memory: Memory, limit_s: float | None) -> Failed | None:
+        """Has the server serve what is active; waits for a server that isn't there."""
+        assert memory.active is not None, "the caller looked"
+        answering_s = 0.0
+        while True:
+            began = time.monotonic()
+            try:
+                await self._server.serve(memory.model, memory.active.release, timeout_s=limit_s or 60.0)
+                return None
+            except RefusedError as error:
+                return Failed(memory.epoch, str(error))
+            except TransportError as error:
+                if await self._server_answers():
+                    answering_s += time.monotonic() - began
+                if limit_s is not None and answering_s >= limit_s:
+                    return Failed(memory.epoch, f"not serving within {limit_s:g} s: {error}")
+                await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
+
+    async def _rest(self, memory: Memory) -> Event | None:
+        """Drops what is half done: objects that nothing needs, and the worker of what was just refused."""
+        self._ways.pop(memory.model, None)
+        self._agent.collect()
+        kept = {pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None}
+        for refusal in memory.refused[:1]:
+            if refusal.release not in kept:
+                try:
+                    await self._server.drop(memory.model, refusal.release)
+                except (RefusedError, TransportError):
+                    pass  # no server, or it serves that still: SERVE has seen to that, or will
+        return None
+
+    async def _server_answers(self) -> bool:
+        try:
+            await self._server.status()
+        except TransportError:
+            return False
+        return True
+
+    async def _wait(self, model: str, reason: str, about_s: float) -> None:
+        self._agent.note(model, reason)
+        about_s = min(about_s, self._deadlines.check_in_s)
+        await asyncio.sleep(about_s * self._rng.uniform(1.0, 1.25))
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Probation is over, badly."""
+
+    reason: str
+
+
+class Probation:
+    """Judges the active release by what the server counts. Pure: time and counts come as arguments.
+
+    Only time with traffic counts, and a failed request lets it begin anew. Silence never proves anything.
+    """
+
+    def __init__(self, min_s: float, max_s: float, now: float) -> None:
+        self._min_s = min_s
+        self._max_s = max_s
+        self._began = self._looked = now
+        self._base: tuple[int, int, int] | None = None
+        self._last = (0, 0, 0)
+        self._good_s = 0.0
+
+    @property
+    def waiting(self) -> str:
+        """What is still missing, in words."""
+        return f"{self._good_s:.0f} of {self._min_s:g} s of traffic without errors"
+
+    def judge(self, row: dict[str, Any], now: float) -> Bad | bool | None:
+        """True: proven, False: unproven, None: not yet.
+
+        `row` is the server's of this model, {} if there is none: `state`, `reason`, and the counts `requests`,
+        `errors` and `restarts`, which begin anew whenever the server does.
+        """
+        passed_s, self._looked = now - self._looked, now
+        if row:
+            if row.get("state") == "failed":
+                return Bad(str(row.get("reason") or "the server gave it up"))
+            counts = (int(row.get("requests", 0)), int(row.get("errors", 0)), int(row.get("restarts", 0)))
+            if self._base is None or counts[0] < self._last[0]:
+                self._base = self._last = counts
+            requests, errors, deaths = (now - base for now, base in zip(counts, self._base, strict=True))
+            if deaths >= MAX_DEATHS:
+                return Bad(f"its worker died {deaths} times during probation")
+            if errors >= MIN_ERRORS and errors > MAX_ERROR_SHARE * requests:
+                return Bad(f"{errors} of {requests} requests failed during probation")
+            if counts[1] > self._last[1] or counts[2] > self._last[2]:
+                self._good_s = 0.0
+            elif counts[0] > self._last[0]:
+                self._good_s += passed_s
+            self._last = counts
+            if requests and self._good_s >= self._min_s:
+                return True
+        return False if now - self._began >= self._max_s else None
