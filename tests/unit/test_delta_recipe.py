@@ -66,7 +66,16 @@ def test_operation_numbers_are_fixed() -> None:
     assert {number: op.name for number, op in recipes.OPS.items()} == {1: "copy", 2: "dict", 3: "full"}
 
 
-SEGMENTS, COPY_ROW, DICT_ROW, FULL_ROW = 4, 0, 1, 2
+def test_the_formats_page_has_the_registry_of_operations_and_the_bounds() -> None:
+    page = (Path(__file__).parents[2] / "shared" / "FORMATS.md").read_text()
+    section = page.split("## Recipe, version 1")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| (\d+) \| (\w+) \|", section, flags=re.MULTILINE)
+    assert {int(number): name for number, name in listed} == {number: op.name for number, op in recipes.OPS.items()}
+    assert f"2 MiB unpacked, {recipes.MAX_SEGMENTS:,} segments" in section
+    assert recipes.MAX_UNPACKED_BYTES == 2 * MIB
+
+
+SEGMENTS = 4
 
 HOSTILE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "not a list": ("recipe: not a list", lambda r: {"format": 1}),
