@@ -44,7 +44,7 @@ from heliograph.protocol import STATEMENTS, TOPICS, below_realm, parse_topic, to
 from heliograph.transfer import Sender
 from heliograph.wire import pack
 from heliograph_hub.authority import Authority, init_realm
-from heliograph_hub.broker import BrokerProcess
+from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME, short_socket_path
 from heliograph_hub.database import Database
 from heliograph_hub.desired import Desired
@@ -88,7 +88,7 @@ class Service:
         self._to_make = asyncio.Event()
         subscriptions = [(row.filter(self.realm), row.qos) for row in TOPICS if row.reader == "hub"]
         self.mqtt = Mqtt(
-            Broker(HOST, port, "hub"),
+            Broker(HOST, port),
             f"hub-{self.realm}",
             subscriptions,
             SystemRandom(),
@@ -330,7 +330,8 @@ class Service:
         self.announce()
         for release in self.registry.all():
             self.request_recipes(self.registry.likely_pairs(release))
-        broker = await BrokerProcess.start(self.folder / "broker", self.port, HOST)
+        broker = BrokerProcess(self.folder, self.port, HOST)
+        await broker.start()
         try:
             with _listening(self.folder) as listener:
                 config = uvicorn.Config(
@@ -339,7 +340,7 @@ class Service:
                 server = _Server(config)
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(broker.supervise(), name="broker"),
+                        group.create_task(broker.run(), name="broker"),
                         group.create_task(self.mqtt.run(), name="mqtt"),
                         group.create_task(self.publish_retained(), name="publish"),
                         group.create_task(self.send_chunks(), name="chunks"),
@@ -348,7 +349,7 @@ class Service:
                         group.create_task(self.flush(), name="flush"),
                     ]
                     group.create_task(server.serve(sockets=[listener]), name="api")
-                    for line in self.greeting(broker.kind):
+                    for line in self.greeting(broker):
                         say(line)
                     await stop.wait()
                     server.should_exit = True
@@ -360,11 +361,11 @@ class Service:
             self.database.close()
         say("stopped")
 
-    def greeting(self, kind: str) -> list[str]:
+    def greeting(self, broker: BrokerProcess) -> list[str]:
         """What `hub run` says once it listens."""
         return [
-            f"hub of realm {self.realm} in {self.folder}",
-            f"broker ({kind}) on {HOST}:{self.port}: this machine only, no TLS and no passwords yet",
+            f"hub of realm {self.realm} in {self.folder}, broker {broker.kind} on {HOST}:{self.port}",
+            *broker.notes,
             f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",
         ]
 

@@ -223,7 +223,7 @@ def test_a_wrong_bundle_is_refused_in_one_sentence(tmp_path, bundle, registry, c
 
 
 def test_a_folder_that_is_none_is_said_to_be_none(tmp_path, registry):
-    with pytest.raises(ConfigError, match="is not a folder: name the one that holds release.toml"):
+    with pytest.raises(ConfigError, match=r"is not a folder: name the one that holds release\.toml"):
         registry.add(tmp_path / "absent", NOW)
 
 
