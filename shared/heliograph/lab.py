@@ -1,10 +1,12 @@
 """Brokers, processes and a bad road on one machine, for tests and the demonstration.
 
 `spawn` starts a program in a process group of its own with its output in a file; `Proxy` is a TCP road between client
-and broker with a rate, a delay and cuts. Nothing here is for production.
+and broker with a rate, a delay and cuts; `Realm` is a hub and nodes as processes. Nothing here is for production.
 """
 
 import asyncio
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,11 +14,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from heliograph.errors import NotFoundError, WaitError
+from heliograph.errors import NotFoundError, RefusedError, TransportError, WaitError
 from heliograph.mosquitto import MAX_PACKET_BYTES, Listener, configuration
 
 POLL_S = 0.02
@@ -305,3 +310,157 @@ class Proxy:
 
     def _count_down(self, count: int) -> None:
         self.bytes_down += count
+
+
+def infer(url: str, model: str, request: dict[str, Any], timeout_s: float = 10.0) -> dict[str, Any]:
+    """The node's answer to one Open Inference Protocol request.
+
+    Raises:
+        TransportError: nobody answered, or not with 200; the message has the answer's own words.
+    """
+    body = json.dumps(request).encode()
+    asked = urllib.request.Request(  # noqa: S310 (a URL of this machine, made by Realm)
+        f"{url}/v2/models/{model}/infer", body, {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=timeout_s) as answer:  # noqa: S310
+            return dict(json.load(answer))
+    except urllib.error.HTTPError as error:
+        raise TransportError(f"{url} answered {error.code}: {error.read(400).decode(errors='replace')}") from error
+    except OSError as error:
+        raise TransportError(f"{url} did not answer: {error}") from error
+
+
+class Realm:
+    """A hub and its nodes on this machine, each a process of its own, driven by the commands that operators type."""
+
+    def __init__(self, folder: Path, *, name: str = "demo", rate_bytes_per_s: int | None = None) -> None:
+        """`folder` is made; the hub's port is chosen now and kept across restarts."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.name = name
+        self.hub_dir = folder / "hub"
+        self.port = free_port()
+        self.rate_bytes_per_s = rate_bytes_per_s
+        self._hub: Running | None = None
+        self._nodes: dict[str, Running] = {}
+        self._http: dict[str, int] = {}
+
+    def __enter__(self) -> "Realm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def cli(self, *args: str | Path) -> str:
+        """What the command printed on stdout.
+
+        Raises:
+            RefusedError: it ended with another status than 0; the message is what it said.
+        """
+        done = subprocess.run(
+            [sys.executable, "-m", "heliograph.cli", *map(str, args)],
+            env={**os.environ, "HELIOGRAPH_HUB": str(self.hub_dir)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode:
+            told = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            raise RefusedError(f"{' '.join(map(str, args[:3]))} ended with {done.returncode}: {' '.join(told)[-600:]}")
+        return done.stdout
+
+    def cli_json(self, *args: str | Path) -> Any:
+        """The JSON that a read printed; raises as `cli`."""
+        return json.loads(self.cli(*args, "--json"))
+
+    # --- the hub ----------------------------------------------------------------------------------------------------
+
+    def init(self) -> None:
+        """Makes the development realm."""
+        self.cli("hub", "init", self.hub_dir, "--realm", self.name)
+
+    def start_hub(self) -> None:
+        """Returns when the hub answers operators."""
+        rate = ["--rate", str(self.rate_bytes_per_s)] if self.rate_bytes_per_s else []
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "heliograph.cli",
+            "hub",
+            "run",
+            self.hub_dir,
+            "--port",
+            str(self.port),
+            *rate,
+        ]
+        hub = self._hub = spawn(argv, self.folder / "hub.log")
+
+        def answers() -> bool:
+            if not hub.is_alive:
+                raise WaitError(f"the hub ended: {hub.output()[-600:]}")
+            try:
+                self.cli("fleet", "list")
+            except RefusedError:
+                return False
+            return True
+
+        wait_until(answers, 30.0, "the hub answers")
+
+    def kill_hub(self) -> None:
+        """SIGKILL to the hub and its broker: a power cut."""
+        assert self._hub is not None, "start_hub first"
+        self.kill_broker()
+        self._hub.kill()
+
+    def kill_broker(self) -> None:
+        """SIGKILL to the broker; the hub starts it again."""
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            os.kill(int((self.hub_dir / "broker" / "pid").read_text()), signal.SIGKILL)
+
+    def fleet(self) -> list[dict[str, Any]]:
+        """`fleet list`."""
+        return list(self.cli_json("fleet", "list"))
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def node_dir(self, node: str) -> Path:
+        """The folder of `site/node`."""
+        return self.folder / "nodes" / node.replace("/", "-")
+
+    def url(self, node: str) -> str:
+        """Where the node answers requests."""
+        return f"http://127.0.0.1:{self._http[node]}"
+
+    def join(self, node: str, *, port: int | None = None) -> None:
+        """Enrols the node by a token; `port` is a road to the broker other than the direct one."""
+        join_string = self.cli("fleet", "token", node).strip()
+        self._http[node] = free_port()
+        road = ["--port", str(port)] if port else []
+        self.cli("node", "join", join_string, self.node_dir(node), "--http-port", str(self._http[node]), *road)
+
+    def start_node(self, node: str) -> None:
+        """Starts agent and server under their supervisor; returns at once."""
+        argv: list[str | Path] = [sys.executable, "-m", "heliograph.cli", "node", "run", self.node_dir(node)]
+        self._nodes[node] = spawn(argv, self.folder / f"{node.replace('/', '-')}.log")
+
+    def kill_node(self, node: str) -> None:
+        """SIGKILL to all the node's processes: a power cut."""
+        self._nodes[node].kill()
+
+    def stop_node(self, node: str) -> None:
+        """SIGTERM, and waits."""
+        self._nodes[node].terminate()
+
+    def status(self, node: str) -> dict[str, Any]:
+        """`node status`."""
+        return dict(self.cli_json("node", "status", self.node_dir(node)))
+
+    def stop(self) -> None:
+        """Ends everything, nodes first. Idempotent."""
+        for running in (*self._nodes.values(), *([self._hub] if self._hub else [])):
+            running.terminate()

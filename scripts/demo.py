@@ -1,0 +1,407 @@
+"""The main job, from nothing, on this machine: a hub, three nodes, real models, and what goes wrong on the road.
+
+Run by `scripts/demo`. Hub and nodes are the product's own processes, driven by the product's own commands. Every step
+is checked as it happens; a step that does not hold says what was seen instead, and `--once` then exits 1.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from heliograph.errors import HeliographError, TransportError, WaitError
+from heliograph.lab import Realm, infer, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from bundles import digits_bundle, sample_request, wrong_bundle  # noqa: E402 (the demo's bundles are the tests' own)
+
+MODEL = "digits"
+NODES = (("shop-1/till", "canary"), ("shop-2/till", "early"), ("plant-1/gateway", "general"))
+RATE = 250_000
+"""Bytes a second that the demo's hub sends at most, so that a fetch lasts long enough to be cut."""
+DATA = ROOT / "tests" / "data" / "digits"
+
+
+@dataclass
+class Step:
+    """One line of the demo."""
+
+    name: str
+    ok: bool = False
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Traffic:
+    """A few requests a second to every node, as the shop's own programs would send, counted by outcome."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        self.urls: dict[str, str] = {}
+        self.answered = 0
+        self.failed: list[str] = []
+        self._stop = threading.Event()
+        self._paused: set[str] = set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    @contextlib.contextmanager
+    def paused(self, node: str) -> Iterator[None]:
+        """No traffic to this node meanwhile: its process is being restarted on purpose."""
+        self._paused.add(node)
+        try:
+            yield
+        finally:
+            self._paused.discard(node)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.15):
+            for node, url in list(self.urls.items()):
+                if node in self._paused:
+                    continue
+                try:
+                    infer(url, MODEL, self.request)
+                    self.answered += 1
+                except HeliographError as error:
+                    if node not in self._paused:
+                        self.failed.append(f"{node}: {error}")
+
+
+class Demo:
+    """The story, step by step. `steps` holds what was seen."""
+
+    def __init__(self, realm: Realm, work: Path, console: Console) -> None:
+        self.realm = realm
+        self.work = work
+        self.console = console
+        self.steps: list[Step] = []
+        self.bytes = {"full": 0, "delta": 0, "resent": 0}
+        self.sent_for_delta = 0
+        self.traffic = Traffic(sample_request(DATA))
+
+    # --- how a step is told ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Runs one step: times it, prints its line, keeps its facts. An error ends the story; the line says why."""
+        step = Step(name)
+        self.steps.append(step)
+        began = time.monotonic()
+        try:
+            yield step
+            step.ok = True
+        except (HeliographError, StepError) as error:
+            step.facts["error"] = str(error)
+            raise StepError(f"{name}: {error}") from error
+        finally:
+            step.seconds = round(time.monotonic() - began, 1)
+            mark = "[green]✓[/]" if step.ok else "[red]✗[/]"
+            told = step.facts.get("told") or step.facts.get("error", "")
+            self.console.print(f"{mark} {name} [dim]({step.seconds:.1f} s)[/] {told}", highlight=False)
+
+    def wait(self, what: str, condition: Callable[[], Any], limit_s: float = 90.0) -> Any:
+        """The first truthy answer of `condition`.
+
+        Raises:
+            StepError: none came in time.
+        """
+        answer: list[Any] = []
+
+        def holds() -> bool:
+            try:
+                answer[:] = [condition()]
+            except TransportError:
+                return False
+            return bool(answer[0])
+
+        try:
+            wait_until(holds, limit_s, what)
+        except WaitError as error:
+            raise StepError(str(error)) from error
+        return answer[0]
+
+    # --- what is looked at ------------------------------------------------------------------------------------------
+
+    def model(self, node: str) -> dict[str, Any]:
+        """The node's own word about the model; empty before it has one."""
+        return dict(self.realm.status(node)["models"].get(MODEL, {}))
+
+    def serves(self, node: str, release: str) -> bool:
+        """Whether the node says it serves the release and its answers come from it."""
+        model = self.model(node)
+        if not model or model["phase"] != "idle" or (model["active"] or {}).get("release") != release:
+            return False
+        answer = infer(self.realm.url(node), MODEL, self.traffic.request)
+        return f"{MODEL}@{answer['model_version']}" == release
+
+    def known(self, node: str) -> dict[str, Any]:
+        """What the hub knows of the node."""
+        return dict(self.realm.cli_json("fleet", "show", node))
+
+    def received(self, node: str) -> int:
+        """MQTT payload bytes the node has received since it was enrolled."""
+        return int(self.realm.status(node)["bytes_received"])
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """`fleet list`, or nothing when no hub answers any more."""
+        try:
+            return self.realm.fleet()
+        except HeliographError:
+            return []
+
+    @contextlib.contextmanager
+    def bars(self, nodes: list[str], totals: dict[str, int]) -> Iterator[None]:
+        """Progress bars that follow what each node has received, until the block ends."""
+        with Progress(
+            TextColumn("   {task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as progress:
+            base = {node: self.received(node) for node in nodes}
+            tasks = {node: progress.add_task(node, total=totals[node]) for node in nodes}
+            done = threading.Event()
+
+            def follow() -> None:
+                while not done.wait(0.5):
+                    for node, task in tasks.items():
+                        progress.update(task, completed=min(self.received(node) - base[node], totals[node]))
+
+            thread = threading.Thread(target=follow, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                done.set()
+                thread.join(timeout=10)
+
+    def publish(self, folder: Path, version: str) -> dict[str, Any]:
+        """Adds, signs and approves a release; returns `release show`."""
+        keys = self.realm.hub_dir / "keys"
+        name = f"{MODEL}@{version}"
+        self.realm.cli("release", "add", str(folder))
+        self.realm.cli("release", "sign", name, "--key", str(keys / f"sign-{MODEL}.key"))
+        for manager in (1, 2):
+            self.realm.cli("release", "approve", name, "--key", str(keys / f"approve-{MODEL}-{manager}.key"))
+        return dict(self.realm.cli_json("release", "show", name))
+
+    # --- the story --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All steps, in order.
+
+        Raises:
+            StepError: a step did not hold.
+        """
+        self.set_up()
+        self.full()
+        self.delta()
+        self.broker_killed()
+        self.wrong_outputs()
+        self.hub_away()
+
+    def set_up(self) -> None:
+        with self.step("a hub with its broker, and three nodes joined") as step:
+            self.realm.init()
+            self.realm.start_hub()
+            for node, ring in NODES:
+                self.realm.cli("fleet", "assign", node.split("/")[0], ring)
+                self.realm.join(node)
+                self.realm.start_node(node)
+            self.wait("three nodes heard", lambda: sum(n["link"] == "up" for n in self.realm.fleet()) == len(NODES))
+            broker = "iotcore" if "iotcore" in (self.realm.folder / "hub.log").read_text() else "mosquitto"
+            step.facts |= {"broker": broker, "nodes": [node for node, _ in NODES]}
+            step.facts["told"] = f"realm {self.realm.name}, broker {broker} on loopback"
+
+    def full(self) -> None:
+        with self.step("1.0.0 arrives in full, ring by ring") as step:
+            digits_bundle(self.work / "1.0.0", "1.0.0", DATA / "digits_base_int8.tflite")
+            shown = self.publish(self.work / "1.0.0", "1.0.0")
+            full = sum(file["length"] for file in shown["files"])
+            nodes = [node for node, _ in NODES]
+            before = {node: self.received(node) for node in nodes}
+            with self.bars(nodes, dict.fromkeys(nodes, full)):
+                self.realm.cli("rollout", "start", f"{MODEL}@1.0.0")
+                self.wait("canary on 1.0.0", lambda: self.serves(nodes[0], f"{MODEL}@1.0.0"))
+                self.traffic.urls[nodes[0]] = self.realm.url(nodes[0])
+                self.traffic.start()
+                self.realm.cli("rollout", "promote", f"{MODEL}@1.0.0")
+                self.realm.cli("rollout", "promote", f"{MODEL}@1.0.0")
+                for node in nodes[1:]:
+                    self.wait(f"{node} on 1.0.0", lambda node=node: self.serves(node, f"{MODEL}@1.0.0"))
+                    self.traffic.urls[node] = self.realm.url(node)
+            step.facts |= {"bytes": {node: self.received(node) - before[node] for node in nodes}, "image_bytes": full}
+            step.facts["told"] = f"{full:,} bytes of release to each node"
+
+    def delta(self) -> None:
+        with self.step("1.1.0 arrives as a delta") as step:
+            digits_bundle(self.work / "1.1.0", "1.1.0", DATA / "digits_head_int8.tflite")
+            shown = self.publish(self.work / "1.1.0", "1.1.0")
+            canary = NODES[0][0]
+            before, sent = self.received(canary), self.known(canary)["bytes_sent"]
+            self.realm.cli("rollout", "start", f"{MODEL}@1.1.0")
+            self.wait("canary on 1.1.0", lambda: self.serves(canary, f"{MODEL}@1.1.0"))
+            self.sent_for_delta = self.known(canary)["bytes_sent"] - sent
+            self.bytes["delta"] = self.received(canary) - before
+            self.bytes["full"] = sum(file["length"] for file in shown["files"])
+            if not self.bytes["delta"] * 2 < self.bytes["full"]:
+                raise StepError(f"the delta step took {self.bytes['delta']} of {self.bytes['full']} bytes")
+            share = self.bytes["delta"] / self.bytes["full"]
+            step.facts |= {"share": round(share, 4), **self.bytes}
+            step.facts["told"] = f"{self.bytes['delta']:,} bytes instead of {self.bytes['full']:,} ({share:.1%})"
+
+    def broker_killed(self) -> None:
+        with self.step("the broker is killed in mid-fetch, the node resumes") as step:
+            node = NODES[1][0]
+            before, sent = self.received(node), self.known(node)["bytes_sent"]
+            self.realm.cli("rollout", "promote", f"{MODEL}@1.1.0")
+            self.wait("the fetch to be under way", lambda: self.received(node) - before > 100_000, limit_s=30)
+            phase = self.model(node)["phase"]
+            self.realm.kill_broker()
+            self.wait(f"{node} on 1.1.0", lambda: self.serves(node, f"{MODEL}@1.1.0"))
+            took = self.received(node) - before
+            self.bytes["resent"] = max(0, self.known(node)["bytes_sent"] - sent - self.sent_for_delta)
+            self.realm.cli("rollout", "promote", f"{MODEL}@1.1.0")
+            last = NODES[2][0]
+            self.wait(f"{last} on 1.1.0", lambda: self.serves(last, f"{MODEL}@1.1.0"))
+            if phase != "fetching":
+                raise StepError(f"the node was {phase}, not fetching, when the broker was killed")
+            if took > self.bytes["delta"] * 1.6:
+                raise StepError(f"the node received {took} bytes for a delta of {self.bytes['delta']}: it started over")
+            step.facts |= {"received": took, "resent": self.bytes["resent"]}
+            step.facts["told"] = f"{took:,} bytes received in all, {self.bytes['resent']:,} sent twice"
+
+    def wrong_outputs(self) -> None:
+        with self.step("1.2.0, signed and approved, gives wrong outputs and is refused") as step:
+            wrong_bundle(self.work / "1.2.0", "1.2.0", DATA / "digits_head_int8.tflite")
+            self.publish(self.work / "1.2.0", "1.2.0")
+            canary = NODES[0][0]
+            failed = len(self.traffic.failed)
+            self.realm.cli("rollout", "start", f"{MODEL}@1.2.0")
+            refused = self.wait("the canary to refuse 1.2.0", lambda: self.model(canary)["refused"])
+            if not self.serves(canary, f"{MODEL}@1.1.0"):
+                raise StepError("the canary no longer serves 1.1.0")
+            told = self.wait("the hub to know", lambda: self.known(canary)["models"][MODEL]["refused"])
+            if len(self.traffic.failed) > failed:
+                raise StepError(f"requests failed meanwhile: {self.traffic.failed[failed]}")
+            step.facts |= {"refused": refused, "hub": told}
+            step.facts["told"] = f"{canary} still serves 1.1.0; reason: {refused[0]['reason']}"
+
+    def hub_away(self) -> None:
+        node = NODES[2][0]
+        with self.step("the hub goes away, a node restarts and serves") as step:
+            self.realm.kill_hub()
+            self.wait("the node to notice", lambda: self.realm.status(node)["link"] == "down")
+            with self.traffic.paused(node):
+                self.realm.kill_node(node)
+                self.realm.start_node(node)
+                self.wait(f"{node} to serve 1.1.0", lambda: self.serves(node, f"{MODEL}@1.1.0"))
+            step.facts["told"] = f"{node} answers from 1.1.0 with no hub and no broker"
+        with self.step("the hub returns, records made meanwhile arrive once") as step:
+            self.realm.start_hub()
+            lanes = self.wait("every record receipted", lambda: self._receipted(node))
+            step.facts |= {
+                "lanes": lanes,
+                "requests": {"answered": self.traffic.answered, "failed": self.traffic.failed},
+            }
+            if self.traffic.failed:
+                raise StepError(f"{len(self.traffic.failed)} requests failed: {self.traffic.failed[0]}")
+            total = sum(lane["kept"] for lane in lanes.values())
+            step.facts["told"] = f"{total} records, none lost, none doubled; {self.traffic.answered} requests, 0 failed"
+
+    def _receipted(self, node: str) -> dict[str, Any] | None:
+        """Per lane what the hub holds of the node, once every record of the node is there and the sums agree.
+
+        The node's own word: nothing waits (`kept` is 0) and all of this run is acknowledged. The hub's word: of all
+        runs together kept + merged + lost is what was written, nothing is missing; rows are unique by their number.
+        """
+        outbox = self.realm.status(node)["outbox"]
+        if any(lane["kept"] or lane["next_seq"] != lane["acked_seq"] for lane in outbox.values()):
+            return None
+        lanes: dict[str, Any] = self.known(node)["records"]
+        if any(lane["missing"] or lane["lost"] for lane in lanes.values()):
+            raise StepError(f"records of {node} are missing: {lanes}")
+        return lanes
+
+
+class StepError(Exception):
+    """A step did not hold."""
+
+
+def look(demo: Demo) -> str:
+    """What a person can do with a demo that stays up."""
+    realm = demo.realm
+    node = NODES[0][0]
+    body = json.dumps(demo.traffic.request["inputs"][0] | {"data": [0] * 256})
+    return f"""
+It stays up. In another terminal:
+
+  export HELIOGRAPH_HUB={realm.hub_dir}
+  heliograph fleet list                     # every node, as it last reported
+  heliograph rollout status {MODEL}@1.1.0
+  heliograph node status {realm.node_dir(node)}
+  curl -s {realm.url(node)}/v2/models/{MODEL}/infer -d '{{"inputs": [{body}]}}'
+
+(heliograph is {Path(sys.executable).parent / "heliograph"}; logs are in {realm.folder})
+Ctrl-C ends everything and removes {realm.folder}.
+"""
+
+
+def main() -> int:
+    """Runs the demo; 0 only if every step held."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--once", action="store_true", help="end after the last step; exit 0 only if every step held")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write steps, facts and bytes to FILE")
+    args = parser.parse_args()
+    console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder = Path(tempfile.mkdtemp(prefix="heliograph-demo-"))
+    held = False
+    with Realm(folder / "realm", rate_bytes_per_s=RATE) as realm:
+        demo = Demo(realm, folder, console)
+        try:
+            demo.run()
+            held = True
+            if not args.once:
+                console.print(look(demo), highlight=False, markup=False, soft_wrap=True)
+                signal.pause()
+        except StepError as error:
+            console.print(f"[red]stopped:[/] {error}\nlogs are in {realm.folder}", highlight=False)
+        except KeyboardInterrupt:
+            console.print("stopping")
+        finally:
+            demo.traffic.stop()
+            if args.json:
+                facts = {"steps": [asdict(step) for step in demo.steps], "nodes": demo.nodes(), "bytes": demo.bytes}
+                args.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if held:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
