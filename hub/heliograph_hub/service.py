@@ -415,6 +415,8 @@ def run(folder: Path, port: int, rate: int | None, node_rate: int | None, say: C
     if table.get("format") != 1:
         raise ConfigError(f"{folder / HUB_FILE} is of format {table.get('format')!r}, this version reads 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("uvicorn", "tuf", "securesystemslib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with _locked(folder):
 
         async def serve() -> None:
