@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_DISCARD_S = 5.0
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -70,9 +71,26 @@ def application(handler: Handler, refuse: Refuse, bodies: Bodies) -> Callable[[S
         if close:  # what was not read can't be told from a next request
             lines.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": answer.status, "headers": lines})
-        await send({"type": "http.response.body", "body": answer.body})
+        await send({"type": "http.response.body", "body": answer.body, "more_body": close})
+        if close:
+            await _discard(receive, bodies)
+            await send({"type": "http.response.body", "body": b""})
 
     return serve
+
+
+async def _discard(receive: Receive, bodies: Bodies) -> None:
+    """Reads on without keeping, for a while: a caller that still sends would see a reset instead of the answer."""
+    left = bodies.each
+    try:
+        async with asyncio.timeout(_DISCARD_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 async def _read(
@@ -81,7 +99,7 @@ async def _read(
     """The body, or why it is refused (status, reason, sentence), or None when the caller left."""
     too_large = (413, "too-large", f"the request has more than {bodies.each} bytes")
     stated = headers.get("content-length", "")
-    if stated.isdigit() and int(stated) > bodies.each:
+    if stated.isdigit() and (len(stated) > 18 or int(stated) > bodies.each):
         return too_large
     parts: list[bytes] = []
     while True:

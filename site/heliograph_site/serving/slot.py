@@ -175,7 +175,8 @@ class Slot:
             self.restarts += 1
             self._restart_at = loop.time() + pause
             try:
-                await asyncio.wait_for(self._closing.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
                 return
             except TimeoutError:
                 pause = min(2 * pause, _LONGEST_PAUSE_S)

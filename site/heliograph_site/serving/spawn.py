@@ -218,7 +218,8 @@ class Forks:
     async def _within(self, answer: asyncio.Future[dict[str, Any]], limit_s: float) -> dict[str, Any]:
         """Waits; without an answer the forkserver is given up, for answers could no longer be told apart."""
         try:
-            return await asyncio.wait_for(answer, limit_s)
+            async with asyncio.timeout(limit_s):
+                return await answer
         except TimeoutError:
             self._lost("the forkserver hangs")
             raise TransportError(f"the forkserver gave no answer in {limit_s:g} s") from None
