@@ -135,9 +135,11 @@ class Fleet:
                 "enrolled_at": now,
             }
             if old:
+                values |= {"last_heard": None, "gone_at": None, "run": None, "n": 0, "reported": None}
                 connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
             else:
                 connection.execute(sa.insert(nodes).values(site=site, node=node, n=0, **values))
+        self._heard.pop((site, node), None)
         return assigned
 
     def assign(self, site: str, ring: Ring) -> list[tuple[str, bytes]]:
