@@ -1,0 +1,97 @@
+"""[IO] `heliograph node`: join, run, status."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from random import SystemRandom
+from typing import Annotated, Any
+
+import typer
+
+from heliograph_site.folder import JoinString, read_node_file
+from heliograph_site.joining import check_free, join
+from heliograph_site.status import status
+
+node = typer.Typer(help="Join a node, run it, look at it.", no_args_is_help=True, rich_markup_mode=None)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.")]
+
+
+@node.callback()
+def _node() -> None:
+    """Join a node, run it, look at it."""
+
+
+@node.command("join")
+def node_join(
+    string: Annotated[str, typer.Argument(metavar="STRING", help="What `fleet token` printed; - reads it from stdin.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the node.")],
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where inference is served on 127.0.0.1; 0: the system chooses.")
+    ] = 0,
+) -> None:
+    """Enrol this machine as the node that the join string names.
+
+    Example: heliograph node join heliograph1:… ./pi-1 --http-port 8080
+    """
+    check_free(folder)
+    found = JoinString.parse(sys.stdin.readline() if string == "-" else string)
+    assignment = asyncio.run(join(found, folder, http_port, SystemRandom()))
+    print(f"{found.site}/{found.node} joined realm {found.realm} in ring {assignment.ring}; run it with:")
+    print(f"  heliograph node run {folder}")
+
+
+@node.command("run")
+def node_run(folder: Folder) -> None:
+    """Run the node's agent and server until stopped."""
+    read_node_file(folder)
+    sys.stdout.flush()
+    # The supervisor needs none of what is loaded here.
+    os.execv(sys.executable, [sys.executable, "-m", "heliograph_site.supervisor", str(folder)])  # noqa: S606 - no shell is meant
+
+
+@node.command("status")
+def node_status(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what the node runs, trusts and has yet to tell; works while it is stopped."""
+    facts = status(folder)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _show(facts)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    serves = facts["http"] or "nowhere (the server is not running)"
+    console.print(f"{facts['site']}/{facts['node']}: link {facts['link']}, serves at {serves}", highlight=False)
+    models = Table("model", "phase", "active", "verdict", "fallback", "note", box=None)
+    for name, model in facts["models"].items():
+        refused = [f"{_name(r)} refused: {r['reason']}" for r in model["refused"][:1]]
+        note = model["reason"] or model["waiting"] or "; ".join(refused)
+        models.add_row(
+            name, model["phase"], _name(model["active"]), model["verdict"] or "-", _name(model["fallback"]), note
+        )
+    if facts["models"]:
+        console.print(models)
+    else:
+        console.print("no release was directed to this node yet", highlight=False)
+    records = Table("records", "next", "acknowledged", "kept", "merged", "lost", box=None)
+    for lane, row in facts["outbox"].items():
+        records.add_row(lane, *(str(row[key]) for key in ("next_seq", "acked_seq", "kept", "merged", "lost")))
+    console.print(records)
+    versions = ", ".join(f"{role} {version}" for role, version in facts["trust"]["versions"].items())
+    console.print(f"metadata: {versions or 'none'}", highlight=False)
+
+
+def _name(pointer: dict[str, Any] | None) -> str:
+    if pointer is None:
+        return "-"
+    return str(pointer["release"] or pointer["digest"][:16])

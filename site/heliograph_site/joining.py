@@ -1,0 +1,206 @@
+"""`node join`: from a join string to a node's folder, once.
+
+Steps: (1) read the realm's root and check it against the digest in the join string; (2) verify the metadata set under
+it; (3) make a key, send it with the token; (4) wait for the assignment that names this key, signed by role `assign`;
+(5) put the folder in place, whole, in one rename. Before (5) nothing of it exists.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from heliograph.blob import sha256
+from heliograph.deadlines import DEADLINES, Deadlines
+from heliograph.documents import Assignment, Enroll
+from heliograph.errors import ConfigError, HeliographError, IntegrityError, RefusedError, TransportError, TrustError
+from heliograph.mqtt import Broker, Mqtt
+from heliograph.objects import sync_directory, write_durably
+from heliograph.protocol import parse_topic, topic
+from heliograph.signing import PrivateKey
+from heliograph.trust import TrustedSet, bootstrap, open_document, state_to_bytes, with_root, with_set
+from heliograph_site.folder import NODE_FILE, JoinString, write_key
+from heliograph_site.journal import JOURNAL_FILE, Held, Journal
+
+
+def check_free(folder: Path) -> None:
+    """Returns if a node may join into `folder`.
+
+    Raises:
+        ConfigError: a node has joined there already, or something else lies there.
+    """
+    if (folder / NODE_FILE).exists():
+        raise ConfigError(f"{folder} has joined already: use it with `heliograph node run`, or choose another folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not an empty folder: choose another")
+
+
+async def join(
+    string: JoinString, folder: Path, http_port: int, rng: Random, deadlines: Deadlines = DEADLINES
+) -> Assignment:
+    """Enrols a new node and returns what it is; its folder is on disk then.
+
+    Raises:
+        ConfigError: the folder is in use.
+        TransportError: broker or hub don't answer.
+        IntegrityError: the realm's root isn't the one that the join string names.
+        RefusedError: the hub did not take the token.
+    """
+    check_free(folder)
+    file = string.node_file(http_port)
+    key = PrivateKey.generate(os.urandom(32))
+    ceremony = _Ceremony(string, key)
+    row = topic("assigned")
+    subscriptions = [(topic(name).filter(string.realm), 1) for name in ("root", "set")]
+    subscriptions.append((row.filter(string.realm, site=string.site, node=string.node), 1))
+    user = f"{string.site}/{string.node}"
+    mqtt = Mqtt(
+        Broker(string.host, string.port, user),
+        f"{user}/join-{secrets.token_hex(4)}",
+        subscriptions,
+        rng,
+        ceremony.on_message,
+        ceremony.on_link,
+    )
+    running = asyncio.ensure_future(mqtt.run())
+    try:
+        await _within(ceremony.connected, deadlines.enroll_s, ceremony.why_not_connected)
+        await _within(ceremony.ready, deadlines.enroll_s, ceremony.why_not_ready)
+        enroll = Enroll(token=string.token, key=key.public.raw, nonce=os.urandom(16)).encode()
+        target = topic("enroll").build(string.realm, site=string.site, node=string.node)
+        await mqtt.publish(target, enroll, qos=1)
+        await _within(ceremony.enrolled, deadlines.enroll_s, ceremony.why_not_enrolled)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+    assert ceremony.trusted is not None and ceremony.assignment is not None, "enrolled under what is trusted"
+    held = Held("assignment", "", ceremony.assignment.number, ceremony.statement)
+    put_in_place(folder, file.encode(), key, ceremony.trusted, held)
+    return ceremony.assignment
+
+
+def put_in_place(folder: Path, node_file: bytes, key: PrivateKey, trusted: TrustedSet, assignment: Held) -> None:
+    """Writes the folder beside its place and renames it there, whole.
+
+    Raises:
+        ConfigError: something lies there by now.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}.joining-{secrets.token_hex(4)}"
+    beside.mkdir(mode=0o700)
+    try:
+        write_key(beside, key)
+        with Journal(beside / JOURNAL_FILE) as journal:
+            journal.save_trusted(state_to_bytes(trusted))
+            journal.hold(assignment)
+        write_durably(beside / NODE_FILE, node_file)
+        sync_directory(beside)
+        try:
+            beside.rename(folder)
+        except OSError as error:
+            raise ConfigError(f"{folder} can't be put in place: {error.strerror}") from error
+        sync_directory(folder.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+async def _within(event: asyncio.Event, limit_s: float, why_not: Callable[[float], HeliographError]) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            await event.wait()
+    except TimeoutError:
+        raise why_not(limit_s) from None
+
+
+class _Ceremony:
+    """What has come so far."""
+
+    def __init__(self, string: JoinString, key: PrivateKey) -> None:
+        self.connected, self.ready, self.enrolled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.trusted: TrustedSet | None = None
+        self.assignment: Assignment | None = None
+        self.statement = b""
+        self._string = string
+        self._key = key
+        self._roots: dict[int, bytes] = {}
+        self._set = b""
+        self._refused = ""
+
+    async def on_link(self, is_up: bool) -> None:
+        """The broker answers."""
+        if is_up:
+            self.connected.set()
+
+    async def on_message(self, full: str, payload: bytes, retained: bool) -> None:
+        """Takes what the realm retains, and the assignment."""
+        found = parse_topic(full, self._string.realm)
+        if found is None:
+            return
+        row, names = found
+        try:
+            match row.name:
+                case "root":
+                    self._roots[int(names["number"])] = payload
+                    self._believe()
+                case "set":
+                    self._set = payload
+                    self._believe()
+                case "assigned" if self.trusted is not None:
+                    document = open_document(
+                        self.trusted,
+                        payload,
+                        row,
+                        names,
+                        site=self._string.site,
+                        node=self._string.node,
+                        key=self._key.keyid,
+                    )
+                    assert isinstance(document, Assignment)  # the row says so
+                    self.assignment, self.statement = document, payload
+                    self.enrolled.set()
+                case _:
+                    pass
+        except (TrustError, IntegrityError) as error:
+            self._refused = str(error)
+
+    def _believe(self) -> None:
+        if self.trusted is None:
+            anchors = [n for n, root in self._roots.items() if sha256(root) == self._string.root]
+            if not anchors:
+                return
+            self.trusted = bootstrap(self._roots[anchors[0]], self._string.root)
+        while (following := self._roots.get(self.trusted.versions["root"] + 1)) is not None:
+            self.trusted = with_root(self.trusted, following)
+        if self._set and not self.trusted.is_complete:
+            self.trusted = with_set(self.trusted, self._set, 0)
+            self.ready.set()
+
+    def why_not_connected(self, limit_s: float) -> HeliographError:
+        """The broker did not answer."""
+        where = f"{self._string.host}:{self._string.port}"
+        return TransportError(f"no hub answers at {where} within {limit_s:g} s: check that it runs and can be reached")
+
+    def why_not_ready(self, limit_s: float) -> HeliographError:
+        """Broker yes, realm no."""
+        realm = self._string.realm
+        if self.trusted is None and self._roots:
+            return IntegrityError(
+                f"the root of realm {realm} is not the one that the join string names: ask for a new string, "
+                "and whether somebody else answers at that address"
+            )
+        if self._refused:
+            return IntegrityError(f"the metadata of realm {realm} can't be trusted: {self._refused}")
+        return TransportError(f"the broker holds nothing of realm {realm}: check that its hub is running")
+
+    def why_not_enrolled(self, limit_s: float) -> HeliographError:
+        """The hub says nothing to a token that is no good."""
+        name = f"{self._string.site}/{self._string.node}"
+        return RefusedError(
+            f"the hub did not enrol {name} within {limit_s:g} s: the token was used, has expired or is another node's, "
+            f"or the hub is not running; print a new one with `heliograph fleet token {name}`"
+        )

@@ -1,0 +1,98 @@
+"""What a node is and has, read from its folder alone, whether its processes run or not."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from heliograph.documents import LANES, Lane
+from heliograph.errors import RefusedError, TransportError
+from heliograph.trust import state_from_bytes
+from heliograph_site.folder import is_agent_running, read_node_file
+from heliograph_site.journal import JOURNAL_FILE, Journal
+from heliograph_site.machine import Memory, Pointer
+from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
+from heliograph_site.reporting import held
+from heliograph_site.serving.control import ServerControl
+
+_NO_RECORDS = LaneStatus(0, 0, 0, 0, 0, 0, 0)
+_LOOK_S = 2.0
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The document of `node status --json`; every key is always there.
+
+    Raises:
+        ConfigError: not a node's folder, or its files can't be read.
+    """
+    file = read_node_file(folder)
+    with Journal(folder / JOURNAL_FILE, read_only=True) as journal:
+        waiting = journal.waiting()
+        state = journal.trusted()
+        versions = state_from_bytes(state).versions if state is not None else {}
+        mark = journal.time_mark()
+        models = {
+            model: _model(journal, journal.load(model), waiting.pop(model, ""))
+            for model in sorted({*journal.models(), *waiting})
+        }
+        is_up = journal.link() == "up" and is_agent_running(folder)
+    lanes: dict[Lane, LaneStatus] = dict.fromkeys(LANES, _NO_RECORDS)
+    if (folder / OUTBOX_FILE).exists():
+        with Outbox(folder / OUTBOX_FILE, None) as outbox:
+            lanes |= outbox.status()
+    return {
+        "site": file.site,
+        "node": file.node,
+        "link": "up" if is_up else "down",
+        "models": models,
+        "trust": {
+            "versions": versions,
+            "deny": {"count": 0, "digest": None},
+            "estimate": mark.at if mark else None,
+        },
+        "outbox": {
+            lane: {
+                "next_seq": ledger.next_seq,
+                "acked_seq": ledger.acked_seq,
+                "kept": ledger.kept,
+                "merged": ledger.merged,
+                "lost": ledger.lost,
+            }
+            for lane, ledger in lanes.items()
+        },
+        "http": _http(folder, file.http_host, file.http_port),
+    }
+
+
+def _model(journal: Journal, memory: Memory, waiting: str) -> dict[str, Any]:
+    def name(release: bytes) -> dict[str, Any]:
+        return {"release": journal.release_name(release), "digest": release.hex()}
+
+    def pointer(found: Pointer | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        numbers = {"config": found.config, "policy": found.policy, "since": found.activated_at}
+        return {**name(found.release), **numbers, "verdict": found.verdict}
+
+    return {
+        "phase": memory.phase,
+        "active": pointer(memory.active),
+        "fallback": pointer(memory.fallback),
+        "held": [name(release) for release in held(memory)],
+        "refused": [{**name(r.release), "number": r.number, "reason": r.reason} for r in memory.refused],
+        "target": name(memory.target.release) if memory.target else None,
+        "verdict": memory.active.verdict if memory.active else None,
+        "reason": memory.reason,
+        "waiting": waiting,
+    }
+
+
+def _http(folder: Path, host: str, port: int) -> str | None:
+    """Where inference is served; a port that the system chose is asked of the server."""
+    if port == 0:
+        try:
+            answer = asyncio.run(asyncio.wait_for(ServerControl(folder / "control.sock").status(), _LOOK_S))
+        except (TransportError, RefusedError, TimeoutError):
+            return None
+        found = answer.get("http")
+        return str(found) if found else None
+    return f"http://{host}:{port}"
