@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, Self
 
 from heliograph.errors import ConfigError, NotFoundError, TransportError
 from heliograph.lab import IOTCORE_PROGRAM, find_mosquitto
@@ -32,7 +32,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Broker:
-    """One broker process, its files in `folder`/broker.
+    """One broker process, its files in `folder`/broker. `async with` it, and `run` it inside: so it always ends.
 
     Attributes:
         kind: which broker is used.
@@ -82,6 +82,13 @@ class Broker:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
     async def start(self) -> None:
         """Returns when the broker answers on its port. An own broker left over from a killed hub is ended first.
 
@@ -100,7 +107,8 @@ class Broker:
         try:
             while True:
                 process = self._process
-                assert process is not None
+                if process is None:
+                    raise RuntimeError("run is for a broker that was started")
                 since = loop.time()
                 status = await process.wait()
                 if loop.time() - since > STEADY_S:

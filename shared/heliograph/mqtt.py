@@ -412,12 +412,13 @@ class _Link:
         self._introduce(sock)
         await self._first(self._connack)
         if subscriptions:
-            assert self._client is not None
-            result, _ = self._client.subscribe([(topic, qos) for topic, qos in subscriptions])
-            if result != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                raise TransportError("connection ended before subscribing")
+            if self._client is None:
+                raise TransportError(self._ended.result())
+            self._client.subscribe(list(subscriptions))
             codes = await self._first(self._suback)
-            for (topic, _qos), code in zip(subscriptions, codes, strict=False):
+            if len(codes) != len(subscriptions):
+                raise TransportError(f"broker answers {len(subscriptions)} subscriptions with {len(codes)} codes")
+            for (topic, _qos), code in zip(subscriptions, codes, strict=True):
                 if code.is_failure:
                     raise TransportError(f"broker refuses the subscription to {topic}: {code}")
 
@@ -489,13 +490,12 @@ class _Link:
         Raises:
             TransportError: it ended.
         """
-        assert self._client is not None
-        while True:
+        while self._client is not None:
             # The turns only drive paho's keepalive; the end itself is an event.
-            done, _ = await asyncio.wait({self._ended}, timeout=max(self.owner.timing.keepalive_s / 8, 0.05))
-            if done:
-                raise TransportError(self._ended.result())
-            self._client.loop_misc()
+            await asyncio.wait({self._ended}, timeout=max(self.owner.timing.keepalive_s / 8, 0.05))
+            if self._client is not None:
+                self._client.loop_misc()
+        raise TransportError(self._ended.result())
 
     async def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
         """See Mqtt.publish; TimeoutError is the caller's."""

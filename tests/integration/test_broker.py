@@ -1,0 +1,145 @@
+"""The hub's broker: started, killed, started again, and refused a port that is taken."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import pytest
+
+from heliograph.errors import ConfigError
+from heliograph.lab import free_port, is_listening, wait_until
+from heliograph.mqtt import Broker as Address
+from heliograph.mqtt import Mqtt
+from heliograph_hub.broker import Broker
+
+Kind = Literal["mosquitto", "iotcore"]
+KINDS: tuple[Kind, ...] = ("mosquitto", "iotcore")
+
+
+@contextlib.asynccontextmanager
+async def supervised(broker: Broker) -> AsyncIterator[Broker]:
+    async with broker:
+        task = asyncio.create_task(broker.run())
+        try:
+            yield broker
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broker_that_dies_is_started_again_and_ends_with_the_hub(tmp_path: Path, kind: Kind) -> None:
+    port = free_port()
+
+    async def main() -> None:
+        async with supervised(Broker(tmp_path, port, kind=kind)) as broker:
+            assert is_listening(port)
+            first = broker.pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            await asyncio.to_thread(wait_until, lambda: broker.starts == 2, 10.0, "the second start")
+            assert broker.pid not in (first, None)
+            assert is_listening(port)
+        assert broker.pid is None
+        assert not is_listening(port)
+
+    asyncio.run(main())
+
+
+def test_a_taken_port_is_refused_with_its_number_and_what_to_do(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} on 127\.0\.0\.1 is not free .* --port"):
+            asyncio.run(Broker(tmp_path, port).start())
+
+
+def test_a_broker_left_by_a_killed_hub_is_ended_and_replaced(tmp_path: Path) -> None:
+    port = free_port()
+    program = (
+        "import asyncio, os, pathlib, signal, sys\n"
+        "from heliograph_hub.broker import Broker\n"
+        "async def main():\n"
+        "    await Broker(pathlib.Path(sys.argv[1]), int(sys.argv[2])).start()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    hub = subprocess.run([sys.executable, "-c", program, tmp_path, str(port)], timeout=30)
+    assert hub.returncode == -signal.SIGKILL
+    assert is_listening(port)
+    left = int((tmp_path / "broker" / "pid").read_text())
+
+    async def main() -> None:
+        async with supervised(Broker(tmp_path, port)) as broker:
+            assert broker.pid not in (left, None)
+            assert is_listening(port)
+
+    asyncio.run(main())
+    assert not is_listening(port)
+
+
+def test_a_process_that_has_the_old_number_by_chance_is_left_alone(tmp_path: Path) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "broker" / "pid").write_text(f"{bystander.pid}\n")
+
+    async def main() -> None:
+        async with supervised(Broker(tmp_path, free_port())):
+            assert bystander.poll() is None
+
+    try:
+        asyncio.run(main())
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.communicate()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operator_is_told_that_nothing_protects_the_broker(tmp_path: Path, kind: Kind) -> None:
+    here = Broker(tmp_path, 1883, kind=kind).notes
+    assert any("port 1883 is open to this machine only: no passwords, no TLS" in note for note in here)
+    assert any("in memory" in note for note in here) == (kind == "iotcore")
+    assert any("everybody who reaches 0.0.0.0" in note for note in Broker(tmp_path, 1883, "0.0.0.0", kind=kind).notes)  # noqa: S104
+
+
+def test_retained_messages_outlive_a_restart_in_order(tmp_path: Path) -> None:
+    port = free_port()
+
+    async def main() -> None:
+        got: list[tuple[str, bytes, bool]] = []
+        up, arrived = asyncio.Event(), asyncio.Event()
+
+        async def take(topic: str, payload: bytes, retained: bool) -> None:
+            got.append((topic, payload, retained))
+            arrived.set()
+
+        async def link(is_up: bool) -> None:
+            if is_up:
+                up.set()
+
+        async with supervised(Broker(tmp_path, port)), asyncio.timeout(20), asyncio.TaskGroup() as group:
+            hub = Mqtt(Address("127.0.0.1", port), "hub", [], Random(1), take, link)
+            task = group.create_task(hub.run())
+            await up.wait()
+            await hub.publish("t", b"kept", qos=1, retain=True)
+            task.cancel()
+        async with supervised(Broker(tmp_path, port)), asyncio.timeout(20), asyncio.TaskGroup() as group:
+            node = Mqtt(Address("127.0.0.1", port), "node", [("t", 1)], Random(1), take, link)
+            task = group.create_task(node.run())
+            await arrived.wait()
+            task.cancel()
+        assert got == [("t", b"kept", True)]
+
+    asyncio.run(main())
+    assert (tmp_path / "broker" / "mosquitto.log").exists()
