@@ -514,9 +514,9 @@ def test_a_reply_is_signed_by_the_timestamp_key_of_root(realm: Realm, held: Trus
     reply = Reply(realm="demo", site="shop", node="till", key=b"k" * 32, nonce=b"n" * 16, at=NOW, heads=realm.heads)
     reader = {"site": "shop", "node": "till", "key": b"k" * 32}
     row = topic("reply")
-    assert trust.open_document(held, realm.sign("timestamp", "reply", reply), row, {}, **reader) == reply  # type: ignore[arg-type]  # a dict of both kinds
+    assert trust.open_document(held, realm.sign("timestamp", "reply", reply), row, {}, **reader) == reply
     with pytest.raises(TrustError, match="keys of timestamp"):
-        trust.open_document(held, realm.sign("recipes", "reply", reply), row, {}, **reader)  # type: ignore[arg-type]  # as above
+        trust.open_document(held, realm.sign("recipes", "reply", reply), row, {}, **reader)
 
 
 # --- expired duties -----------------------------------------------------------------------------------------------
@@ -670,7 +670,7 @@ def test_hostile_content_signed_by_the_right_keys_is_always_an_error_of_ours(
 def resign(role: str, data: bytes) -> bytes:
     """The file signed again by its role, as far as it can be parsed at all."""
     try:
-        metadata = Metadata.from_bytes(data)  # type: ignore[var-annotated]  # of whatever kind
+        metadata = Metadata.from_bytes(data)
         metadata.signatures.clear()
         return ceremony.sign(metadata, FUZZ.signers(role))
     except Exception:  # noqa: BLE001 - tuf can't hold it, so no signer could have made it by tuf: send it as it is
