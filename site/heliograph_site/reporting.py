@@ -179,6 +179,7 @@ class Reporter:
         return ModelReport(
             phase=memory.phase,
             tuple=_tuple(memory.active),
+            since=memory.active.activated_at if memory.active else None,
             fallback=_tuple(memory.fallback),
             held=held(memory),
             refused=tuple(Refusal(release=r.release, number=r.number, reason=r.reason[:400]) for r in memory.refused),
