@@ -336,6 +336,17 @@ def test_a_body_without_stated_length_is_bounded_too(calm: Node) -> None:
         assert b" 413 " in sock.recv(4096).split(b"\r\n")[0]
 
 
+def test_an_answer_does_not_wait_for_a_delayed_acknowledgement(calm: Node) -> None:
+    took = []
+    with contextlib.closing(http.client.HTTPConnection(calm.address, timeout=PATIENCE_S)) as connection:
+        for _ in range(20):
+            began = time.perf_counter()
+            connection.request("POST", INFER, json.dumps(bundles.sample_request()))
+            assert connection.getresponse().read()
+            took.append(time.perf_counter() - began)
+    assert min(took) < 0.035, "Nagle's algorithm costs 40 ms"
+
+
 def test_a_coded_body_is_refused(calm: Node) -> None:
     status, _, said = calm.ask("POST", INFER, b"\x1f\x8b", {"content-encoding": "gzip"})
     assert (status, said["reason"]) == (415, "coding")
@@ -409,6 +420,10 @@ def test_gateway_and_agents_client_load_neither_numpy_nor_a_runtime(calm: Node) 
     for module, heavy in (("__main__", runtimes), ("control", [*runtimes, "uvicorn", "starlette", "httpx", "typer"])):
         run = subprocess.run([sys.executable, "-c", code.format(module, heavy)], capture_output=True, text=True)
         assert run.returncode == 0, f"{module} imports {run.stderr}"
+
+
+def test_the_forkserver_has_one_thread_when_it_forks(calm: Node) -> None:
+    assert "Threads:\t1\n" in Path(f"/proc/{calm.status()['forkserver']}/status").read_text()
 
 
 def test_a_worker_can_gain_no_privileges_and_leaves_no_core(calm: Node) -> None:

@@ -58,6 +58,7 @@ class Server:
         self._limits = limits
         self._tasks = tasks
         self._models: dict[str, _Seats] = {}
+        self._retiring: set[Slot] = set()
 
     # --- for the gateway ------------------------------------------------------------------------------------------
 
@@ -178,10 +179,10 @@ class Server:
 
     def close(self) -> None:
         """Ends every worker; requests still waiting are told so."""
-        for seats in self._models.values():
-            for slot in (seats.active, seats.standby, seats.spare):
-                if slot is not None:
-                    slot.close()
+        seated = [slot for seats in self._models.values() for slot in (seats.active, seats.standby, seats.spare)]
+        for slot in (*seated, *self._retiring):
+            if slot is not None:
+                slot.close()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -222,6 +223,9 @@ class Server:
         async def retire() -> None:
             await slot.drained()
             slot.close()
+            self._retiring.discard(slot)
+
+        self._retiring.add(slot)
 
         self._tasks.create_task(retire(), name=f"retire {slot.manifest.release}")
 
