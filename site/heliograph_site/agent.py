@@ -29,49 +29,33 @@ import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import (
     Ask,
-    Assignment,
-    Directive,
     Document,
     Hello,
     LaneReceipt,
-    Numbers,
     Offer,
     Receipt,
     Reply,
     Want,
 )
-from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError, TrustError
+from heliograph.errors import HeliographError, RefusedError, TransportError, TrustError
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Broker, Mqtt, Timing
 from heliograph.names import Ring
-from heliograph.protocol import SCHEMAS, Topic, parse_topic, topic
+from heliograph.protocol import SCHEMAS, parse_topic, topic
 from heliograph.signing import sign_statement
-from heliograph.trust import (
-    Target,
-    TrustedSet,
-    UnknownTypeError,
-    admit,
-    open_document,
-    state_from_bytes,
-    state_to_bytes,
-    with_head,
-    with_root,
-    with_set,
-)
-from heliograph.wire import unpack
+from heliograph.trust import Target, UnknownTypeError
 from heliograph_site import hardware
+from heliograph_site.belief import Belief, News
 from heliograph_site.estimate import Estimate
 from heliograph_site.fetching import Downloads
 from heliograph_site.folder import agent_lock, read_key, read_node_file
-from heliograph_site.journal import JOURNAL_FILE, Held, Journal
+from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.machine import (
     Command,
     Event,
     Failed,
     Memory,
     Restarted,
-    Withdrawn,
-    event_from_directive,
     step,
 )
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
@@ -84,7 +68,6 @@ log = logging.getLogger("heliograph.agent")
 
 INBOX_LENGTH = 256
 DOWN_KINDS = ("assigned", "offer", "receipt", "reply")
-MAX_DIRECTIVES = 200
 CONTROL_SOCKET = "control.sock"
 TICK_S = 30.0
 """How often directives are looked at again because time has passed."""
@@ -137,16 +120,10 @@ class Agent:
         self._names = {"site": self._file.site, "node": self._file.node}
         self.run_id = os.urandom(8)
         self.journal = Journal(folder / JOURNAL_FILE)
-        state = self.journal.trusted()
-        if state is None:
-            raise IntegrityError(f"{folder / JOURNAL_FILE} holds no trusted metadata: join anew")
-        self._trusted: TrustedSet = state_from_bytes(state)
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
         self._time = Estimate(self.journal)
+        self._belief = Belief(self.journal, self.names, self._key.keyid, self.now)
         self._memories: dict[str, Memory] = {model: self.journal.load(model) for model in self.journal.models()}
-        self._directives: dict[str, Held] = {held.name: held for held in self.journal.held("directive")}
-        self._assignment = self._held_assignment()
-        self._unverified: tuple[str, bytes] | None = None
         self._slots = Slots(folder)
         self._server: Server = server or ServerControl(folder / CONTROL_SOCKET)
         self._hardware = hardware.detect()
@@ -173,7 +150,7 @@ class Agent:
     @property
     def ring(self) -> Ring | None:
         """The ring this node is in; None before its assignment."""
-        return self._assignment.ring if self._assignment else None
+        return self._belief.ring
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -183,12 +160,12 @@ class Agent:
     @property
     def assignment(self) -> int:
         """Number of the assignment in force; 0 before the first."""
-        return self._assignment.number if self._assignment else 0
+        return self._belief.assignment.number if self._belief.assignment else 0
 
     @property
     def metadata_versions(self) -> dict[str, int]:
         """Version of each trusted metadata file."""
-        return self._trusted.versions
+        return self._belief.trusted.versions
 
     @property
     def memories(self) -> dict[str, Memory]:
@@ -211,7 +188,7 @@ class Agent:
 
     def target(self, model: str, release: bytes) -> Target | None:
         """The manifest's entry in the trusted metadata."""
-        return self._trusted.target(model, release)
+        return self._belief.trusted.target(model, release)
 
     def named(self, release: bytes, manifest: Manifest) -> None:
         """Remembers what a release is called."""
@@ -233,14 +210,7 @@ class Agent:
 
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now."""
-        held = self._directives.get(model)
-        if held is None or self.ring is None:
-            return "a directive of this node's ring"
-        try:
-            admitted = admit(self._trusted, held.statement, self.ring, self.now())
-        except HeliographError as error:
-            return str(error)
-        return None if admitted.target.sha256 == release else "the release that the newest directive names"
+        return self._belief.why_not_yet(model, release)
 
     async def ask(self, model: str, release: bytes) -> Offer | None:
         """One ask; its offer, or None if none came in time."""
@@ -393,10 +363,6 @@ class Agent:
 
     async def _hello(self) -> None:
         self._nonce = os.urandom(16)
-        numbers = Numbers(
-            directives={model: held.number for model, held in self._directives.items()},
-            assignment=self.assignment,
-        )
         acked = {
             lane: LaneReceipt(run=run, lane=lane, next=next_seq)
             for lane, (run, next_seq) in self.outbox.acked().items()
@@ -407,8 +373,8 @@ class Agent:
             agent=heliograph.__version__,
             schemas=SCHEMAS,
             hardware=self._hardware,
-            tuf=self._trusted.versions,
-            numbers=numbers,
+            tuf=self.metadata_versions,
+            numbers=self._belief.numbers(),
             acked=acked,
         )
         await self.publish("hello", hello.encode())
@@ -485,22 +451,11 @@ class Agent:
         row, names = found
         if names.items() & self._names.items() != self._names.items() and "node" in names:
             raise TrustError("a topic of another node")
-        now = self.now()
         match row.name:
-            case "root":
-                if int(names["number"]) > self._trusted.versions["root"]:
-                    await self._trust(with_root(self._trusted, payload))
-            case "head":
-                if with_head(self._trusted, payload, now):
-                    self._hello_now.set()
-            case "set":
-                await self._trust(with_set(self._trusted, payload, now))
-            case "desired":
-                await self._on_desired(row, names, payload)
-            case "assigned":
-                await self._on_assigned(row, names, payload)
+            case "root" | "head" | "set" | "desired" | "assigned":
+                await self._on_news(self._belief.take(row, names, payload))
             case "reply" | "offer" | "receipt":
-                document = self._open(row, names, payload)
+                document = self._belief.open(row, names, payload)
                 if isinstance(document, Reply):
                     await self._on_reply(document)
                 else:
@@ -508,119 +463,18 @@ class Agent:
             case _:
                 raise UnknownTypeError(f"{row.name} is nothing that this version reads")
 
-    def _open(self, row: Topic, names: dict[str, str], payload: bytes) -> object:
-        return open_document(
-            self._trusted,
-            payload,
-            row,
-            names,
-            site=self._file.site,
-            node=self._file.node,
-            key=self._key.keyid,
-            is_protected=self.ring == "protected",
-        )
-
-    async def _trust(self, trusted: TrustedSet) -> None:
-        """Commits what is believed now, whole, and looks at everything that hangs on it."""
-        if trusted is self._trusted or trusted == self._trusted:
-            return
-        was_root = self._trusted.versions["root"]
-        self.journal.save_trusted(state_to_bytes(trusted))
-        self._trusted = trusted
-        self._time.saw(trusted.at)
-        log.info("trusted metadata is now %s", trusted.versions)
-        if trusted.versions["root"] != was_root:
+    async def _on_news(self, news: News) -> None:
+        self._time.saw(self._belief.trusted.at)
+        if news.hello:
             self._hello_now.set()
-        waiting, self._unverified = self._unverified, None
-        if waiting is not None:
-            await self._guard(waiting[0], self._on_document(*waiting))
-        await self._derive_all()
-
-    async def _on_desired(self, row: Topic, names: dict[str, str], payload: bytes) -> None:
-        if names["ring"] != self.ring:
-            return  # retained for another ring, or for one this node has left
-        statements = unpack(payload)
-        if not isinstance(statements, list) or len(statements) > MAX_DIRECTIVES:
-            raise IntegrityError("not a list of directives")
-        known = {held.statement for held in self._directives.values()}
-        news: list[Held] = []
-        refused: HeliographError | None = None
-        for statement in statements:
-            if statement in known:
-                continue
-            if not isinstance(statement, bytes):
-                raise IntegrityError("not a list of directives")
-            try:
-                directive = self._open(row, names, statement)
-            except (TrustError, IntegrityError) as error:
-                refused = error
-                continue
-            assert isinstance(directive, Directive)  # the row says so
-            if directive.number > self._standing_number(directive.model):
-                news.append(Held("directive", directive.model, directive.number, statement))
-        if news:
-            self.journal.hold(*news)
-            self._directives |= {held.name: held for held in news}
-            for held in news:
-                await self._derive(held.name)
-        if refused is not None:
-            # A newer set may know keys that this one doesn't: it is looked at once more when that comes.
-            self._unverified = (row.build(self._file.realm, **names), payload)
-            raise refused
-
-    def _standing_number(self, model: str) -> int:
-        """The number of the directive held, as long as its signatures still count; else 0."""
-        held = self._directives.get(model)
-        if held is None or self._directive(held) is None:
-            return 0
-        return held.number
-
-    def _directive(self, held: Held) -> Directive | None:
-        """The directive held, if it still verifies and is this ring's."""
-        if self.ring is None:
-            return None
-        try:
-            directive = self._open(topic("desired"), {"ring": self.ring}, held.statement)
-        except HeliographError:
-            return None
-        assert isinstance(directive, Directive)  # the row says so
-        return directive
-
-    def _held_assignment(self) -> Assignment | None:
-        for held in self.journal.held("assignment"):
-            row = topic("assigned")
-            try:
-                # As signed when it came; its ring's threshold was checked then.
-                document = open_document(
-                    self._trusted,
-                    held.statement,
-                    row,
-                    self._names,
-                    site=self._file.site,
-                    node=self._file.node,
-                    key=self._key.keyid,
-                )
-            except HeliographError as error:
-                log.warning("the assignment held no longer verifies: %s", error)
-                continue
-            assert isinstance(document, Assignment)  # the row says so
-            return document
-        return None
-
-    async def _on_assigned(self, row: Topic, names: dict[str, str], payload: bytes) -> None:
-        assignment = self._open(row, names, payload)
-        assert isinstance(assignment, Assignment)  # the row says so
-        before = self._assignment
-        if before is not None and assignment.number <= before.number:
-            return
-        self.journal.hold(Held("assignment", "", assignment.number, payload))
-        self._assignment = assignment
-        self._reporter.say()
-        log.info("assigned to ring %s", assignment.ring)
-        if before is None or before.ring != assignment.ring:
-            self.journal.drop("directive")
-            self._directives.clear()
+        if news.assigned:
+            self._reporter.say()
+        if news.ring:
             self._reconnect.set()
+        if news.again is not None:
+            await self._guard(news.again[0], self._on_document(*news.again))
+        if news.models:
+            await self._derive_all()
 
     def _on_answer(self, document: object) -> None:
         match document:
@@ -657,7 +511,7 @@ class Agent:
     # --- machines -----------------------------------------------------------------------------------------------------
 
     async def _derive_all(self) -> None:
-        for model in tuple(self._directives):
+        for model in self._belief.models:
             await self._derive(model)
 
     async def _derive(self, model: str) -> None:
@@ -667,28 +521,13 @@ class Agent:
             await self._step(model, event)
 
     def _wanted(self, model: str) -> Event | None:
-        held = self._directives.get(model)
-        directive = self._directive(held) if held is not None else None
-        if held is None or directive is None or self.ring is None:
-            return None
         memory = self._memories.get(model) or self.journal.load(model)
-        now = self.now()
-        is_resting = memory.phase in ("idle", "stuck")
-        if directive.action == "install":
-            is_under_way = memory.target is not None and memory.target.release == directive.release
-            try:
-                admit(self._trusted, held.statement, self.ring, now)
-            except HeliographError as error:
-                # Stale metadata only forbids activating; what is lost or over ends what is under way.
-                if is_under_way and self._trusted.is_fresh(now) and memory.phase != "proving":
-                    return Withdrawn(str(error))
-                if is_resting:
-                    self._reporter.note(model, str(error))
-                return None
-        if is_resting:
-            self._reporter.note(model, "")
-        self._memories.setdefault(model, memory)
-        return event_from_directive(memory, directive.action, directive.release, directive.number)
+        event, waiting = self._belief.wanted(model, memory)
+        if memory.phase in ("idle", "stuck"):
+            self._reporter.note(model, waiting)
+        if event is not None:
+            self._memories.setdefault(model, memory)
+        return event
 
     async def _step(self, model: str, event: Event) -> None:
         """Saves what follows, then has it done; comes to rest, then looks at the directive again."""
@@ -743,6 +582,7 @@ class Agent:
 def main() -> int:
     """Runs the agent of the folder in argv until SIGTERM; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("tuf").setLevel(logging.WARNING)  # it tells of every key that did not sign
     if len(sys.argv) != 2:
         print("usage: python -m heliograph_site.agent DIR", file=sys.stderr)
         return 2
