@@ -84,7 +84,8 @@ OURS = "heliograph"
 
 def child(tool: str, step: str, paths: list[Path]) -> None:
     """Runs one step of another tool in this process and prints its peak memory."""
-    OTHERS[tool][1 if step == "make" else 2](*paths)
+    _, make, apply = OTHERS[tool]
+    (make if step == "make" else apply)(*paths)
     from heliograph.delta.file import peak_rss_bytes
 
     print(json.dumps({"peak_rss_bytes": peak_rss_bytes()}))
@@ -156,18 +157,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wanted = [(BASE, HEAD), (HEAD, BASE), *(args.pair or [])]
         pairs = [measure(old, new, Path(folder)) for old, new in wanted]
-    facts = {
-        "pairs": pairs,
-        "options": {name: row[0] for name, row in OTHERS.items()},
-        "versions": {name: version(name) for name in ("heliograph", "bsdiff4", "zstandard")},
-        "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
-    }
+    options = {name: row[0] for name, row in OTHERS.items()}
+    versions = {name: version(name) for name in ("heliograph", "bsdiff4", "zstandard")}
+    machine = f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
     show(pairs)
     print()
-    for name, said in facts["options"].items():
+    for name, said in options.items():
         print(f"{name}: {said}")
-    print(", ".join(f"{name} {number}" for name, number in facts["versions"].items()) + f"; {facts['machine']}")
+    print(", ".join(f"{name} {number}" for name, number in versions.items()) + f"; {machine}")
     if args.json:
+        facts = {"pairs": pairs, "options": options, "versions": versions, "machine": machine}
         args.json.write_text(json.dumps(facts, indent=2) + "\n")
 
 

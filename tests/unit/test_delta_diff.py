@@ -102,6 +102,12 @@ def test_content_that_moved_is_copied(new: bytes, kinds: str, most: int) -> None
     assert len(patch) <= most
 
 
+def test_content_without_any_anchor_is_found_from_the_front_and_from_the_back() -> None:
+    quiet = bytes(byte & 3 for byte in NOISE[:MIB])
+    made, _ = remade(quiet, quiet[: MIB // 2] + b"in between" + quiet[MIB // 2 :])
+    assert ops(made) == ["copy", "full", "copy"]
+
+
 def test_a_run_is_found_to_the_byte_in_both_directions() -> None:
     old, new = random.Random(5).randbytes(MIB), random.Random(6).randbytes(MIB)
     new = new[:300_001] + old[500_123:600_077] + new[300_001:]

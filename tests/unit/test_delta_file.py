@@ -160,6 +160,13 @@ def sealed(encoded: bytes, patch: bytes, *, magic: bytes = file.MAGIC, version: 
     return leading + hashlib.sha256(leading + encoded + patch).digest() + encoded + patch
 
 
+def _with_tail(tail: bytes) -> bytes:
+    """Bytes that the digest covers and the stated lengths don't."""
+    leading = sealed(recipe.encode(MADE), PATCH)[:24]
+    rest = recipe.encode(MADE) + PATCH + tail
+    return leading + hashlib.sha256(leading + rest).digest() + rest
+
+
 def _with_segment(**changes: object) -> bytes:
     made, patch = diff.make(OLD, NEW)
     return sealed(recipe.encode(replace(made, segments=(replace(made.segments[0], **changes),))), patch)
@@ -172,6 +179,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a recipe that is none": lambda: sealed(b"recipe", PATCH),
     "patch shorter than the recipe says": lambda: sealed(recipe.encode(MADE), PATCH[:-1]),
     "patch longer than the recipe says": lambda: sealed(recipe.encode(MADE), PATCH + b"\0"),
+    "a byte after the patch": lambda: _with_tail(b"\0"),
     "another patch of that length": lambda: sealed(recipe.encode(MADE), bytes(len(PATCH))),
     "another target": lambda: sealed(recipe.encode(replace(MADE, target=MADE.base)), PATCH),
     "another base": lambda: sealed(recipe.encode(replace(MADE, base=MADE.target)), PATCH),
@@ -190,6 +198,7 @@ def test_a_hostile_patch_with_a_right_digest_is_refused_and_leaves_nothing(folde
 
 def test_the_frame_that_hostile_patches_are_sealed_in_is_right(folder: Path) -> None:
     assert sealed(recipe.encode(MADE), PATCH) == (folder / "patch").read_bytes()
+    assert _with_tail(b"") == (folder / "patch").read_bytes()
     assert len(sealed(b"", b"")) == HEADER_BYTES
 
 

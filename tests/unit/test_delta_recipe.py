@@ -186,6 +186,12 @@ def test_a_recipe_that_breaks_a_rule_is_refused_for_that_rule(name: str) -> None
     assert not isinstance(caught.value, UnknownOpError)
 
 
+def test_bytes_after_the_recipe_are_refused() -> None:
+    assert recipes.parse(_bomb(msgpack.packb(plain()))) == EXAMPLE
+    with pytest.raises(IntegrityError, match="1 bytes follow the end"):
+        recipes.parse(_bomb(msgpack.packb(plain()) + b"\x00"))
+
+
 def test_an_unknown_operation_has_its_own_error_so_that_the_next_offer_is_taken() -> None:
     # Shaped as a later version may shape it: several old ranges, and parameters.
     later = put(plain(), (SEGMENTS, 1), [MIB, 200, [[0, 9], [50, 9]], [0, 600], bytes(16), b"params"])
