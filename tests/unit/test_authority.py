@@ -1,4 +1,5 @@
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +26,18 @@ def entropy(seed: int) -> Callable[[int], bytes]:
     return Random(seed).randbytes
 
 
+MADE: dict[int, Path] = {}
+
+
 @pytest.fixture
-def folder(tmp_path: Path, entropy: Callable[[int], bytes]) -> Path:
-    init_realm(tmp_path / "realm", "demo", NOW, entropy=entropy)
-    Authority(tmp_path / "realm").add_model("digits", NOW, entropy=entropy)
-    return tmp_path / "realm"
+def folder(seed: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A realm with a model; made once, copied for each test."""
+    if seed not in MADE:
+        MADE[seed] = tmp_path_factory.mktemp("made") / "realm"
+        draw = Random(seed).randbytes
+        init_realm(MADE[seed], "demo", NOW, entropy=draw)
+        Authority(MADE[seed]).add_model("digits", NOW, entropy=draw)
+    return Path(shutil.copytree(MADE[seed], tmp_path / "realm"))
 
 
 @pytest.fixture
