@@ -144,6 +144,7 @@ class Reporter:
             self._changed.clear()
             if self._waiting != self._written:
                 self._node.journal.save_waiting(self._waiting)
+                self._node.save_counters()
                 self._written = dict(self._waiting)
             if self._is_news and self._node.is_up:
                 self._is_news = False

@@ -34,6 +34,7 @@ def status(folder: Path) -> dict[str, Any]:
             model: _model(journal, journal.load(model), waiting.pop(model, ""))
             for model in sorted({*journal.models(), *waiting})
         }
+        received = journal.counter("bytes_received")
         is_up = journal.link() == "up" and is_agent_running(folder)
     lanes: dict[Lane, LaneStatus] = dict.fromkeys(LANES, _NO_RECORDS)
     if (folder / OUTBOX_FILE).exists():
@@ -43,6 +44,7 @@ def status(folder: Path) -> dict[str, Any]:
         "site": file.site,
         "node": file.node,
         "link": "up" if is_up else "down",
+        "bytes_received": received,
         "models": models,
         "trust": {
             "versions": versions,
