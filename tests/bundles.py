@@ -1,6 +1,7 @@
 """Release folders for the digits models: what `heliograph release add` is given in tests and in the demo.
 
-Golden outputs are made by running the interpreter here, once per folder; the same model gives the same folder.
+Golden outputs are made by running the interpreter here, once per folder; the same model gives the same folder. Their
+tolerance is 2: tflite-runtime 2.14 and ai-edge-litert 2.3 differ by so much over the held-out set.
 """
 
 import json
@@ -121,7 +122,7 @@ dataset = "UCI Optical Recognition of Handwritten Digits (CC BY 4.0)"
 [golden]
 inputs = "golden/inputs.json"
 outputs = "golden/outputs.json"
-tolerance = 1.0
+tolerance = 2.0
 
 [soak]
 min_s = 1

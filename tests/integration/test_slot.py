@@ -47,7 +47,9 @@ def inputs(slot: Slot) -> tuple[Tensor, ...]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Returns once `condition` holds; `a_slot` bounds how long that may take."""
-    while not condition():
+    while True:
+        if condition():
+            return
         await asyncio.sleep(0.005)
 
 

@@ -81,6 +81,8 @@ class ServerControl:
             raise TransportError(f"the server gave no answer to {path} in {takes_s + _ANSWER_S:g} s") from None
         except (OSError, EOFError, ValueError) as error:
             raise TransportError(f"the server can't be reached at {self._path}: {error}") from error
+        if status >= 500:
+            raise TransportError(f"the server can't now: {answer.get('error')}")
         if status >= 400 or answer.get("ok") is False:
             raise RefusedError(str(answer.get("reason") or answer.get("error") or f"the server answered {status}"))
         return answer

@@ -116,7 +116,7 @@ class Slot:
             IntegrityError: bytes are not those the manifest names.
             RefusedError: the runtime refuses the model, a golden output is wrong, or this node can't run any variant.
             WorkerDiedError: the model crashed its worker.
-            TransportError: no worker could be forked.
+            TransportError: no worker could be forked, or the forkserver ended; says nothing about the release.
         """
         variant = self._variant()
         model = self.manifest.file(variant.files[0])

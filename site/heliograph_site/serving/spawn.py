@@ -41,6 +41,7 @@ class Worker(asyncio.Protocol):
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._is_gone = False
+        self._is_blameless = False
 
     def send(self, head: dict[str, Any], parts: list[bytes | memoryview], future: asyncio.Future[Reply]) -> None:
         """Sends a request; `future` gets its answer."""
@@ -53,6 +54,7 @@ class Worker(asyncio.Protocol):
 
         Raises:
             WorkerDiedError: there will be none.
+            TransportError: there will be none, by no fault of the worker.
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.send(head, [], future)
@@ -70,9 +72,13 @@ class Worker(asyncio.Protocol):
         except ProcessLookupError:
             pass
 
-    def died(self, cause: str) -> None:
-        """The process is gone. Whoever waits is told once the answers it still gave have been read."""
+    def died(self, cause: str, *, is_blameless: bool = False) -> None:
+        """The process is gone. Whoever waits is told once the answers it still gave have been read.
+
+        Blameless is a worker that was taken along: its callers get `TransportError` instead of `WorkerDiedError`.
+        """
         self._is_gone = True
+        self._is_blameless = is_blameless and not self.cause
         self.cause = self.cause or cause
         if self._transport is None:
             self._bury()
@@ -128,7 +134,7 @@ class Worker(asyncio.Protocol):
         while self.pending:
             future = self.pending.popleft()
             if not future.done():
-                future.set_exception(WorkerDiedError(self.cause))
+                future.set_exception((TransportError if self._is_blameless else WorkerDiedError)(self.cause))
                 future.exception()  # whoever waits for it is told; nobody has to
 
 
@@ -262,7 +268,7 @@ class Forks:
             if not answer.done():
                 answer.set_exception(TransportError(cause))
         for worker in list(self._workers.values()):
-            worker.died(f"worker ended: {cause}")
+            worker.died(f"worker ended: {cause}", is_blameless=True)
         self._workers.clear()
 
 

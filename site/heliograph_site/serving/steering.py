@@ -6,7 +6,8 @@
     POST /control/drop  {"model", "release"}                         -> {"ok": true} | {"ok": false, "reason"}
     GET  /control/status                                             -> {"pid", "http", "models": {…}}
 
-A release is named by the hex digest of its manifest. What is not of this form is answered with 400.
+A release is named by the hex digest of its manifest. What is not of this form is answered with 400;
+503 says nothing about the release: the server itself is in trouble, ask again.
 """
 
 import json
@@ -14,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from heliograph.errors import ConfigError, HeliographError
+from heliograph.errors import ConfigError, HeliographError, TransportError
 from heliograph.names import check_name
 from heliograph_site.serving.asgi import Answer, Handler
 from heliograph_site.serving.gateway import refusal
@@ -58,6 +59,8 @@ def steering(server: Server, facts: Mapping[str, Any]) -> Handler:
             return _json(200, {"ok": True, **await acts[path](json_object(body, "the request"))})
         except RequestError as error:
             return refusal(400, "bad-request", str(error))
+        except TransportError as error:
+            return refusal(503, "try-again", str(error))
         except HeliographError as error:
             return _json(200, {"ok": False, "reason": str(error)})
 
