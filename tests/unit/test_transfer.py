@@ -397,6 +397,17 @@ def test_an_urgent_blob_overtakes_the_bulk() -> None:
     assert world.done_at[urgent[0].blob] - asked_at < 1.5 < 20.0 < world.done_at[bulk.blob] - asked_at
 
 
+def test_an_urgent_blob_is_asked_for_at_once_though_the_window_is_full() -> None:
+    bulk, urgent = blob_fetch(b"b" * 500_000, b"bulk", paged=False), blob_fetch(b"u" * 9000, b"urge", paged=False)
+    fetcher = Fetcher()
+    fetcher.add(bulk)
+    assert sum(count for want in fetcher.wants(0.0) for _, count in want.ranges) == 4
+    assert fetcher.wants(0.0) == []
+    fetcher.add(urgent, priority=0)
+    assert [(want.handle, want.ranges) for want in fetcher.wants(0.0)] == [(b"urge", ((0, 2),))]
+    assert fetcher.wants(0.0) == []  # by one chunk, no more
+
+
 def test_silence_is_waited_out_ever_more_slowly_and_asks_the_shell_to_probe() -> None:
     data = Random(8).randbytes(100_000)
     fetcher = Fetcher()
