@@ -164,7 +164,7 @@ def test_two_genuine_files_of_one_version_can_not_be_exchanged(realm: Realm, hel
         second.delegated[part] = first.delegated[part]
     else:
         setattr(second, part, getattr(first, part))
-    with pytest.raises(IntegrityError, match="is not the one that was signed for"):
+    with pytest.raises(IntegrityError, match=f"'{part}' metadata of .* is not the one that was signed for"):
         trust.with_set(held, second.pack(), NOW + 1)
 
 
@@ -409,6 +409,15 @@ def test_a_duty_lists_only_within_the_paths_delegated_to_it(realm: Realm) -> Non
     assert trust.admit(held, realm.sign("ring-canary", "directive", realm.directive(inside)), "canary", NOW)
     with pytest.raises(TrustError, match="is not approved"):
         trust.admit(held, realm.sign("ring-canary", "directive", realm.directive(outside)), "canary", NOW)
+
+
+@pytest.mark.parametrize("version", ["evil", "1.0", "01.0.0", "1.0.0\n", "", "..", "1.0.0/x", "1.0.0-rc1"])
+def test_a_path_that_is_no_version_lists_nothing(realm: Realm, version: str) -> None:
+    realm.list_release(version, b"odd")
+    good = realm.list_release("1.0.0", b"one")
+    held = trust.with_set(realm.bootstrap(), realm.publish().pack(), NOW)
+    assert [target.sha256 for target in held.releases(MODEL)] == [good]
+    assert held.target(MODEL, sha256(b"odd")) is None
 
 
 def test_what_a_duty_delegates_further_does_not_count(realm: Realm) -> None:
