@@ -23,6 +23,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from heliograph.errors import HeliographError, TransportError, WaitError
 from heliograph.lab import Realm, infer, wait_until
+from heliograph_hub.client import HubClient
+from heliograph_site.status import status as node_status
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -30,7 +32,7 @@ from bundles import digits_bundle, sample_request, wrong_bundle  # noqa: E402 (t
 
 MODEL = "digits"
 NODES = (("shop-1/till", "canary"), ("shop-2/till", "early"), ("plant-1/gateway", "general"))
-RATE = 250_000
+RATE = 200_000
 """Bytes a second that the demo's hub sends at most, so that a fetch lasts long enough to be cut."""
 DATA = ROOT / "tests" / "data" / "digits"
 
@@ -117,7 +119,7 @@ class Demo:
             step.seconds = round(time.monotonic() - began, 1)
             mark = "[green]✓[/]" if step.ok else "[red]✗[/]"
             told = step.facts.get("told") or step.facts.get("error", "")
-            self.console.print(f"{mark} {name} [dim]({step.seconds:.1f} s)[/] {told}", highlight=False)
+            self.console.print(f"{mark} {name} [dim]({step.seconds:.1f} s)[/] {told}", highlight=False, soft_wrap=True)
 
     def wait(self, what: str, condition: Callable[[], Any], limit_s: float = 90.0) -> Any:
         """The first truthy answer of `condition`.
@@ -142,9 +144,13 @@ class Demo:
 
     # --- what is looked at ------------------------------------------------------------------------------------------
 
+    def status(self, node: str) -> dict[str, Any]:
+        """What `node status --json` prints."""
+        return node_status(self.realm.node_dir(node))
+
     def model(self, node: str) -> dict[str, Any]:
         """The node's own word about the model; empty before it has one."""
-        return dict(self.realm.status(node)["models"].get(MODEL, {}))
+        return dict(self.status(node)["models"].get(MODEL, {}))
 
     def serves(self, node: str, release: str) -> bool:
         """Whether the node says it serves the release and its answers come from it."""
@@ -156,11 +162,11 @@ class Demo:
 
     def known(self, node: str) -> dict[str, Any]:
         """What the hub knows of the node."""
-        return dict(self.realm.cli_json("fleet", "show", node))
+        return dict(self.hub.get(f"/v1/fleet/{node}"))
 
     def received(self, node: str) -> int:
         """MQTT payload bytes the node has received since it was enrolled."""
-        return int(self.realm.status(node)["bytes_received"])
+        return int(self.status(node)["bytes_received"])
 
     def nodes(self) -> list[dict[str, Any]]:
         """`fleet list`, or nothing when no hub answers any more."""
@@ -227,6 +233,7 @@ class Demo:
     def set_up(self) -> None:
         with self.step("a hub with its broker, and three nodes joined") as step:
             self.realm.init()
+            self.hub = HubClient(str(self.realm.hub_dir))
             self.realm.start_hub()
             for node, ring in NODES:
                 self.realm.cli("fleet", "assign", node.split("/")[0], ring)
@@ -279,9 +286,9 @@ class Demo:
             node = NODES[1][0]
             before, sent = self.received(node), self.known(node)["bytes_sent"]
             self.realm.cli("rollout", "promote", f"{MODEL}@1.1.0")
-            self.wait("the fetch to be under way", lambda: self.received(node) - before > 100_000, limit_s=30)
-            phase = self.model(node)["phase"]
+            self.wait("the fetch to be under way", lambda: self.known(node)["bytes_sent"] - sent > 60_000, limit_s=30)
             self.realm.kill_broker()
+            phase = self.model(node)["phase"]
             self.wait(f"{node} on 1.1.0", lambda: self.serves(node, f"{MODEL}@1.1.0"))
             took = self.received(node) - before
             self.bytes["resent"] = max(0, self.known(node)["bytes_sent"] - sent - self.sent_for_delta)
@@ -315,12 +322,16 @@ class Demo:
         node = NODES[2][0]
         with self.step("the hub goes away, a node restarts and serves") as step:
             self.realm.kill_hub()
-            self.wait("the node to notice", lambda: self.realm.status(node)["link"] == "down")
+            self.wait("the node to notice", lambda: self.status(node)["link"] == "down")
             with self.traffic.paused(node):
                 self.realm.kill_node(node)
                 self.realm.start_node(node)
                 self.wait(f"{node} to serve 1.1.0", lambda: self.serves(node, f"{MODEL}@1.1.0"))
-            step.facts["told"] = f"{node} answers from 1.1.0 with no hub and no broker"
+            waiting = self.wait(
+                "records to be made", lambda: sum(x["kept"] for x in self.status(node)["outbox"].values())
+            )
+            step.facts["waiting"] = waiting
+            step.facts["told"] = f"{node} answers from 1.1.0 with no hub and no broker; {waiting} records wait"
         with self.step("the hub returns, records made meanwhile arrive once") as step:
             self.realm.start_hub()
             lanes = self.wait("every record receipted", lambda: self._receipted(node))
@@ -339,7 +350,7 @@ class Demo:
         The node's own word: nothing waits (`kept` is 0) and all of this run is acknowledged. The hub's word: of all
         runs together kept + merged + lost is what was written, nothing is missing; rows are unique by their number.
         """
-        outbox = self.realm.status(node)["outbox"]
+        outbox = self.status(node)["outbox"]
         if any(lane["kept"] or lane["next_seq"] != lane["acked_seq"] for lane in outbox.values()):
             return None
         lanes: dict[str, Any] = self.known(node)["records"]

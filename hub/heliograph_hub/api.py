@@ -262,6 +262,7 @@ class Operations:
             "run": node.run.hex() if node.run else None,
             "trust": {"versions": dict(said.tuf) if said else {}},
             "assignment": {"number": node.assignment, "echoed": said.assignment if said else None},
+            "bytes_sent": self._service.distribution.content_bytes[site, name],
             "records": fleet.lanes(site, name),
             "not_counted": fleet.counts(site, name),
         }
@@ -302,7 +303,7 @@ class Operations:
             "versions": trusted.versions,
             "expired": list(trusted.expired(_now())),
             "not_counted": service.fleet.uncounted(),
-            "content_bytes_sent": service.distribution.content_bytes,
+            "content_bytes_sent": service.distribution.content_bytes.total(),
         }
 
     def _names(self) -> dict[bytes, str]:

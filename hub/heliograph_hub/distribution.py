@@ -9,7 +9,7 @@ Rule 3: chunks are served of what the registry knows, and of nothing else; what 
 Times named `now_s` are seconds of a monotonic clock; `now` is seconds since 1970.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -135,7 +135,7 @@ class Distribution:
     """What is queued for whom, and the bytes of it.
 
     Attributes:
-        content_bytes: leaves and pages sent since the start.
+        content_bytes: leaves and pages sent since the start, by (site, node).
         rotten: reads that found an object missing or short.
     """
 
@@ -144,7 +144,7 @@ class Distribution:
         self._sender = sender
         self._lengths: OrderedDict[Digest, int] = OrderedDict()
         self._pages: OrderedDict[tuple[Digest, int], bytes] = OrderedDict()
-        self.content_bytes = 0
+        self.content_bytes: Counter[tuple[str, str]] = Counter()
         self.rotten = 0
 
     def take(self, site: str, node: str, want: Want, now_s: float) -> int:
@@ -177,7 +177,7 @@ class Distribution:
             except (NotFoundError, IntegrityError):
                 self.rotten += 1
                 continue
-            self.content_bytes += len(content)
+            self.content_bytes[send.node] += len(content)
             return Outgoing(send.node[0], send.node[1], chunk.encode(), len(content))
         return None
 
