@@ -141,10 +141,10 @@ def release_approve(name: ReleaseName, key: Keys, where: Hub = "", as_json: Json
 
 
 def _do_duty(duty: str, name: str, files: Iterable[Path], where: str, as_json: bool) -> None:
-    from heliograph.signing import PrivateKey
+    from heliograph_hub.authority import load_key
 
     model, version = parse_release(name)
-    keys = [PrivateKey.from_json(_read(file), str(file)) for file in files]
+    keys = [load_key(file) for file in files]
     client = HubClient(where)
     answer: dict[str, Any] = {}
     for file, key in zip(files, keys, strict=True):
@@ -169,13 +169,6 @@ def _do_duty(duty: str, name: str, files: Iterable[Path], where: str, as_json: b
     verb = {"sign": "signed", "approve": "approved"}[duty]
     have, need = answer["have"], answer["need"]
     print(f"{name} is {verb}" if answer["done"] else f"{name}: {have} of {need} signatures, {need - have} more to go")
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"key file {file} can't be read: {(error.strerror or str(error)).lower()}") from error
 
 
 @release.command("list")

@@ -102,9 +102,12 @@ class Service:
         """Signs what changed and has it published; call after every commit that changes what nodes should know."""
         lists = self.desired.lists()
         heads = Heads(directives={ring: sha256(payload) for ring, payload in lists.items()})
-        retained = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
-        # Lists before the set whose timestamp names them: a reader then seldom sees a head without its list.
-        self.retained = retained | self.authority.publish_set(_now(), heads)
+        desired = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
+        signed = self.authority.publish_set(_now(), heads)
+        # What others hang on goes first: roots, then lists, then the set that names them, then the head.
+        roots = {full: payload for full, payload in signed.items() if "/tuf/root/" in full}
+        last = {topic(name).build(self.realm): signed[topic(name).build(self.realm)] for name in ("set", "head")}
+        self.retained = roots | desired | last
         self._to_publish.set()
 
     async def send_assignment(self, site: str, node: str, assigned: bytes) -> None:
@@ -194,7 +197,7 @@ class Service:
                 self.fleet.heard(site, node, _now())
                 await self._send("receipt", site, node, self._sign("receipt", receipt))
             case _:
-                raise RefusedError(f"{name} is not answered by this version")
+                self.fleet.count(site, node, "of no use to this version", name)
         self.fleet.heard(site, node, _now())
 
     async def _on_hello(self, node: Node, hello: Hello) -> None:

@@ -1,0 +1,527 @@
+"""The hub as a process, its commands as processes, a real Mosquitto, and a node played by hand."""
+
+import asyncio
+import base64
+import contextlib
+import functools
+import json
+import os
+import secrets
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import bundles
+from heliograph import documents as doc
+from heliograph import trust
+from heliograph.blob import sha256
+from heliograph.delta import recipe
+from heliograph.delta.patch import rebuild_segment
+from heliograph.errors import TransportError, TrustError
+from heliograph.lab import free_port, spawn
+from heliograph.manifest import Manifest
+from heliograph.mqtt import Broker, Mqtt
+from heliograph.protocol import parse_topic, topic
+from heliograph.signing import PrivateKey, sign_statement
+from heliograph.transfer import BlobFetch, Fetcher, Window
+from heliograph.wire import unpack
+
+CLI = [sys.executable, "-m", "heliograph.cli"]
+STEP_S = 20.0
+HARDWARE = doc.Hardware(arch="x86_64", memory_bytes=1 << 30)
+
+
+def in_loop(test):
+    """Runs an async test."""
+
+    @functools.wraps(test)
+    def run(*arguments, **fixtures):
+        asyncio.run(test(*arguments, **fixtures))
+
+    return run
+
+
+class Hub:
+    """One hub folder, run as often as needed, and the operator in front of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "hub"
+        self.log = folder / "hub.log"
+        self.port = free_port()
+        self.run = None
+        done = subprocess.run(
+            [*CLI, "hub", "init", self.folder, "--realm", "test"], capture_output=True, text=True, check=True
+        )
+        assert "THIS IS A DEVELOPMENT REALM" in done.stderr
+
+    def start(self, *options: str) -> None:
+        before = self.log.read_text().count("operator API") if self.log.exists() else 0
+        self.run = spawn([*CLI, "hub", "run", self.folder, "--port", str(self.port), *options], self.log)
+        deadline = STEP_S
+        while self.log.read_text().count("operator API") == before and deadline > 0 and self.run.is_alive:
+            deadline -= 0.05
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.run.process.wait(0.05)
+        assert self.log.read_text().count("operator API") > before, self.log.read_text()
+
+    def kill(self) -> None:
+        self.run.process.send_signal(signal.SIGKILL)
+        self.run.process.wait()
+
+    def command(self, *words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [*CLI, *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "HELIOGRAPH_HUB": str(self.folder)},
+        )
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        if code:
+            assert done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("heliograph: ")
+            return done.stderr
+        return done.stdout
+
+    def json(self, *words: str):
+        return json.loads(self.command(*words, "--json"))
+
+    def key(self, name: str) -> str:
+        return str(self.folder / "keys" / f"{name}.key")
+
+    def publish(self, release: Path, name: str) -> None:
+        self.command("release", "add", str(release))
+        self.command("release", "sign", name, "--key", self.key("sign-digits"))
+        self.command(
+            "release", "approve", name, "--key", self.key("approve-digits-1"), "--key", self.key("approve-digits-2")
+        )
+
+
+@pytest.fixture
+def hub(tmp_path):
+    hub = Hub(tmp_path)
+    hub.start()
+    yield hub
+    if hub.run.is_alive:
+        assert hub.run.terminate() == 0, hub.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("releases")
+    return {
+        "1.0.0": bundles.digits_bundle(folder / "1.0.0", "1.0.0"),
+        "1.1.0": bundles.digits_bundle(folder / "1.1.0", "1.1.0", bundles.HEAD),
+    }
+
+
+class ScriptedNode:
+    """What a node says and believes, each step by hand: no memory on disk, no machine."""
+
+    def __init__(self, join: str, key: PrivateKey | None = None) -> None:
+        packed = join.removeprefix("heliograph1:")
+        fields = unpack(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)))
+        self.version, self.host, self.port, self.realm, self.site, self.node, self.token, self.root, _ = fields
+        self.key = key or PrivateKey.generate(secrets.token_bytes(32))
+        self.run, self.n = secrets.token_bytes(8), 0
+        self.trusted: trust.TrustedSet | None = None
+        self.desired: dict[str, tuple[bytes, ...]] = {}
+        self.assignment: doc.Assignment | None = None
+        self.inbox: asyncio.Queue[tuple[str, doc.Document]] = asyncio.Queue()
+        self.chunks: asyncio.Queue[doc.Chunk] = asyncio.Queue()
+        self.up = asyncio.Event()
+        self.trusts = asyncio.Event()
+        self.retained: dict[str, bytes] = {}
+        self.content_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator["ScriptedNode"]:
+        down = f"heliograph/v1/{self.realm}/node/{self.site}/{self.node}/down/+"
+        retained = [topic(name).filter(self.realm) for name in ("root", "set", "desired")]
+        gone = (topic("gone").build(self.realm, site=self.site, node=self.node), b"")
+        self.mqtt = Mqtt(
+            Broker(self.host, self.port),
+            f"{self.site}/{self.node}",
+            [(name, 1) for name in (*retained, down)],
+            Random(1),
+            self._on_message,
+            self._on_link,
+            gone,
+        )
+        task = asyncio.ensure_future(self.mqtt.run())
+        try:
+            async with asyncio.timeout(STEP_S):
+                await self.up.wait()
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _on_link(self, is_up: bool) -> None:
+        self.up.set() if is_up else self.up.clear()
+
+    async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
+        row, names = parse_topic(full, self.realm)
+        self._take(row, names, payload)
+
+    def _take(self, row, names, payload: bytes) -> None:
+        if row.name == "chunk":
+            self.chunks.put_nowait(doc.Chunk.decode(payload))
+        elif row.name in ("root", "set"):
+            self.retained[row.name] = payload
+            if self.trusted is None and sha256(self.retained.get("root", b"")) == self.root:
+                self.trusted = trust.bootstrap(self.retained["root"], self.root)
+            if self.trusted is not None and "set" in self.retained:
+                with contextlib.suppress(TrustError):  # an older one that was retained
+                    self.trusted = trust.with_set(self.trusted, self.retained["set"], 1)
+                    self.trusts.set()
+        elif row.name == "desired":
+            self.desired[names["ring"]] = tuple(unpack(payload))
+        else:
+            document = trust.open_document(
+                self.trusted, payload, row, names, site=self.site, node=self.node, key=self.key.keyid
+            )
+            if row.name == "assigned" and (self.assignment is None or document.number > self.assignment.number):
+                self.assignment = document
+            if row.name == "reply":
+                for below, content in document.documents:
+                    if below == "assigned":
+                        self._take(topic("assigned"), names, content)
+                    else:
+                        self._take(*parse_topic(f"heliograph/v1/{self.realm}/{below}", self.realm), content)
+            self.inbox.put_nowait((row.name, document))
+
+    async def next(self, name: str) -> doc.Document:
+        async with asyncio.timeout(STEP_S):
+            while True:
+                got, document = await self.inbox.get()
+                if got == name:
+                    return document
+
+    async def say(self, name: str, payload: bytes) -> None:
+        row = topic(name)
+        while True:
+            try:
+                return await self.mqtt.publish(
+                    row.build(self.realm, site=self.site, node=self.node), payload, qos=row.qos
+                )
+            except TransportError:  # the link broke: again when it is back, as a node does
+                await asyncio.sleep(0.05)
+                async with asyncio.timeout(STEP_S):
+                    await self.up.wait()
+
+    async def enroll(self) -> None:
+        async with asyncio.timeout(STEP_S):
+            await self.trusts.wait()
+        request = doc.Enroll(token=self.token, key=self.key.public.raw, nonce=secrets.token_bytes(16))
+        await self.say("enroll", request.encode())
+        await self.next("assigned")
+
+    async def hello(self) -> list[doc.Reply]:
+        nonce = secrets.token_bytes(16)
+        numbers = doc.Numbers(assignment=self.assignment.number if self.assignment else 0)
+        hello = doc.Hello(
+            run=self.run, nonce=nonce, agent="0", schemas={}, hardware=HARDWARE, numbers=numbers,
+            tuf=self.trusted.versions if self.trusted else {},
+        )  # fmt: skip
+        await self.say("hello", hello.encode())
+        replies = [await self.next("reply")]
+        while replies[-1].more:
+            replies.append(await self.next("reply"))
+        assert {reply.nonce for reply in replies} == {nonce}
+        return replies
+
+    async def ask(self, release: bytes, bases: tuple[bytes, ...] = ()) -> doc.Offer:
+        self.n += 1
+        ask = doc.Ask(run=self.run, n=self.n, model="digits", release=release, bases=bases, free_bytes=1 << 33)
+        await self.say("ask", ask.encode())
+        offer = await self.next("offer")
+        assert (offer.run, offer.n, offer.release) == (self.run, self.n, release)
+        return offer
+
+    async def settled_offer(self, release: bytes, bases: tuple[bytes, ...] = ()) -> doc.Offer:
+        while True:
+            offer = await self.ask(release, bases)
+            if offer.later_s is None:
+                return offer
+            await asyncio.sleep(min(offer.later_s, 0.2))
+
+    async def fetch(self, blob: bytes, length: int, pages: tuple[bytes, ...] = ()) -> bytes:
+        fetcher = Fetcher(Window())
+        one = BlobFetch(blob, length, pages, secrets.token_bytes(4))
+        fetcher.add(one)
+        image = bytearray(length)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(3 * STEP_S):
+            while not one.complete:
+                for want in fetcher.wants(loop.time()):
+                    await self.say("want", want.encode())
+                due = fetcher.next_deadline(loop.time())
+                try:
+                    async with asyncio.timeout_at(due):
+                        chunk = await self.chunks.get()
+                except TimeoutError:
+                    fetcher.on_time(loop.time())
+                    continue
+                self.content_bytes += len(chunk.bytes)
+                arrival = fetcher.on_chunk(chunk, loop.time())
+                for offset, run in arrival.runs if arrival else ():
+                    image[offset : offset + len(run)] = run
+        return bytes(image) if pages else one.finish()
+
+    async def report(self, n: int, **models: doc.ModelReport) -> None:
+        reported = doc.Reported(
+            realm=self.realm, site=self.site, node=self.node, run=self.run, n=n, estimate=1, agent="0", schemas={},
+            ring=self.assignment.ring, assignment=self.assignment.number, tuf=self.trusted.versions, deny=doc.Denials(),
+            bytes_received=self.mqtt.bytes_received, models=models,
+        )  # fmt: skip
+        await self.say("reported", sign_statement("reported", reported.encode(), [self.key]))
+
+    def records(self, first: int, count: int) -> bytes:
+        rows = tuple((1, "staged", 5, {"i": first + i}) for i in range(count))
+        batch = doc.Records(
+            realm=self.realm, site=self.site, node=self.node, run=self.run, lane="audit", first=first, rows=rows
+        )
+        return sign_statement("records", batch.encode(), [self.key])
+
+
+async def _until(condition, what: str) -> None:
+    """Waits until it holds; `what` is for whoever reads the failure."""
+    async with asyncio.timeout(STEP_S):
+        while not condition():  # noqa: ASYNC110 - the other side is another process
+            await asyncio.sleep(0.05)
+
+
+@in_loop
+async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_then_as_a_delta(hub, releases):
+    join = hub.command("fleet", "token", "lab", code=2) and hub.command("fleet", "token", "lab/pi-1").strip()
+    async with ScriptedNode(join).connected() as node:
+        await node.enroll()
+        assert (node.assignment.number, node.assignment.ring) == (1, "general")
+        assert hub.command("fleet", "assign", "lab", "canary").startswith("site lab is in ring canary: 1 nodes")
+        assert (await node.next("assigned")).ring == "canary"
+
+        hub.publish(releases["1.0.0"], "digits@1.0.0")
+        hub.command("rollout", "start", "digits@1.0.0")
+        old = bytes.fromhex(hub.json("release", "show", "digits@1.0.0")["digest"])
+        await node.hello()
+        (directive,) = node.desired["canary"]
+        assert "early" not in node.desired, "only canary is released"
+        target = trust.admit(node.trusted, directive, "canary", 1).target
+        assert (target.sha256, target.model, target.version) == (old, "digits", "1.0.0")
+
+        manifest = Manifest.parse(await node.fetch(old, target.length), old, target.length)
+        offer = await node.settled_offer(old)
+        assert {way.kind for way in offer.ways} == {"full"}
+        files = {}
+        for file in manifest.files:
+            before = node.content_bytes
+            files[file.name] = await node.fetch(file.sha256, file.length, file.pages)
+            (way,) = [way for way in offer.ways if way.blob == file.sha256]
+            assert node.content_bytes - before == way.bytes, "the offer says exactly what crosses the link"
+        assert files["model.tflite"] == bundles.BASE.read_bytes()
+
+        await node.report(
+            1, digits=doc.ModelReport(phase="idle", tuple=doc.Tuple(release=old), since=77, verdict="proven")
+        )
+        await _until(lambda: hub.json("fleet", "list")[0]["models"], "the report arrives")
+        (listed,) = hub.json("fleet", "list")
+        assert listed["last_heard"] > 1_700_000_000 and listed["bytes_received"] > 3_000_000
+        assert {key: listed[key] for key in ("site", "node", "ring", "link", "models")} == {
+            "site": "lab", "node": "pi-1", "ring": "canary", "link": "up",
+            "models": {"digits": {"phase": "idle", "active": {
+                "release": "digits@1.0.0", "digest": old.hex(), "config": 0, "policy": 0, "since": 77}}},
+        }  # fmt: skip
+        assert hub.json("rollout", "status", "digits@1.0.0")["rings"][0]["serving"] == ["lab/pi-1"]
+
+        hub.publish(releases["1.1.0"], "digits@1.1.0")
+        hub.command("rollout", "start", "digits@1.1.0")
+        shown = hub.json("release", "show", "digits@1.1.0")
+        new = bytes.fromhex(shown["digest"])
+        await node.hello()
+        target = trust.admit(node.trusted, node.desired["canary"][0], "canary", 1).target
+        assert target.sha256 == new
+        manifest = Manifest.parse(await node.fetch(new, target.length), new, target.length)
+        offer = await node.settled_offer(new, tuple(sha256(content) for content in files.values()))
+        model = manifest.file("model.tflite")
+        delta, full = [way for way in offer.ways if way.blob == model.sha256]
+        assert (delta.kind, full.kind) == ("delta", "full") and delta.bytes < full.bytes / 4
+        before = node.content_bytes
+        made = recipe.parse(await node.fetch(delta.recipe.sha256, delta.recipe.length))
+        made.check_is_for(sha256(bundles.BASE.read_bytes()), model.sha256, model.length)
+        patch = await node.fetch(made.patch_sha256, made.patch_length, made.patch_pages)
+        base = files["model.tflite"]
+        rebuilt = b"".join(
+            rebuild_segment(s, lambda at, count: base[at : at + count], patch[s.patch[0] : s.patch[0] + s.patch[1]])
+            for s in made.segments
+        )
+        assert rebuilt == bundles.HEAD.read_bytes()
+        assert node.content_bytes - before == delta.bytes
+        (costs,) = [d for d in hub.json("release", "show", "digits@1.1.0")["deltas"] if d["file"] == "model.tflite"]
+        assert (costs["bytes"], costs["full_bytes"], costs["from"]) == (delta.bytes, full.bytes, ["digits@1.0.0"])
+
+        offer = await node.ask(b"?" * 32)
+        assert offer.never and "the hub has no release" in offer.reason
+        refused = doc.Refusal(release=new, number=2, reason="golden outputs differ by 31")
+        await node.report(2, digits=doc.ModelReport(phase="idle", tuple=doc.Tuple(release=old), refused=(refused,)))
+        await _until(
+            lambda: hub.json("fleet", "show", "lab/pi-1")["models"]["digits"]["refused"], "the refusal arrives"
+        )
+        (refusal,) = hub.json("rollout", "status", "digits@1.1.0")["rings"][0]["refused"]
+        assert refusal == {"node": "lab/pi-1", "reason": "golden outputs differ by 31"}
+    await _until(lambda: hub.json("fleet", "list")[0]["link"] == "down", "the broken connection is seen")
+
+
+@in_loop
+async def test_a_killed_hub_comes_back_with_everything_and_counts_records_once(hub, releases):
+    hub.publish(releases["1.0.0"], "digits@1.0.0")
+    hub.command("rollout", "start", "digits@1.0.0")
+    hub.command("rollout", "promote", "digits@1.0.0", "--to", "general")
+    join = hub.command("fleet", "token", "lab/pi-1").strip()
+    async with ScriptedNode(join).connected() as node:
+        await node.enroll()
+        batch = node.records(0, 3)
+        for _ in range(3):
+            await node.say("records", batch)
+            assert (await node.next("receipt")).next == 3
+        before = {
+            words: hub.json(*words)
+            for words in (
+                ("release", "list"),
+                ("release", "show", "digits@1.0.0"),
+                ("rollout", "status", "digits@1.0.0"),
+            )
+        }
+        hub.kill()
+        shown = hub.command("fleet", "list", code=1)
+        assert f"no hub is running at {hub.folder}: start it with: heliograph hub run" in shown
+        hub.start()
+        await _until(node.up.is_set, "the node is back")
+        await node.hello()
+        for words, answer in before.items():
+            assert hub.json(*words) == answer
+        for first, count, expected in ((0, 3, 3), (0, 3, 3), (0, 5, 5), (5, 1, 6)):
+            await node.say("records", node.records(first, count))
+            assert (await node.next("receipt")).next == expected
+        records = hub.json("fleet", "show", "lab/pi-1")["records"]
+        assert records == {"audit": {"kept": 6, "merged": 0, "lost": 0, "missing": 0}}
+        (reply,) = await node.hello()
+        assert {(r.lane, r.next) for r in reply.acked} == {("audit", 6)}
+        assert "general" in node.desired
+        assert reply.heads.directives["general"] == sha256(_pack(node.desired["general"]))
+
+
+@in_loop
+async def test_hostile_messages_are_counted_and_stop_nothing(hub):
+    join = hub.command("fleet", "token", "lab/pi-1").strip()
+    async with ScriptedNode(join).connected() as node:
+        await node.enroll()
+        stranger = ScriptedNode(join, PrivateKey.generate(b"s" * 32))
+        stranger.mqtt, stranger.trusted, stranger.assignment = node.mqtt, node.trusted, node.assignment
+        await stranger.say(
+            "enroll", doc.Enroll(token=node.token, key=stranger.key.public.raw, nonce=b"x" * 16).encode()
+        )
+        await stranger.report(1)
+        await stranger.say("records", stranger.records(0, 3))
+        rng = Random(5)
+        for name in ("hello", "ask", "want", "reported", "records", "renew", "enroll"):
+            for _ in range(5):
+                await node.say(name, rng.randbytes(rng.randint(0, 300)))
+            await node.say(name, b"\x81" * 60_000)
+            await node.say(name, b"")
+        await node.say("want", doc.Want(handle=b"hndl", blob=b"?" * 32, ranges=((0, 1),)).encode())
+        await node.mqtt.publish(topic("hello").build("test", site="no", node="where"), b"x", qos=1)
+        await node.report(1)
+        await node.report(1)
+        assert len(await node.hello()) == 1, "served as before"
+        shown = hub.json("fleet", "show", "lab/pi-1")
+        counted = {what: count["count"] for what, count in shown["not_counted"].items()}
+        assert counted["replayed"] == 1
+        assert counted["refused"] == 1, "the used token"
+        assert counted["not signed by the node"] == 2
+        assert counted["about unknown things"] == 1
+        assert counted["malformed"] == 6 * 7, "renew is not read at all"
+        assert counted["of no use to this version"] == 7
+        assert shown["records"] == {}
+        assert hub.run.is_alive
+
+
+@in_loop
+async def test_a_broker_that_comes_back_empty_is_given_everything_again(hub, releases):
+    hub.publish(releases["1.0.0"], "digits@1.0.0")
+    hub.command("rollout", "start", "digits@1.0.0")
+    broker = hub.folder / "broker"
+    pid = int((broker / "pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    for path in broker.glob("*.db"):
+        path.unlink()
+    join = hub.command("fleet", "token", "lab/pi-1").strip()
+    async with ScriptedNode(join).connected() as node:
+        await _until(
+            lambda: node.trusted is not None and node.trusted.is_complete and "canary" in node.desired, "retained"
+        )
+        assert int((broker / "pid").read_text()) != pid
+        await node.enroll()
+
+
+def test_what_an_operator_does_wrong_is_said_in_one_line_with_its_exit_code(hub, releases, tmp_path):
+    hub.command("release", "add", str(releases["1.0.0"]))
+    added = hub.command("release", "add", str(releases["1.0.0"]))
+    assert added.strip() == hub.json("release", "show", "digits@1.0.0")["digest"]
+    release = ("release", "approve", "digits@1.0.0", "--key")
+    no_key = tmp_path / "no.key"
+    no_key.touch(0o600)
+    # fmt: off
+    wrong = [
+        (4, "can't approve digits: keys that count are",       *release, hub.key("sign-digits")),
+        (2, "does not exist",                                  *release, str(tmp_path / "absent.key")),
+        (2, "is no key file",                                  *release, str(no_key)),
+        (2, "can be read by other users: chmod 600 it",        *release, str(releases["1.0.0"] / "labels.txt")),
+        (4, "is not signed: heliograph release sign",          "rollout", "start", "digits@1.0.0"),
+        (3, "no release digits@7.0.0",                         "release", "show", "digits@7.0.0"),
+        (3, "no release faces@1.0.0",                          "rollout", "start", "faces@1.0.0"),
+        (2, "write MODEL@MAJOR.MINOR.PATCH",                   "release", "show", "digits"),
+        (3, "has no rollout: heliograph rollout start",        "rollout", "status", "digits@1.0.0"),
+        (2, "no ring 'moon'",                                  "fleet", "assign", "lab", "moon"),
+        (4, "two offline signatures",                          "fleet", "assign", "lab", "protected"),
+        (3, "no node lab/x is enrolled",                       "fleet", "show", "lab/x"),
+        (2, "write SITE/NODE",                                 "fleet", "show", "lab"),
+        (2, "is not a folder",                                 "release", "add", str(tmp_path / "absent")),
+        (4, "a hub is running in",                             "hub", "run", str(hub.folder)),
+        (2, "is no hub folder: heliograph hub init",           "hub", "run", str(tmp_path)),
+        (4, "holds a realm already",                           "hub", "init", str(hub.folder)),
+        (2, "is not a name",                                   "hub", "init", str(tmp_path / "new"), "--realm", "No!"),
+        (2, "is no hub folder",                                "fleet", "list", "--hub", str(tmp_path)),
+        (1, "no hub is running at http://127.0.0.1:1",         "fleet", "list", "--hub", "http://127.0.0.1:1"),
+    ]
+    # fmt: on
+    for code, words, *arguments in wrong:
+        assert words in hub.command(*arguments, code=code), arguments
+    assert hub.json("release", "list")[0]["approved"] == {"have": 0, "need": 2, "done": False}
+    assert hub.command(*release, hub.key("approve-digits-3")) == "digits@1.0.0: 1 of 2 signatures, 1 more to go\n"
+    assert hub.command(*release, hub.key("approve-digits-3")) == "digits@1.0.0: 1 of 2 signatures, 1 more to go\n"
+    assert hub.command(*release, hub.key("approve-digits-1")) == "digits@1.0.0 is approved\n"
+    assert hub.json("release", "list")[0]["approved"] == {"have": 2, "need": 2, "done": True}
+    assert stat.S_IMODE((hub.folder / "hub.sock").stat().st_mode) == 0o600
+
+
+def test_ctrl_c_ends_the_hub_cleanly_and_a_port_that_is_taken_is_named(hub, tmp_path):
+    other = Hub(tmp_path / "other")
+    done = subprocess.run([*CLI, "hub", "run", other.folder, "--port", str(hub.port)], capture_output=True, text=True)
+    assert done.returncode == 2 and f"port {hub.port} on 127.0.0.1 is not free" in done.stderr
+    assert done.stderr.count("\n") == 1
+    hub.run.process.send_signal(signal.SIGINT)
+    assert hub.run.process.wait(STEP_S) == 0, hub.log.read_text()
+    assert "stopped" in hub.log.read_text() and "Traceback" not in hub.log.read_text()
+    assert not (hub.folder / "hub.sock").exists()
+
+
+def _pack(statements):
+    from heliograph.wire import pack
+
+    return pack(list(statements))
