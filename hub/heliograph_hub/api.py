@@ -39,6 +39,7 @@ class Operations:
 
     def __init__(self, service: "Service") -> None:
         self._service = service
+        self._adding = asyncio.Lock()
 
     # --- releases ---------------------------------------------------------------------------------------------------
 
@@ -48,7 +49,8 @@ class Operations:
         folder = Path(_text(body, "dir"))
         if not folder.is_absolute():
             raise ConfigError(f"{folder} is not an absolute path: the hub can't know what it is relative to")
-        release, bundle, is_new = await asyncio.to_thread(service.registry.add, folder, _now())
+        async with self._adding:
+            release, bundle, is_new = await asyncio.to_thread(service.registry.add, folder, _now())
         said = []
         if release.model not in service.authority.set.models:
             said = service.authority.add_model(release.model, _now())

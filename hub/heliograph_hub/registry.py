@@ -110,13 +110,18 @@ class Registry:
         """
         bundle = pack(folder)
         manifest = bundle.manifest
-        if not self.check_new(manifest):
-            return self.find(manifest.model, manifest.version), bundle, False
+        is_new = self.check_new(manifest)
+        # Also when the release is known: what has rotted on disk since is mended by adding it again.
         for name, path in bundle.paths.items():
-            if self.objects.put_file(path) != manifest.file(name).sha256:
+            expected = Digest(manifest.file(name).sha256)
+            if not self.objects.verify(expected) and self.objects.put_file(path) != expected:
                 raise RefusedError(f"{path} changed while it was read: add the bundle again when nobody writes to it")
         data = manifest.encode()
-        release = Release(manifest.model, manifest.version, self.objects.put(data), len(data), now)
+        self.objects.verify(manifest_digest(manifest))
+        digest = self.objects.put(data)
+        if not is_new:
+            return self.find(manifest.model, manifest.version), bundle, False
+        release = Release(manifest.model, manifest.version, digest, len(data), now)
         with self._database.write() as connection:
             for file in manifest.files:
                 _note_blob(connection, Digest(file.sha256), file.length, "file")

@@ -274,6 +274,17 @@ def test_adding_the_same_again_changes_nothing(registry, bundle):
     assert (again, is_new) == (first, False) and registry.all() == [first]
 
 
+def test_adding_the_same_again_mends_what_has_rotted(registry, bundle):
+    release, packed, _ = registry.add(bundle, NOW)
+    model = packed.manifest.file("model.tflite").sha256
+    rotten = [registry.objects.path(model), registry.objects.path(release.digest)]
+    for path in rotten:
+        path.write_bytes(b"x" * path.stat().st_size)
+    assert registry.add(bundle, NOW)[2] is False
+    assert registry.objects.read(model) == packed.paths["model.tflite"].read_bytes()
+    assert registry.manifest(release) == packed.manifest
+
+
 def test_a_version_never_gets_another_digest(registry, bundle):
     registry.add(bundle, NOW)
     (bundle / "model.tflite").write_bytes(b"another")
