@@ -339,12 +339,12 @@ def test_a_body_without_stated_length_is_bounded_too(calm: Node) -> None:
 def test_an_answer_does_not_wait_for_a_delayed_acknowledgement(calm: Node) -> None:
     took = []
     with contextlib.closing(http.client.HTTPConnection(calm.address, timeout=PATIENCE_S)) as connection:
-        for _ in range(20):
+        for _ in range(60):  # the kernel acknowledges the first segments of a connection at once
             began = time.perf_counter()
             connection.request("POST", INFER, json.dumps(bundles.sample_request()))
             assert connection.getresponse().read()
             took.append(time.perf_counter() - began)
-    assert min(took) < 0.035, "Nagle's algorithm costs 40 ms"
+    assert sorted(took[-20:])[10] < 0.035, "Nagle's algorithm costs 40 ms"
 
 
 def test_a_coded_body_is_refused(calm: Node) -> None:

@@ -67,6 +67,10 @@ class Worker(asyncio.Protocol):
         self.cause = self.cause or cause
         if self._transport is not None:
             self._transport.abort()
+        self.end()
+
+    def end(self) -> None:
+        """Kills the process, if it still runs; what it has written is still read."""
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -268,6 +272,7 @@ class Forks:
             if not answer.done():
                 answer.set_exception(TransportError(cause))
         for worker in list(self._workers.values()):
+            worker.end()  # the kernel does it too, but for a worker that had not come to ask for that yet
             worker.died(f"worker ended: {cause}", is_blameless=True)
         self._workers.clear()
 
