@@ -138,6 +138,7 @@ class Agent:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._asks: dict[int, asyncio.Future[Offer]] = {}
         self._asked = 0
+        self._link_up = asyncio.Event()
         self._nonce: bytes | None = None
         self._hello_now = asyncio.Event()
         self._reconnect = asyncio.Event()
@@ -213,7 +214,12 @@ class Agent:
         return self._belief.why_not_yet(model, release)
 
     async def ask(self, model: str, release: bytes) -> Offer | None:
-        """One ask; its offer, or None if none came in time."""
+        """One ask, as soon as there is a link; its offer, or None if none came in time.
+
+        Raises:
+            TransportError: the link went away meanwhile.
+        """
+        await self._link_up.wait()
         memory = self._memories[model]
         releases = [pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None]
         self._asked += 1
@@ -232,7 +238,7 @@ class Agent:
             async with asyncio.timeout(self._deadlines.offer_s):
                 await self.publish("ask", ask.encode())
                 return await answer
-        except (TransportError, TimeoutError):
+        except TimeoutError:
             return None
         finally:
             del self._asks[number]
@@ -422,7 +428,13 @@ class Agent:
                     self.save_counters()
                     if is_up:
                         self._unanswered = 0
+                        self._link_up.set()
                         self._hello_now.set()
+                    else:
+                        self._link_up.clear()
+                        for ask in self._asks.values():
+                            if not ask.done():
+                                ask.set_exception(TransportError("the link went away"))
                     self._reporter.on_link(is_up)
                 case _Answer(model, event):
                     await self._step(model, event)

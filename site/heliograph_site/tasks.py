@@ -80,7 +80,11 @@ class Surroundings(Protocol):
         """The manifest's entry in the trusted metadata."""
 
     async def ask(self, model: str, release: bytes) -> Offer | None:
-        """One ask and its offer; None if none came in time."""
+        """One ask, once there is a link, and its offer; None if none came in time.
+
+        Raises:
+            TransportError: the link went away meanwhile.
+        """
 
     def note(self, model: str, waiting: str, *, is_news: bool = True) -> None:
         """What the model waits for; empty: nothing. Mere progress is no news for the hub."""
@@ -180,7 +184,11 @@ class Tasks:
         back_off_s = self._deadlines.offer_s
         while True:
             self._agent.note(model, "an offer from the hub")
-            offer = await self._agent.ask(model, release)
+            try:
+                offer = await self._agent.ask(model, release)
+            except TransportError as error:
+                await self._wait(model, str(error), self._pace.poll_s)
+                continue
             if offer is None:
                 reason, pause_s = "no answer from the hub", back_off_s
                 back_off_s = min(2 * back_off_s, self._deadlines.check_in_s)

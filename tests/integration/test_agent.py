@@ -1,0 +1,585 @@
+"""The agent against a real hub over a real Mosquitto: the whole life of a release, and what interrupts it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from heliograph.cli import main
+from heliograph.deadlines import Deadlines
+from heliograph.errors import ConfigError, HeliographError, IntegrityError, RefusedError, TransportError
+from heliograph.lab import Proxy, Running, free_port, spawn
+from heliograph.mqtt import Broker, Mqtt, Timing
+from heliograph.names import Digest
+from heliograph.protocol import topic
+from heliograph_site.agent import Agent
+from heliograph_site.folder import JoinString, agent_lock
+from heliograph_site.joining import join
+from heliograph_site.journal import JOURNAL_FILE, Journal
+from heliograph_site.outbox import OUTBOX_FILE, Outbox
+from heliograph_site.status import status
+from heliograph_site.tasks import Pace
+
+QUICK = Deadlines(
+    offer_s=5.0, activation_s=5.0, receipt_s=2.0, reply_s=2.0, check_in_s=30.0, enroll_s=3.0, chunk_base_s=1.0
+)
+PACE = Pace(poll_s=0.1, watch_s=0.2, metric_s=0.5, report_s=0.1, retry_s=0.2)
+TIMING = Timing(connect_s=5.0, first_retry_s=0.1, longest_retry_s=0.5)
+TENSOR = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.5]}
+BUNDLE = """
+model = "{model}"
+version = "{version}"
+[[variants]]
+name = "plain"
+files = ["model.tflite"]
+[golden]
+inputs = "in.json"
+outputs = "out.json"
+[soak]
+min_s = {soak}
+max_s = 60
+"""
+
+
+class Hub:
+    """A hub process and the operator in front of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "hub"
+        self.port = free_port()
+        self._log = folder / "hub.log"
+        self.process: Running | None = None
+        assert main(["hub", "init", str(self.folder), "--realm", "lab"]) == 0
+        self.start()
+
+    def start(self) -> None:
+        program = "import sys; from heliograph.cli import main; sys.exit(main())"
+        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--port", str(self.port)]
+        self.process = spawn(argv, self._log)
+        self.process.wait_for_line("link to the broker is up", 20.0)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+
+    def operate(self, *args: str) -> None:
+        assert main([*args, "--hub", str(self.folder)]) == 0, args
+
+    def release(self, tmp: Path, model: str, version: str, content: bytes, soak: float = 0) -> str:
+        """Adds, signs, approves and rolls out to canary."""
+        bundle = tmp / f"{model}-{version}"
+        bundle.mkdir()
+        (bundle / "model.tflite").write_bytes(content)
+        (bundle / "in.json").write_text(json.dumps({"requests": [{"inputs": [TENSOR]}]}))
+        (bundle / "out.json").write_text(json.dumps({"responses": [{"outputs": [TENSOR]}]}))
+        (bundle / "release.toml").write_text(BUNDLE.format(model=model, version=version, soak=soak))
+        self.operate("release", "add", str(bundle))
+        name, keys = f"{model}@{version}", self.folder / "keys"
+        self.operate("release", "sign", name, "--key", str(keys / f"sign-{model}.key"))
+        approvers = [arg for n in (1, 2) for arg in ("--key", str(keys / f"approve-{model}-{n}.key"))]
+        self.operate("release", "approve", name, *approvers)
+        self.operate("rollout", "start", name)
+        return name
+
+    def token(self, capsys: pytest.CaptureFixture[str], name: str) -> JoinString:
+        capsys.readouterr()
+        self.operate("fleet", "token", name)
+        return JoinString.parse(capsys.readouterr().out.strip().splitlines()[-1])
+
+    def fleet(self, capsys: pytest.CaptureFixture[str], site: str) -> dict[str, Any]:
+        capsys.readouterr()
+        self.operate("fleet", "list", "--json")
+        rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+        return next(row for row in rows if row["site"] == site)
+
+
+class ScriptedServer:
+    """A server process as the agent sees it: loads what it is told to and counts requests that nobody made."""
+
+    def __init__(self) -> None:
+        self.is_there = True
+        self.refuses = ""
+        self.has_traffic = True
+        self.row: dict[str, dict[str, Any]] = {}
+        self.fails_requests = False
+        self.checked: list[bytes] = []
+
+    def _answer(self) -> None:
+        if not self.is_there:
+            raise TransportError("the server can't be reached")
+
+    async def check(self, model: str, release: bytes, files: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
+        self._answer()
+        self.checked.append(release)
+        if self.refuses:
+            raise RefusedError(self.refuses)
+        return {"ok": True}
+
+    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
+        self._answer()
+        if self.row.get(model, {}).get("active") != release.hex():
+            self.row[model] = {"active": release.hex(), "state": "ready", "requests": 0, "errors": 0, "restarts": 0}
+        return {"ok": True}
+
+    async def drop(self, model: str, release: bytes) -> dict[str, Any]:
+        self._answer()
+        return {"ok": True}
+
+    async def status(self) -> dict[str, Any]:
+        self._answer()
+        for row in self.row.values():
+            row["requests"] += 10 * self.has_traffic
+            row["errors"] += 10 * self.fails_requests
+        return {"models": self.row}
+
+
+@pytest.fixture(scope="module")
+def quiet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """One hub for tests that roll nothing out: a ring's releases are meant for every node in it."""
+    found = Hub(tmp_path_factory.mktemp("hub"))
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub of the test's own."""
+    found = Hub(tmp_path_factory.mktemp("hub"))
+    yield found
+    found.stop()
+
+
+class Node:
+    """A joined node's folder and, while `running`, its agent in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = ScriptedServer()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Agent]:
+        stop = asyncio.Event()
+        with agent_lock(self.folder):
+            agent = Agent(self.folder, rng=Random(7), server=self.server, deadlines=QUICK, pace=PACE, timing=TIMING)
+            task = asyncio.ensure_future(agent.run(stop))
+            try:
+                yield agent
+            finally:
+                stop.set()
+                await task
+
+
+async def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        await asyncio.sleep(0.02)
+
+
+def at_rest_with(agent: Agent, model: str, version: str, verdict: str = "proven") -> Callable[[], bool]:
+    def holds() -> bool:
+        memory = agent.memories.get(model)
+        return (
+            memory is not None
+            and memory.phase == "idle"
+            and memory.active is not None
+            and agent.journal.release_name(memory.active.release) == f"{model}@{version}"
+            and memory.active.verdict == verdict
+        )
+
+    return holds
+
+
+def delivered(agent: Agent) -> bool:
+    return all(lane.kept == 0 for lane in agent.outbox.status().values())
+
+
+def enrol(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], site: str, port: int | None = None) -> Node:
+    string = hub.token(capsys, f"{site}/n1")
+    folder = tmp_path / "node"
+    asyncio.run(join(replace(string, port=port or string.port), folder, 0, Random(1), QUICK))
+    hub.operate("fleet", "assign", site, "canary")
+    return Node(folder)
+
+
+def test_a_release_arrives_in_full_and_the_next_as_a_delta_and_all_is_reported(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "arrives")
+    old = Random(1).randbytes(600_000)
+    new = old[:300_000] + b"a few new bytes" + old[300_015:]
+    hub.release(tmp_path, "arrives", "1.0.0", old)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "arrives", "1.0.0"), "1.0.0 proven")
+            assert agent.bytes_received > 600_000
+            before = agent.bytes_received
+            await asyncio.to_thread(hub.release, tmp_path, "arrives", "1.1.0", new)
+            await until(at_rest_with(agent, "arrives", "1.1.0"), "1.1.0 proven")
+            assert agent.bytes_received - before < 150_000
+            memory = agent.memories["arrives"]
+            assert memory.fallback is not None and memory.fallback.verdict == "proven"
+            assert memory.active is not None
+            manifest = agent._slots.manifest(memory.active.release)
+            assert manifest is not None
+            assert agent._slots.store.read(Digest(manifest.file("model.tflite").sha256)) == new
+            assert not list((node.folder / "incoming").iterdir())
+            await until(lambda: delivered(agent), "records receipted")
+            assert agent.outbox.status()["audit"].receipted == 12
+            assert agent.outbox.status()["incident"].written == 0
+            await until(is_reported, "reported", 10)
+
+    def is_reported() -> bool:
+        model = hub.fleet(capsys, "arrives")["models"]["arrives"]
+        return bool(model["phase"] == "idle" and model["active"]["release"] == "arrives@1.1.0")
+
+    asyncio.run(live())
+    row = hub.fleet(capsys, "arrives")
+    assert row["ring"] == "canary"
+    assert row["bytes_received"] > 600_000
+
+
+def test_a_release_with_wrong_outputs_never_serves_and_is_refused_for_good(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "wrong")
+    hub.release(tmp_path, "wrong", "1.0.0", b"good" * 2000)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "wrong", "1.0.0"), "1.0.0 proven")
+            good = agent.memories["wrong"].active
+            node.server.refuses = "output differs by 0.5"
+            await asyncio.to_thread(hub.release, tmp_path, "wrong", "1.1.0", b"bad!" * 2000)
+            await until(lambda: bool(agent.memories["wrong"].refused), "1.1.0 refused")
+            await until(lambda: agent.memories["wrong"].phase == "idle", "at rest")
+            assert agent.memories["wrong"].active == good
+            assert good is not None and node.server.row["wrong"]["active"] == good.release.hex()
+            await until(lambda: agent.outbox.status()["incident"].receipted == 1, "the refusal is told")
+        node.server.refuses = ""
+        checked = len(node.server.checked)
+        async with node.running() as agent:
+            await until(lambda: agent.is_up and delivered(agent), "back on line")
+            await until(lambda: agent._nonce is None, "replied")
+            assert agent.memories["wrong"].phase == "idle"
+            assert len(node.server.checked) == checked
+
+    asyncio.run(live())
+    facts = status(node.folder)["models"]["wrong"]
+    assert [(r["release"], r["reason"]) for r in facts["refused"]] == [("wrong@1.1.0", "output differs by 0.5")]
+    assert facts["active"]["release"] == "wrong@1.0.0"
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_not_held_against_the_release(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "absent")
+    hub.release(tmp_path, "absent", "1.0.0", b"model" * 1000)
+    node.server.is_there = False
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(lambda: "absent" in agent.memories and agent.memories["absent"].phase == "activating", "staged")
+            await until(
+                lambda: "can't be reached" in agent.journal.waiting().get("absent", ""), "says what it waits for"
+            )
+            node.server.is_there = True
+            await until(at_rest_with(agent, "absent", "1.0.0"), "proven")
+            assert agent.memories["absent"].refused == ()
+
+    asyncio.run(live())
+
+
+def test_failed_requests_during_probation_bring_back_what_served_before(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "proves")
+    hub.release(tmp_path, "proves", "1.0.0", b"one" * 3000)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "proves", "1.0.0"), "1.0.0 proven")
+            good = agent.memories["proves"].active
+            await asyncio.to_thread(hub.release, tmp_path, "proves", "1.1.0", b"two" * 3000, 50)
+            await until(lambda: agent.memories["proves"].phase == "proving", "on probation")
+            node.server.fails_requests = True
+            await until(lambda: agent.memories["proves"].phase == "idle", "back at rest")
+            node.server.fails_requests = False
+            memory = agent.memories["proves"]
+            assert memory.active == good and memory.fallback is None
+            assert "requests failed during probation" in memory.refused[0].reason
+            assert good is not None and node.server.row["proves"]["active"] == good.release.hex()
+
+    asyncio.run(live())
+
+
+def test_a_fetch_goes_on_where_the_link_was_cut(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = Random(2).randbytes(900_000)
+
+    async def live(node: Node, proxy: Proxy) -> None:
+        async with node.running() as agent:
+            await until(lambda: agent.bytes_received > 300_000, "a third is there")
+            await proxy.cut(reset=True)
+            await until(lambda: not agent.is_up, "the link is down")
+            await until(lambda: agent.journal.link() == "down", "and told")
+            proxy.restore()
+            await until(at_rest_with(agent, "cut", "1.0.0"), "proven")
+            assert agent.bytes_received < 1_100_000
+            await until(lambda: delivered(agent), "records receipted")
+            status = agent.outbox.status()["audit"]
+            assert (status.lost, status.receipted) == (0, status.written)
+
+    async def run() -> None:
+        async with Proxy(hub.port, rate_bytes_per_s=500_000) as proxy:
+            node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "cut", proxy.port)
+            await asyncio.to_thread(hub.release, tmp_path, "cut", "1.0.0", content)
+            await live(node, proxy)
+
+    asyncio.run(run())
+
+
+def test_a_fetch_goes_on_where_the_agent_was_killed(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = Random(3).randbytes(900_000)
+
+    def start(folder: Path, life: int) -> Running:
+        return spawn([sys.executable, "-m", "heliograph_site.agent", folder], tmp_path / f"agent-{life}.log")
+
+    async def run() -> Path:
+        async with Proxy(hub.port, rate_bytes_per_s=300_000) as proxy:
+            node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "killed", proxy.port)
+            await asyncio.to_thread(hub.release, tmp_path, "killed", "1.0.0", content)
+            at_first = proxy.bytes_down
+            agent = start(node.folder, 1)
+            await until(lambda: proxy.bytes_down - at_first > 450_000, "half is there")
+            agent.kill()
+            assert "Fetched" not in agent.output()
+            before = proxy.bytes_down
+            agent = start(node.folder, 2)
+            await until(lambda: "staging -> activating" in agent.output(), "fetched and verified")
+            assert proxy.bytes_down - before < 650_000
+            agent.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(agent.process.wait, 10) == 0
+            return node.folder
+
+    folder = asyncio.run(run())
+    facts = status(folder)
+    assert facts["link"] == "down"
+    assert facts["models"]["killed"]["phase"] == "activating"
+    with Outbox(folder / OUTBOX_FILE, None) as outbox:
+        ledger = outbox.status()["audit"]
+        assert ledger.kept + ledger.merged + ledger.lost + ledger.receipted == ledger.written
+
+
+def test_a_node_restarts_and_serves_with_no_hub_and_tells_of_it_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = Hub(tmp_path)
+    try:
+        node = enrol(hub, tmp_path, capsys, "alone")
+        hub.release(tmp_path, "alone", "1.0.0", b"model" * 1000)
+
+        async def arrive() -> None:
+            async with node.running() as agent:
+                await until(at_rest_with(agent, "alone", "1.0.0"), "proven")
+
+        async def stay() -> None:
+            node.server.row.clear()
+            async with node.running() as agent:
+                await until(lambda: "alone" in node.server.row, "serves")
+                await until(lambda: agent.outbox.status()["metric"].kept > 0, "counts")
+                assert not agent.is_up
+
+        async def tell() -> None:
+            async with node.running() as agent:
+                kept = agent.outbox.status()["metric"]
+                assert kept.kept > 0
+                await until(lambda: agent.outbox.status()["metric"].receipted >= kept.kept, "told")
+                assert all(lane.lost == 0 for lane in agent.outbox.status().values())
+
+        asyncio.run(arrive())
+        hub.stop()
+        asyncio.run(stay())
+        hub.start()
+        asyncio.run(tell())
+    finally:
+        hub.stop()
+
+
+def test_hostile_messages_are_recorded_at_a_bounded_rate_and_change_nothing(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "hostile")
+    hub.release(tmp_path, "hostile", "1.0.0", b"model" * 1000)
+    names = {"site": "hostile", "node": "n1"}
+    rng = Random(4)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "hostile", "1.0.0"), "proven")
+            before = agent.memories["hostile"]
+            trusted, assignment = agent._belief.trusted, agent._belief.assignment
+            up = asyncio.Event()
+
+            async def on_link(is_up: bool) -> None:
+                if is_up:
+                    up.set()
+
+            async def on_message(*_: object) -> None:
+                pass
+
+            foe = Mqtt(Broker("127.0.0.1", hub.port), "foe", [], rng, on_message, on_link, timing=TIMING)
+            running = asyncio.ensure_future(foe.run())
+            await up.wait()
+            own = {
+                name: topic(name).build("lab", **names) for name in ("assigned", "offer", "receipt", "reply", "chunk")
+            }
+            junk = [b"", b"\xc1", b"\x94\x01\xa5reply\xc4\x00\x90", rng.randbytes(300), b"\xdd\xff\xff\xff\xff"]
+            sent = 0
+            for full in (
+                *own.values(),
+                topic("set").build("lab"),
+                topic("head").build("lab"),
+                topic("root").build("lab", number=2),
+                topic("desired").build("lab", ring="canary"),
+                f"heliograph/v1/lab/node/hostile/n1/down/{'x' * 10}",
+            ):
+                for payload in junk:
+                    await foe.publish(full, payload, qos=1)
+                    sent += 1
+            await until(lambda: agent._incidents.count >= 30, "hostile messages were met")
+            await until(lambda: agent._downloads.corrupt >= len(junk), "chunks too")
+            running.cancel()
+            assert agent.memories["hostile"] == before
+            assert (agent._belief.trusted, agent._belief.assignment) == (trusted, assignment)
+            assert agent.outbox.status()["incident"].written <= 11
+            assert agent._incidents.suppressed > 0
+            await until(lambda: delivered(agent), "and it still talks")
+
+    asyncio.run(live())
+
+
+def test_a_second_agent_on_the_same_folder_is_refused(
+    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(quiet_hub, tmp_path, capsys, "twice")
+    with agent_lock(node.folder):
+        argv = [sys.executable, "-m", "heliograph_site.agent", str(node.folder)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert "an agent runs on" in done.stderr and "already: stop it first" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_agent_loads_no_model_runtime_and_no_command_line_library() -> None:
+    unwanted = ("numpy", "tflite_runtime", "ai_edge_litert", "typer", "rich", "starlette", "uvicorn", "sqlalchemy")
+    program = f"import sys, heliograph_site.agent; print([m for m in {unwanted} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_status_says_everything_while_the_agent_is_stopped(
+    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(quiet_hub, tmp_path, capsys, "status")
+    capsys.readouterr()
+    assert main(["node", "status", str(node.folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts) == {"site", "node", "link", "bytes_received", "models", "trust", "outbox", "http"}
+    assert (facts["site"], facts["node"], facts["link"], facts["models"]) == ("status", "n1", "down", {})
+    assert facts["trust"]["deny"] == {"count": 0, "digest": None}
+    assert facts["trust"]["versions"]["root"] == 1
+    zeros = {"next_seq": 0, "acked_seq": 0, "kept": 0, "merged": 0, "lost": 0}
+    assert facts["outbox"] == dict.fromkeys(("incident", "audit", "metric", "sample"), zeros)
+    assert main(["node", "status", str(node.folder)]) == 0
+    assert "status/n1: link down" in capsys.readouterr().out
+
+
+def test_the_key_is_the_owners_only_and_joining_twice_harms_nothing(
+    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(quiet_hub, tmp_path, capsys, "joins")
+    assert (node.folder / "node.key").stat().st_mode & 0o777 == 0o600
+    before = (node.folder / "node.key").read_bytes()
+    string = quiet_hub.token(capsys, "joins/n1")
+    with pytest.raises(ConfigError, match="has joined already"):
+        asyncio.run(join(string, node.folder, 0, Random(1), QUICK))
+    assert (node.folder / "node.key").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["node"]
+
+
+@pytest.mark.parametrize(
+    ("change", "family", "says"),
+    [
+        ({"root": b"r" * 32}, IntegrityError, "the root of realm lab is not the one that the join string names"),
+        (
+            {"token": b"t" * 32},
+            RefusedError,
+            "the hub did not enrol errs/n1 within 3 s: the token was used, has expired",
+        ),
+        ({"realm": "other"}, TransportError, "the broker holds nothing of realm other: check that its hub is running"),
+        ({"port": 1}, TransportError, "no hub answers at 127.0.0.1:1 within 3 s"),
+    ],
+)
+def test_joining_fails_in_one_sentence_and_leaves_nothing(
+    quiet_hub: Hub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    family: type[HeliographError],
+    says: str,
+) -> None:
+    string = replace(quiet_hub.token(capsys, "errs/n1"), **change)
+    with pytest.raises(family) as failure:
+        asyncio.run(join(string, tmp_path / "node", 0, Random(1), QUICK))
+    assert says in str(failure.value)
+    assert "\n" not in str(failure.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_is_good_once(quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    string = quiet_hub.token(capsys, "once/n1")
+    asyncio.run(join(string, tmp_path / "first", 0, Random(1), QUICK))
+    with pytest.raises(RefusedError, match="the token was used"):
+        asyncio.run(join(string, tmp_path / "second", 0, Random(1), QUICK))
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_the_supervisor_restarts_a_killed_agent_and_stops_cleanly(
+    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(quiet_hub, tmp_path, capsys, "watched")
+    running = spawn([sys.executable, "-m", "heliograph_site.supervisor", node.folder], tmp_path / "run.log")
+
+    def agent_pid() -> int | None:
+        for path in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split():
+            if b"heliograph_site.agent" in Path(f"/proc/{path}/cmdline").read_bytes():
+                return int(path)
+        return None
+
+    async def live() -> None:
+        await until(lambda: "link is up" in running.output(), "the agent is up")
+        first = agent_pid()
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: agent_pid() not in (None, first), "another agent runs")
+        await until(lambda: running.output().count("link is up") >= 2, "and is up")
+
+    asyncio.run(live())
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(15) == 0
+    with Journal(node.folder / JOURNAL_FILE, read_only=True) as journal:
+        assert journal.link() == "down"
