@@ -205,10 +205,10 @@ class Service:
         for receipt in hello.acked.values():
             if receipt.run != hello.run:
                 acked += self.fleet.receipts(node.site, node.node, receipt.run)
-        for reply in self._replies(node, hello, tuple(acked)):
+        for reply in self.replies(node, hello, tuple(acked)):
             await self._send("reply", node.site, node.node, self._sign("reply", reply))
 
-    def _replies(self, node: Node, hello: Hello, acked: tuple[LaneReceipt, ...]) -> list[Reply]:
+    def replies(self, node: Node, hello: Hello, acked: tuple[LaneReceipt, ...]) -> list[Reply]:
         """All that is newer than what the hello names, in as few replies as its size allows."""
         parts: list[list[tuple[str, bytes]]] = [[]]
         room = MAX_REPLY_DOCUMENT_BYTES

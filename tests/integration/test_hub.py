@@ -23,14 +23,15 @@ from heliograph import trust
 from heliograph.blob import sha256
 from heliograph.delta import recipe
 from heliograph.delta.patch import rebuild_segment
-from heliograph.errors import TransportError, TrustError
+from heliograph.errors import RefusedError, TransportError, TrustError
 from heliograph.lab import free_port, spawn
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.transfer import BlobFetch, Fetcher, Window
-from heliograph.wire import unpack
+from heliograph.wire import pack, unpack
+from heliograph_hub.service import Service, init
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
 STEP_S = 20.0
@@ -413,7 +414,7 @@ async def test_a_killed_hub_comes_back_with_everything_and_counts_records_once(h
         (reply,) = await node.hello()
         assert {(r.lane, r.next) for r in reply.acked} == {("audit", 6)}
         assert "general" in node.desired
-        assert reply.heads.directives["general"] == sha256(_pack(node.desired["general"]))
+        assert reply.heads.directives["general"] == sha256(pack(list(node.desired["general"])))
 
 
 @in_loop
@@ -469,6 +470,47 @@ async def test_a_broker_that_comes_back_empty_is_given_everything_again(hub, rel
         await node.enroll()
 
 
+def test_news_too_large_for_one_statement_come_in_parts_that_each_fit(tmp_path):
+    folder = tmp_path / "hub"
+    init(folder, "test")
+    service = Service(folder, free_port())
+    key = PrivateKey.generate(b"k" * 32)
+    service.fleet.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    service.fleet.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
+    signed = []
+    for number in range(218):
+        directive = doc.Directive(
+            realm="test",
+            ring="general",
+            model=f"m{number}",
+            release=b"r" * 32,
+            number=1,
+            action="install",
+            expires=1 << 33,
+        )
+        signed.append((directive, service.authority.sign_statement("ring-general", "directive", directive)))
+    service.desired.add(signed, frozenset({"general"}), 1)
+    service.announce()
+    hello = doc.Hello(
+        run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
+    )
+    replies = service.replies(service.fleet.node("lab", "pi-1"), hello, ())
+    assert len(replies) > 1 and [reply.more for reply in replies] == [True] * (len(replies) - 1) + [False]
+    assert all(len(service.authority.sign_statement("timestamp", "reply", reply)) <= 60 * 1024 for reply in replies)
+    documents = dict(document for reply in replies for document in reply.documents)
+    assert list(documents) == ["tuf/root/1", "assigned", "tuf/set", "desired/general"]
+    assert len(unpack(documents["desired/general"])) == 218
+    current = doc.Numbers(assignment=1, directives={f"m{number}": 1 for number in range(218)})
+    known = hello.model_copy(update={"tuf": service.authority.set.versions, "numbers": current})
+    (reply,) = service.replies(service.fleet.node("lab", "pi-1"), known, ())
+    assert reply.documents == () and not reply.more, "who has everything is told that nothing is new"
+    more = [(d.model_copy(update={"model": f"x{d.model}"}), statement) for d, statement in signed[:60]]
+    with pytest.raises(RefusedError, match=r"ring general has .* bytes of directives"):
+        service.desired.add(more, frozenset({"general"}), 1)
+    assert len(service.desired.rows()) == 218
+    service.database.close()
+
+
 def test_what_an_operator_does_wrong_is_said_in_one_line_with_its_exit_code(hub, releases, tmp_path):
     hub.command("release", "add", str(releases["1.0.0"]))
     added = hub.command("release", "add", str(releases["1.0.0"]))
@@ -519,9 +561,3 @@ def test_ctrl_c_ends_the_hub_cleanly_and_a_port_that_is_taken_is_named(hub, tmp_
     assert hub.run.process.wait(STEP_S) == 0, hub.log.read_text()
     assert "stopped" in hub.log.read_text() and "Traceback" not in hub.log.read_text()
     assert not (hub.folder / "hub.sock").exists()
-
-
-def _pack(statements):
-    from heliograph.wire import pack
-
-    return pack(list(statements))

@@ -119,8 +119,9 @@ def test_enrolling_again_takes_a_new_token_and_the_old_key_counts_no_longer(enro
         enrolled.take_reported("lab", "pi-1", _reported(2))
     assert enrolled.node("lab", "pi-1").reported is None, "what the old key said is not what the new one runs"
     assert enrolled.take_reported("lab", "pi-1", _reported(3, run=LATER_RUN, key=OTHER_KEY)).n == 3
-    with pytest.raises(RefusedError, match="used before"):
-        enrolled.enroll("lab", "pi-1", _request(), NOW)  # the first token, by the first key
+    for key in (NODE_KEY, OTHER_KEY):
+        with pytest.raises(RefusedError, match="used before"):
+            enrolled.enroll("lab", "pi-1", _request(TOKEN, key), NOW)  # the first token again
 
 
 @pytest.mark.parametrize("life_s", [0, -1, 7 * DAY + 1])
