@@ -16,6 +16,7 @@ LOAD = {"op": "load", "path": "/nowhere", "sha256": bytes(32), "length": 1, "thr
 async def asked(forks: Forks) -> tuple[Worker, asyncio.Task[Reply]]:
     """A worker that stands still with a request."""
     worker = await forks.fork(lambda: None)
+    await worker.call(LOAD)  # it has begun its own life: a child just forked still holds its parent's sockets
     os.kill(worker.pid, signal.SIGSTOP)
     call = asyncio.create_task(worker.call(LOAD))
     await asyncio.sleep(0)
