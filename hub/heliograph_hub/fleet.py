@@ -12,7 +12,7 @@ Time, tokens and signing come from the caller.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -83,7 +83,9 @@ class Fleet:
         self._realm = realm
         self._sign = sign
         self._deadlines = deadlines
+        # Both bounded by the nodes enrolled: only what a known node sent is a sign of life.
         self._heard: dict[tuple[str, str], int] = {}
+        self._latest: dict[tuple[str, str], int] = {}
         self._uncounted: dict[tuple[str, str, str], tuple[int, str]] = {}
 
     # --- enrolment and assignment -----------------------------------------------------------------------------------
@@ -140,6 +142,7 @@ class Fleet:
             else:
                 connection.execute(sa.insert(nodes).values(site=site, node=node, n=0, **values))
         self._heard.pop((site, node), None)
+        self._latest.pop((site, node), None)
         return assigned
 
     def assign(self, site: str, ring: Ring) -> list[tuple[str, bytes]]:
@@ -170,7 +173,8 @@ class Fleet:
     # --- what nodes say ---------------------------------------------------------------------------------------------
 
     def heard(self, site: str, node: str, now: int) -> None:
-        """Notes a sign of life; on disk at most every 10 seconds."""
+        """Notes a sign of life; what is asked knows it at once, the disk at most every 10 seconds."""
+        self._latest[site, node] = now
         last = self._heard.get((site, node))
         if last is not None and now - last < HEARD_EVERY_S:
             return
@@ -275,14 +279,19 @@ class Fleet:
             row = connection.execute(_one(nodes, site, node)).one_or_none()
             if row is None:
                 raise NotFoundError(f"no node {site}/{node} is enrolled: heliograph fleet token {site}/{node}")
-            return _node(row, _ring_of(connection, site))
+            return self._node(row, _ring_of(connection, site))
 
     def nodes(self) -> list[Node]:
         """All nodes, by site and name."""
         with self._database.read() as connection:
             rings = {row.site: row.ring for row in connection.execute(sa.select(sites))}
             rows = connection.execute(sa.select(nodes).order_by(nodes.c.site, nodes.c.node)).all()
-        return [_node(row, rings.get(row.site, FIRST_RING)) for row in rows]
+        return [self._node(row, rings.get(row.site, FIRST_RING)) for row in rows]
+
+    def _node(self, row: Any, ring: Ring) -> Node:
+        node = _node(row, ring)
+        latest = self._latest.get((node.site, node.node))
+        return node if latest is None else replace(node, last_heard=latest)
 
     def members(self, model: str, now: int) -> list[Member]:
         """What a rollout needs to know of each node."""

@@ -213,6 +213,15 @@ def test_a_node_is_up_while_heard_and_down_by_silence_or_by_its_broken_connectio
     assert enrolled.node("lab", "pi-1").is_up(NOW + 6), "heard again, however soon"
 
 
+def test_every_sign_of_life_is_known_at_once_and_written_seldom(enrolled, database):
+    for at in (NOW, NOW + 3, NOW + 9):
+        enrolled.heard("lab", "pi-1", at)
+    assert enrolled.node("lab", "pi-1").last_heard == enrolled.nodes()[0].last_heard == NOW + 9
+    assert Fleet(database, "dev", lambda assignment: b"").node("lab", "pi-1").last_heard == NOW
+    enrolled.heard("lab", "pi-1", NOW + 10)
+    assert Fleet(database, "dev", lambda assignment: b"").node("lab", "pi-1").last_heard == NOW + 10
+
+
 def test_what_was_refused_is_counted_by_its_node_and_strangers_together(enrolled):
     for n in range(3):
         enrolled.count("lab", "pi-1", "replayed", f"reported {n}")
