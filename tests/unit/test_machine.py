@@ -203,9 +203,29 @@ REASON = st.just("because")
 MOVES = st.one_of(
     st.tuples(st.just("directive"), st.sampled_from(["install", "hold", "return"]), RELEASES, NUMBERS),
     st.tuples(st.just("answer"), st.sampled_from(range(9)), st.sampled_from([0, 0, 0, 0, 1]), st.booleans()),
-    st.tuples(st.just("answer"), st.sampled_from([0, 2, 4, 5, 7]), st.just(0), st.booleans()),
+    st.tuples(st.just("natural"), st.sampled_from([True, True, True, False])),
     st.tuples(st.just("restart")),
 )
+
+
+def natural(memory: Memory, good: bool) -> Event | None:
+    """What the task of this phase would answer."""
+    epoch = memory.epoch
+    match memory.phase:
+        case "checking":
+            return Admitted(epoch) if good else Declined(epoch, "no")
+        case "fetching":
+            return Fetched(epoch) if good else Spoiled(epoch, "bad")
+        case "staging":
+            return Staged(epoch) if good else Spoiled(epoch, "bad")
+        case "activating":
+            return Passed(epoch, 7) if good else Failed(epoch, "broke")
+        case "proving":
+            return Proved(epoch, "proven") if good else Failed(epoch, "broke")
+        case "rolling-back":
+            return Served(epoch) if good and memory.active else Failed(epoch, "nothing left")
+        case _:
+            return None
 
 
 @given(st.lists(MOVES, max_size=60))
@@ -225,6 +245,8 @@ def test_no_walk_serves_what_never_passed_or_wants_what_was_refused(moves: list[
                     again = step(memory, event)[0]
                     repeated = event_from_directive(again, action, release, number)
                     assert again == memory or not isinstance(event, Wanted) or repeated is None, "not level-triggered"
+            case ("natural", bool(good)):
+                event = natural(memory, good)
             case ("answer", int(kind), int(age), bool(good)):
                 epoch = memory.epoch - age
                 event = (
