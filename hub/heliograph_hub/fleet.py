@@ -33,6 +33,8 @@ FIRST_RING: Ring = "general"
 HEARD_EVERY_S = 10
 """A node's `last_heard` is written at most this often."""
 GAP = "gap"
+MAX_SEQUENCE = 1 << 48
+"""More than any lane will see, and sums of it still fit the database."""
 MAX_UNCOUNTED = 1000
 """Distinct (node, reason) pairs kept between two writes; more are counted without their node."""
 
@@ -220,6 +222,8 @@ class Fleet:
         """
         batch = Records.decode(verify_own(parse(data), self.node(site, node).key, "records"))
         self._check_scope(batch, site, node)
+        if batch.first + sum(row[0] for row in batch.rows) > MAX_SEQUENCE:
+            raise IntegrityError(f"{site}/{node} numbers its {batch.lane} records beyond {MAX_SEQUENCE}")
         where = (*_is(lanes, site, node), lanes.c.run == batch.run, lanes.c.lane == batch.lane)
         key = {"site": site, "node": node, "run": batch.run, "lane": batch.lane}
         with self._database.write() as connection:

@@ -282,6 +282,13 @@ def test_records_not_by_and_about_their_node_are_not_kept(enrolled, forged):
     assert enrolled.lanes("lab", "pi-1") == {}
 
 
+@pytest.mark.parametrize(("first", "count"), [((1 << 63) - 1, 1), (0, (1 << 64) - 1), (1 << 48, 1)])
+def test_numbers_that_no_database_holds_are_malformed(enrolled, first, count):
+    with pytest.raises(IntegrityError, match="numbers its audit records beyond"):
+        enrolled.take_records("lab", "pi-1", _records(first, [(count, "a")]))
+    assert enrolled.lanes("lab", "pi-1") == {}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_mixture_of_replays_and_overlaps_keeps_the_ledger_whole(enrolled, seed):
     rng = random.Random(seed)
