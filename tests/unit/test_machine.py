@@ -266,6 +266,9 @@ def test_no_walk_serves_what_never_passed_or_wants_what_was_refused(moves: list[
         if isinstance(event, Passed) and memory is not before:
             assert before.target is not None and before.phase == "activating"
             passed.add(before.target.release)
+        for refusal in memory.refused:
+            repeated = event_from_directive(memory, "install", refusal.release, refusal.number)
+            assert not isinstance(repeated, Wanted), "what was refused is wanted again under the same number"
         assert memory.active is None or memory.active.release in passed
         assert memory.fallback is None or memory.fallback.release in passed
         assert memory.fallback is None or memory.fallback.verdict != "failed"
