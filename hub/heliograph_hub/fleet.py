@@ -24,7 +24,7 @@ from heliograph.errors import IntegrityError, NotFoundError, RefusedError, Trust
 from heliograph.names import RINGS, Ring
 from heliograph.signing import PublicKey, verify_own
 from heliograph.statement import parse
-from heliograph.wire import pack
+from heliograph.wire import pack, unpack
 from heliograph_hub.database import Database, counts, lanes, nodes, records, runs, sites, tokens
 from heliograph_hub.rollout import Member
 
@@ -331,7 +331,14 @@ class Fleet:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [
-            {"run": r.run.hex(), "seq": r.seq, "count": r.count, "kind": r.kind, "at": r.at, "body": r.body.hex()}
+            {
+                "run": r.run.hex(),
+                "seq": r.seq,
+                "count": r.count,
+                "kind": r.kind,
+                "at": r.at,
+                "body": _plain(unpack(r.body)),
+            }
             for r in rows
         ]
 
@@ -344,6 +351,17 @@ class Fleet:
         with self._database.read() as connection:
             rows = connection.execute(_one(counts, site, node).order_by(counts.c.what)).all()
         return {row.what: {"count": row.count, "last": row.last} for row in rows}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it: bytes in hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _fresh_rows(batch: Records, state: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, int]]:

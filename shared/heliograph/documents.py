@@ -257,8 +257,8 @@ class Ask(Document):
     n: Count
     model: ModelName
     release: DigestField
-    bases: tuple[DigestField, ...] = ()
-    """Digests of blobs the node holds, verified, newest first; at most 64."""
+    bases: Annotated[tuple[DigestField, ...], Field(max_length=64)] = ()
+    """Digests of blobs the node holds, verified, newest first."""
     free_bytes: Count
     link: Text = ""
     budget_left: Count | None = None

@@ -437,11 +437,13 @@ class Realm:
         return f"http://127.0.0.1:{self._http[node]}"
 
     def join(self, node: str, *, port: int | None = None) -> None:
-        """Enrols the node by a token; `port` is a road to the broker other than the direct one."""
+        """Enrols the node by a token; `port` is a road to the broker that it takes from then on."""
         join_string = self.cli("fleet", "token", node).strip()
         self._http[node] = free_port()
-        road = ["--port", str(port)] if port else []
-        self.cli("node", "join", join_string, self.node_dir(node), "--http-port", str(self._http[node]), *road)
+        self.cli("node", "join", join_string, self.node_dir(node), "--http-port", str(self._http[node]))
+        if port:
+            file = self.node_dir(node) / "node.toml"
+            file.write_text(file.read_text().replace(f"port = {self.port}\n", f"port = {port}\n"))
 
     def start_node(self, node: str) -> None:
         """Starts agent and server under their supervisor; returns at once."""

@@ -55,7 +55,8 @@ class Topic:
 
     def match(self, below: str) -> dict[str, str] | None:
         """The names in a topic below the realm, or None if it isn't this row's."""
-        regex = re.sub(r"\{(\w+)\}", r"(?P<\1>[a-z0-9-]{1,40})", self.pattern)
+        regex = re.sub(r"\{number\}", "(?P<number>[0-9]{1,9})", self.pattern)
+        regex = re.sub(r"\{(\w+)\}", r"(?P<\1>[a-z0-9-]{1,40})", regex)
         found = re.fullmatch(regex, below)
         return found.groupdict() if found else None
 

@@ -14,7 +14,7 @@ from heliograph.wire import unpack
 
 each_row = pytest.mark.parametrize("row", TOPICS, ids=[row.name for row in TOPICS])
 NAMES = {"site": "shop-7", "node": "till-1", "ring": "canary", "model": "digits", "number": "3"}
-LONG = dict.fromkeys(NAMES, "x" * 40)
+LONG = dict.fromkeys(NAMES, "x" * 40) | {"number": "9" * 9}
 RESERVED = {"policy", "config", "deny", "deny-key", "renew"}
 
 
@@ -33,11 +33,17 @@ def test_building_and_matching_are_inverses_for_all_names(data: st.DataObject) -
     row = data.draw(st.sampled_from(TOPICS))
     name = st.from_regex(NAME_PATTERN, fullmatch=True).map(lambda text: text.rstrip("\n")).filter(bool)
     realm = data.draw(name)
-    names = {key: data.draw(name) for key in _names_of(row, NAMES)}
+    number = st.integers(1, 999_999_999).map(str)
+    names = {key: data.draw(number if key == "number" else name) for key in _names_of(row, NAMES)}
     full = row.build(realm, **names)
     assert parse_topic(full, realm) == (row, names)
     assert parse_topic(full, realm + "x") is None
     assert below_realm(full) == full.removeprefix(f"{PREFIX}/{realm}/")
+
+
+@pytest.mark.parametrize("number", ["abc", "1-2", "", "1" * 10, "१"])
+def test_a_root_without_a_number_is_no_topic(number: str) -> None:
+    assert parse_topic(f"{PREFIX}/demo/tuf/root/{number}", "demo") is None
 
 
 def test_no_topic_belongs_to_two_rows() -> None:
