@@ -4,7 +4,7 @@ Rule 1: an offer names only what a directive in force for the node's ring names,
     waiting for a recipe only so long, then it is offered full.
 Rule 2: `never` is said only of what no ring is to run: a node between two rings is told `later`.
 Rule 3: chunks are served of what the registry knows, and of nothing else; what is asked for beyond a blob's end is
-    left out. Who gets the next chunk is `transfer.Sender`'s choice.
+    left out. Who gets the next chunk is `heliograph.sender`'s choice.
 
 Times named `now_s` are seconds of a monotonic clock; `now` is seconds since 1970.
 """
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from heliograph.blob import LEAF_BYTES, LEAVES_PER_PAGE, PAGE_SPAN_BYTES, page_count, page_of
 from heliograph.deadlines import DEADLINES
-from heliograph.documents import Ask, Chunk, Offer, Want, Way
+from heliograph.documents import MAX_RANGES, Ask, Chunk, Offer, Want, Way
 from heliograph.errors import HeliographError, IntegrityError, NotFoundError
 from heliograph.names import Digest, Ring
-from heliograph.transfer import MAX_RANGES, Sender
+from heliograph.sender import Sender
 from heliograph_hub.fleet import Node
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed

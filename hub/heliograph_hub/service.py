@@ -41,7 +41,7 @@ from heliograph.errors import (
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.objects import ObjectStore, write_durably
 from heliograph.protocol import STATEMENTS, TOPICS, below_realm, parse_topic, topic
-from heliograph.transfer import Sender
+from heliograph.sender import Sender
 from heliograph.wire import pack
 from heliograph_hub.authority import Authority, init_realm
 from heliograph_hub.broker import Broker as BrokerProcess

@@ -35,6 +35,10 @@ Lane = Literal["incident", "audit", "metric", "sample"]
 LANES: tuple[Lane, ...] = ("incident", "audit", "metric", "sample")
 Phase = Literal["idle", "checking", "fetching", "staging", "activating", "proving", "rolling-back", "stuck"]
 Verdict = Literal["proven", "unproven", "failed"]
+MAX_CHUNK_LEAVES = 8
+MAX_CHUNK_BYTES = MAX_CHUNK_LEAVES * LEAF_BYTES
+MAX_RANGES = 256
+"""Ranges and pages in one want, either side."""
 
 
 class Document(BaseModel):

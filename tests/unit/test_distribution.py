@@ -8,7 +8,8 @@ from heliograph.blob import LEAF_BYTES, sha256
 from heliograph.documents import Ask, Chunk, Want
 from heliograph.errors import NotFoundError
 from heliograph.objects import ObjectStore
-from heliograph.transfer import BlobFetch, Sender
+from heliograph.sender import Sender
+from heliograph.transfer import BlobFetch
 from heliograph_hub.database import Database
 from heliograph_hub.distribution import (
     RECIPE_LATER_S,
