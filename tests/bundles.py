@@ -15,6 +15,7 @@ from tflite_runtime.interpreter import Interpreter
 DATA = Path(__file__).resolve().parent / "data" / "digits"
 BASE = DATA / "digits_base_int8.tflite"
 HEAD = DATA / "digits_head_int8.tflite"
+SLOW = DATA / "digits_slow_int8.tflite"
 GOLDEN_REQUESTS = 4
 SMALLEST_LAYER = 4096
 
@@ -64,6 +65,18 @@ def wrong_bundle(folder: Path, version: str, model: Path = HEAD) -> Path:
     """
     content = model.read_bytes()
     _write(folder, version, altered(content), golden_of=content)
+    return folder
+
+
+def slow_bundle(folder: Path, version: str, limit_ms: float = 60.0, min_samples: int = 20) -> Path:
+    """Writes a release folder whose golden outputs are right and whose every answer takes some 24 times as long.
+
+    Its own p95 gate says `limit_ms`.
+    """
+    content = SLOW.read_bytes()
+    _write(folder, version, content, golden_of=content)
+    with (folder / "release.toml").open("a") as file:
+        file.write(f'\n[[gates]]\nname = "p95-ms"\nlimit = {limit_ms}\nmin_samples = {min_samples}\n')
     return folder
 
 
