@@ -26,3 +26,15 @@ def pytest_report_header() -> str:
 def seed() -> int:
     """Where all chance in a test comes from: HELIOGRAPH_SEED, or a fixed default."""
     return _seed()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds spent in each folder of tests: none of them may take longer than three minutes."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folder = "/".join(report.nodeid.split("/")[:2])
+                seconds[folder] = seconds.get(folder, 0.0) + report.duration
+    for folder, spent in sorted(seconds.items()):
+        terminalreporter.write_line(f"{folder}: {spent:.0f} s")
