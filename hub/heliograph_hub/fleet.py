@@ -19,11 +19,13 @@ import sqlalchemy as sa
 
 from heliograph.blob import sha256
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Assignment, Enroll, LaneReceipt, Records, Reported
+from heliograph.documents import Assignment, Document, Enroll, LaneReceipt, Records, Reported
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
 from heliograph.names import RINGS, Ring
-from heliograph.signing import PublicKey, verify_own
+from heliograph.protocol import topic
+from heliograph.signing import PublicKey
 from heliograph.statement import parse
+from heliograph.vouching import open_own
 from heliograph.wire import pack, unpack
 from heliograph_hub.database import Database, counts, lanes, nodes, records, runs, sites, tokens
 from heliograph_hub.rollout import Member
@@ -198,9 +200,8 @@ class Fleet:
             IntegrityError: malformed.
             ReplayError: older than what is known, or the same again.
         """
-        payload = verify_own(parse(data), self.node(site, node).key, "reported")
-        reported = Reported.decode(payload)
-        self._check_scope(reported, site, node)
+        reported = self._open("reported", site, node, data)
+        assert isinstance(reported, Reported)
         with self._database.write() as connection:
             row = connection.execute(_one(nodes, site, node)).one()
             known = connection.execute(_one(runs, site, node).where(runs.c.run == reported.run)).one_or_none()
@@ -209,7 +210,7 @@ class Fleet:
             if known is None:
                 since = {"run": reported.run, "since": reported.estimate}
                 connection.execute(sa.insert(runs).values(site=site, node=node, **since))
-            values = {"run": reported.run, "n": reported.n, "reported": payload}
+            values = {"run": reported.run, "n": reported.n, "reported": parse(data).payload}
             connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
         return reported
 
@@ -220,8 +221,8 @@ class Fleet:
             TrustError: not signed by this node's key, or not about this node.
             IntegrityError: malformed.
         """
-        batch = Records.decode(verify_own(parse(data), self.node(site, node).key, "records"))
-        self._check_scope(batch, site, node)
+        batch = self._open("records", site, node, data)
+        assert isinstance(batch, Records)
         if batch.first + sum(row[0] for row in batch.rows) > MAX_SEQUENCE:
             raise IntegrityError(f"{site}/{node} numbers its {batch.lane} records beyond {MAX_SEQUENCE}")
         where = (*_is(lanes, site, node), lanes.c.run == batch.run, lanes.c.lane == batch.lane)
@@ -245,9 +246,10 @@ class Fleet:
             rows = connection.execute(query).all()
         return tuple(LaneReceipt(run=row.run, lane=row.lane, next=row.next) for row in rows)
 
-    def _check_scope(self, said: Reported | Records, site: str, node: str) -> None:
-        if (said.realm, said.site, said.node) != (self._realm, site, node):
-            raise TrustError(f"{site}/{node} sent a statement about {said.realm}: {said.site}/{said.node}")
+    def _open(self, name: str, site: str, node: str, data: bytes) -> Document:
+        """What the node's own key signed about itself."""
+        names = {"site": site, "node": node}
+        return open_own(data, topic(name), names, realm=self._realm, public_key=self.node(site, node).key)
 
     def count(self, site: str, node: str, what: str, last: str) -> None:
         """Counts a message that was not obeyed; on disk after the next `flush_counts`. `last` says why, in words."""

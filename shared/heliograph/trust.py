@@ -1,4 +1,4 @@
-"""What a node believes, and why: the TUF client as a core without I/O, and the AND of duties on top of it.
+"""What a node believes, and why: the TUF client as a core without I/O.
 
 Everything here is a function of bytes and `now` (seconds since 1970); nothing reads a clock, a disk or a network.
 A `TrustedSet` is frozen: an update gives a new one or raises, so a caller that stores what is returned, in one
@@ -19,13 +19,12 @@ Rules, with the clauses of the TUF specification 1.0 (client workflow) that they
    doesn't count; what was seen in time goes on counting.
 5. Targets are manifests. Only `sign-<model>` and `approve-<model>` list any that count; the top-level targets role says
    who may do what, and a target it lists is nobody's duty. Delegations by delegated roles don't count.
-6. TUF's delegations are an OR; the AND is `admit`: signed AND approved AND directed, all naming the same path, length
-   and SHA-256, while the timestamp is fresh.
-7. A signed time never counts beyond the expiry of the offline-signed root and targets (`TrustedSet.at`).
-8. Every byte string is bounded before it is parsed, and hostile input gives TrustError or IntegrityError, nothing else.
+6. A signed time never counts beyond the expiry of the offline-signed root and targets (`TrustedSet.at`).
+7. Every byte string is bounded before it is parsed, and hostile input gives TrustError or IntegrityError, nothing else.
 
-What this module does not do: deny, floors of versions and the fallback rule; keep approvals of releases that are
-installed (the node does); decide whether to stop serving (expiry alone never does).
+What this module does not do: say what a set vouches for (`heliograph.vouching`: the AND of duties, statements); deny,
+floors of versions and the fallback rule; keep approvals of releases that are installed (the node does); decide whether
+to stop serving (expiry alone never does).
 """
 
 from collections.abc import Mapping
@@ -35,10 +34,9 @@ from typing import Final, Literal, cast
 
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
-from heliograph import statement as envelope
 from heliograph.blob import sha256
-from heliograph.documents import Directive, Document, Heads, NodeScoped
-from heliograph.errors import IntegrityError, RefusedError, TrustError
+from heliograph.documents import Heads
+from heliograph.errors import IntegrityError, TrustError
 from heliograph.manifest import Manifest
 from heliograph.metadata import (
     MAX_METADATA_BYTES,
@@ -63,10 +61,7 @@ from heliograph.metadata import (
     time_text,
     verify_role,
 )
-from heliograph.names import Digest, Ring
-from heliograph.protocol import STATEMENTS, Topic, topic
-from heliograph.signing import PublicKey, verify_own
-from heliograph.statement import Statement
+from heliograph.names import Digest
 from heliograph.wire import compress, decompress, pack, unpack
 
 MAX_SET_BYTES = 60 * 1024
@@ -78,10 +73,6 @@ STATE_FORMAT: Literal[1] = 1
 TOP_ROLES: Final = ("timestamp", "snapshot", "targets")
 DUTIES: Final = ("sign", "approve")
 """Both must list a release: `sign-<model>` and `approve-<model>`."""
-
-
-class UnknownTypeError(TrustError):
-    """A statement of a type that this version does not know or that is reserved: count it and ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +104,6 @@ class Target:
         if (manifest.model, manifest.version) != (self.model, self.version):
             raise IntegrityError(f"manifest of {manifest.release} is listed as {self.path}")
         return manifest
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissibleTarget:
-    """A release that was signed, approved and directed to this ring; only `admit` makes one.
-
-    Attributes:
-        directive: the verified directive that names it.
-        keyids: whoever vouched for it: keys of the sign, approve and ring roles, 32 bytes each, sorted.
-    """
-
-    target: Target
-    directive: Directive
-    keyids: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +211,41 @@ class TrustedSet:
         """The manifest of this digest that most duties list for the model, or None."""
         matching = [target for target in self.releases(model) if target.sha256 == release]
         return max(matching, key=lambda target: len(target.listed_by), default=None)
+
+    def statement_keys(self, role: str) -> tuple[int, dict[bytes, bytes]]:
+        """As `role_keys`, of a role that signs statements.
+
+        Role `timestamp` is root's; every other statement role is delegated by targets with no paths, so that the keys
+        of `sign-*` and `approve-*` can't sign statements.
+
+        Raises:
+            TrustError: no such role, or none for statements.
+        """
+        if role != "timestamp":
+            delegated = delegations(self._targets).get(role)
+            if delegated is None or delegated.paths != []:
+                raise TrustError(f"{role!r} is no role for statements in this realm's targets metadata")
+        return self.role_keys(role)
+
+    def signers(self, duty_role: str) -> list[bytes]:
+        """The key ids that signed the held file of `sign-<model>` or `approve-<model>`."""
+        assert self._targets is not None  # it delegates the role
+        return verify_role(self._targets, duty_role, self._files[duty_role])
+
+    def why_not_listed(self, target: Target | None, duty_role: str) -> str | None:
+        """Why what this role lists does not vouch for the target; None if it does."""
+        if target is not None and duty_role in target.listed_by:
+            return None
+        if duty_role not in delegations(self._targets):
+            return f"targets delegates no role {duty_role!r}"
+        if target is None or duty_role not in self._files:
+            return f"{duty_role} does not list it"
+        if duty_role in target.late:
+            expired = expiry(self._files[duty_role].signed)
+            return f"{duty_role} lists it only since its file expired at {time_text(expired)}"
+        if target.path in self._listed(duty_role):
+            return f"{duty_role} lists {target.path} with another length or digest"
+        return f"{duty_role} does not list {target.path}"
 
     @property
     def _root(self) -> Root:
@@ -407,123 +419,6 @@ def with_head(current: TrustedSet, head: bytes, now: int) -> bool:
     return True
 
 
-# --- questions ----------------------------------------------------------------------------------------------------
-
-
-def admit(current: TrustedSet, directive: bytes, ring: Ring, now: int) -> AdmissibleTarget:
-    """The release that a directive (its envelope's bytes) has this ring install, if every duty vouches for it.
-
-    The directive is verified here, under the keys in force now, however it came and whenever it was stored.
-
-    Raises:
-        TrustError: the set isn't fresh, the directive isn't this ring's or has expired, or a duty is missing.
-        IntegrityError: not a directive.
-        RefusedError: the directive asks for no installation, or not yet.
-    """
-    if not current.is_complete:
-        raise TrustError("no complete set of metadata is held: nothing new is installed until tuf/set brings one")
-    if not current.is_fresh(now):
-        raise TrustError(
-            f"timestamp expired at {time_text(current.fresh_until)}: nothing new is installed until a newer set"
-        )
-    statement = envelope.parse(directive)
-    order = _open(current, statement, topic("desired"), {"ring": ring}, f"ring-{ring}")
-    assert isinstance(order, Directive)
-    name = f"release {order.release.hex()[:16]} of {order.model}"
-    if order.action != "install":
-        raise RefusedError(f"directive {order.number} for {order.model} says {order.action}, not install")
-    if now >= order.expires:
-        raise TrustError(f"{name} is not directed: directive {order.number} expired at {time_text(order.expires)}")
-    if now < order.not_before:
-        raise RefusedError(f"{name} may be installed from {time_text(order.not_before)} on")
-    target = current.target(order.model, order.release)
-    keyids = set(_signers(current, statement, f"ring-{ring}"))
-    for duty, word in (("sign", "signed"), ("approve", "approved")):
-        role = f"{duty}-{order.model}"
-        if target is None or role not in target.listed_by:
-            raise TrustError(f"{name} is not {word}: {_why_not_listed(current, target, role)}")
-        delegator = current._targets
-        assert delegator is not None  # the set is complete
-        keyids.update(verify_role(delegator, role, current._files[role]))
-    assert target is not None  # both duties list it
-    return AdmissibleTarget(target, order, tuple(sorted(keyids)))
-
-
-def verify(current: TrustedSet, statement: Statement, role: str) -> bytes:
-    """The payload of a statement that reaches the threshold of `role`; distinct keys count once.
-
-    Role `timestamp` is root's; every other statement role is delegated by targets with no paths, so that the keys of
-    `sign-*` and `approve-*` can't sign statements.
-
-    Raises:
-        TrustError: unknown role, or too few of its keys signed.
-    """
-    _signers(current, statement, role)
-    return statement.payload
-
-
-def open_document(
-    current: TrustedSet,
-    data: bytes,
-    row: Topic,
-    names: Mapping[str, str],
-    *,
-    site: str | None = None,
-    node: str | None = None,
-    key: bytes | None = None,
-    is_protected: bool = False,
-) -> Document:
-    """Parses, verifies, decodes and scope-checks one statement that came on the topic of `row` with these names.
-
-    Args:
-        current: whose keys count, and which realm.
-        data: one envelope.
-        row: the topic it came on, from `protocol.parse_topic`.
-        names: the names in that topic (`ring`, `model`, or `site` and `node`).
-        site: who reads; needed for documents meant for one node.
-        node: as `site`.
-        key: the reader's key id, 32 bytes; as `site`.
-        is_protected: the reader is in ring protected, whose threshold its assignment then needs.
-
-    Raises:
-        UnknownTypeError: a type that is unknown or reserved: count it and ignore it.
-        TrustError: of another topic's type, signatures missing, or meant for somebody else.
-        IntegrityError: malformed.
-    """
-    statement = envelope.parse(data)
-    _require_type(statement, row)
-    role = STATEMENTS[statement.type].format(**names)
-    if statement.type == "assignment" and is_protected:
-        role = "ring-protected"
-    document = _open(current, statement, row, names, role)
-    if isinstance(document, NodeScoped):
-        meant, reads = (document.site, document.node, document.key), (site, node, key)
-        if meant != reads or any(names.get(what, mine) != mine for what, mine in (("site", site), ("node", node))):
-            raise TrustError(
-                f"{statement.type} is for node {document.site}/{document.node}, not for {site}/{node} and its key"
-            )
-    return document
-
-
-def open_own(data: bytes, row: Topic, names: Mapping[str, str], *, realm: str, public_key: bytes) -> Document:
-    """What a node signed with its own key (`reported`, `records`), as the hub reads it.
-
-    Raises:
-        UnknownTypeError, TrustError, IntegrityError: as `open_document`.
-    """
-    statement = envelope.parse(data)
-    _require_type(statement, row)
-    if STATEMENTS[statement.type] != "own":
-        raise TrustError(f"{statement.type} is not a statement that nodes sign")
-    payload = verify_own(statement, public_key, statement.type)
-    assert row.document is not None  # _require_type
-    document = row.document.decode(payload)
-    for what, expected in {"realm": realm, **names}.items():
-        if getattr(document, what, None) != expected:
-            raise TrustError(f"{statement.type} names another {what} than {expected!r}, from where it came")
-    return document
-
-
 # --- persistence --------------------------------------------------------------------------------------------------
 
 
@@ -648,58 +543,3 @@ def _late(current: TrustedSet, new: TrustedSet, now: int) -> frozenset[tuple[str
             if seen.get(path) != listed or (role, path) in current.late:
                 late.add((role, path))
     return frozenset(late)
-
-
-def _why_not_listed(current: TrustedSet, target: Target | None, role: str) -> str:
-    if role not in delegations(current._targets):
-        return f"targets delegates no role {role!r}"
-    if target is None or role not in current._files:
-        return f"{role} does not list it"
-    if role in target.late:
-        return f"{role} lists it only since its file expired at {time_text(expiry(current._files[role].signed))}"
-    if target.path in current._listed(role):
-        return f"{role} lists {target.path} with another length or digest"
-    return f"{role} does not list {target.path}"
-
-
-# --- statements ---------------------------------------------------------------------------------------------------
-
-
-def _signers(current: TrustedSet, statement: Statement, role: str) -> list[bytes]:
-    """The key ids of `role` that signed the statement, if they reach its threshold."""
-    if role != "timestamp":
-        delegated = delegations(current._targets).get(role)
-        if delegated is None or delegated.paths != []:
-            raise TrustError(f"{role!r} is no role for statements in this realm's targets metadata")
-    threshold, keys = current.role_keys(role)
-    message = envelope.signed_bytes(statement.type, statement.payload)
-    distinct = dict(statement.signatures)
-    signed = [
-        keyid
-        for keyid, public in keys.items()
-        if keyid in distinct and PublicKey(public).is_signature(message, distinct[keyid])
-    ]
-    if len(signed) < threshold:
-        raise TrustError(f"{statement.type!r} is signed by {len(signed)} keys of {role}, it needs {threshold}")
-    return signed
-
-
-def _require_type(statement: Statement, row: Topic) -> None:
-    if statement.type not in STATEMENTS:
-        raise UnknownTypeError(f"statement of unknown type {statement.type!r} on topic {row.pattern}")
-    if statement.type != row.statement:
-        raise TrustError(f"{statement.type} statement came on topic {row.pattern}, which carries {row.statement}")
-    if row.document is None:
-        raise UnknownTypeError(f"statement type {statement.type} is reserved: this version has no document for it")
-
-
-def _open(current: TrustedSet, statement: Statement, row: Topic, names: Mapping[str, str], role: str) -> Document:
-    """A verified document of this realm and of the topic's ring or model."""
-    _require_type(statement, row)
-    assert row.document is not None  # _require_type
-    document = row.document.decode(verify(current, statement, role))
-    expected = {"realm": current.realm, **{what: names[what] for what in ("ring", "model") if what in names}}
-    for what, value in expected.items():
-        if getattr(document, what) != value:
-            raise TrustError(f"{statement.type} is for {what} {getattr(document, what)}, not for {what} {value}")
-    return document

@@ -43,7 +43,8 @@ from heliograph.mqtt import Broker, Mqtt, Timing
 from heliograph.names import Ring
 from heliograph.protocol import SCHEMAS, parse_topic, topic
 from heliograph.signing import sign_statement
-from heliograph.trust import Target, UnknownTypeError
+from heliograph.trust import Target
+from heliograph.vouching import UnknownTypeError
 from heliograph_site import hardware
 from heliograph_site.belief import Belief, News
 from heliograph_site.estimate import Estimate

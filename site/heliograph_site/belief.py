@@ -16,14 +16,13 @@ from heliograph.names import Ring
 from heliograph.protocol import Topic, topic
 from heliograph.trust import (
     TrustedSet,
-    admit,
-    open_document,
     state_from_bytes,
     state_to_bytes,
     with_head,
     with_root,
     with_set,
 )
+from heliograph.vouching import admit, open_document
 from heliograph.wire import unpack
 from heliograph_site.journal import Held, Journal
 from heliograph_site.machine import Event, Memory, Withdrawn, event_from_directive
@@ -100,7 +99,7 @@ class Belief:
         """A verified document meant for this node.
 
         Raises:
-            TrustError, IntegrityError: as `heliograph.trust.open_document`.
+            TrustError, IntegrityError: as `heliograph.vouching.open_document`.
         """
         return open_document(
             self.trusted,

@@ -21,7 +21,8 @@ from heliograph.mqtt import Broker, Mqtt
 from heliograph.objects import sync_directory, write_durably
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey
-from heliograph.trust import TrustedSet, bootstrap, open_document, state_to_bytes, with_root, with_set
+from heliograph.trust import TrustedSet, bootstrap, state_to_bytes, with_root, with_set
+from heliograph.vouching import open_document
 from heliograph_site.folder import NODE_FILE, JoinString, write_key
 from heliograph_site.journal import JOURNAL_FILE, Held, Journal
 

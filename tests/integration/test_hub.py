@@ -19,7 +19,7 @@ import pytest
 
 import bundles
 from heliograph import documents as doc
-from heliograph import trust
+from heliograph import trust, vouching
 from heliograph.blob import sha256
 from heliograph.delta import recipe
 from heliograph.delta.patch import rebuild_segment
@@ -184,7 +184,7 @@ class ScriptedNode:
         elif row.name == "desired":
             self.desired[names["ring"]] = tuple(unpack(payload))
         else:
-            document = trust.open_document(
+            document = vouching.open_document(
                 self.trusted, payload, row, names, site=self.site, node=self.node, key=self.key.keyid
             )
             if row.name == "assigned" and (self.assignment is None or document.number > self.assignment.number):
@@ -313,7 +313,7 @@ async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_t
         await node.hello()
         (directive,) = node.desired["canary"]
         assert "early" not in node.desired, "only canary is released"
-        target = trust.admit(node.trusted, directive, "canary", 1).target
+        target = vouching.admit(node.trusted, directive, "canary", 1).target
         assert (target.sha256, target.model, target.version) == (old, "digits", "1.0.0")
 
         manifest = Manifest.parse(await node.fetch(old, target.length), old, target.length)
@@ -345,7 +345,7 @@ async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_t
         shown = hub.json("release", "show", "digits@1.1.0")
         new = bytes.fromhex(shown["digest"])
         await node.hello()
-        target = trust.admit(node.trusted, node.desired["canary"][0], "canary", 1).target
+        target = vouching.admit(node.trusted, node.desired["canary"][0], "canary", 1).target
         assert target.sha256 == new
         manifest = Manifest.parse(await node.fetch(new, target.length), new, target.length)
         offer = await node.settled_offer(new, tuple(sha256(content) for content in files.values()))

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from heliograph import trust
+from heliograph import trust, vouching
 from heliograph.blob import sha256
 from heliograph.documents import Assignment, Directive, Heads
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError, RefusedError, TrustError
@@ -375,7 +375,7 @@ def test_a_whole_release_is_admitted_by_a_node(authority: Authority) -> None:
         realm="demo", ring="protected", model="digits", release=ONE, number=1, action="install", expires=NOW + DAY
     )
     signed = authority.sign_statement("ring-protected", "directive", order)
-    assert trust.admit(node(authority), signed, "protected", NOW).target.path == "digits/1.0.0"
+    assert vouching.admit(node(authority), signed, "protected", NOW).target.path == "digits/1.0.0"
 
 
 def test_statements_are_signed_by_keys_that_are_here_or_not_at_all(folder: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from golden import DOCUMENTS, FOLDER, MANIFEST
 from heliograph import statement as envelope
-from heliograph import trust
+from heliograph import trust, vouching
 from heliograph.blob import sha256
 from heliograph.documents import Denials, Heads, Receipt
 from heliograph.errors import IntegrityError, TrustError
@@ -23,11 +23,6 @@ HEADS = Heads(
 )
 
 
-@pytest.fixture
-def realm(seed: int) -> Realm:
-    return Realm(seed)
-
-
 def test_a_root_alone_is_believed_for_its_realm_and_nothing_else(realm: Realm) -> None:
     held = realm.bootstrap()
     assert (held.realm, held.kind, held.versions) == ("demo", "development", {"root": 1})
@@ -36,7 +31,7 @@ def test_a_root_alone_is_believed_for_its_realm_and_nothing_else(realm: Realm) -
     with pytest.raises(TrustError, match="wait for the set"):
         held.role_keys("assign")
     with pytest.raises(TrustError, match="no complete set"):
-        trust.admit(held, realm.sign("ring-canary", "directive", realm.directive(b"r" * 32)), "canary", NOW)
+        vouching.admit(held, realm.sign("ring-canary", "directive", realm.directive(b"r" * 32)), "canary", NOW)
 
 
 def test_a_set_brings_models_releases_heads_and_freshness(realm: Realm) -> None:
@@ -62,7 +57,7 @@ def test_a_set_brings_models_releases_heads_and_freshness(realm: Realm) -> None:
 def test_an_admitted_release_names_everybody_who_vouched_for_it(realm: Realm) -> None:
     release = realm.list_release("1.0.0", b"one")
     held = trust.with_set(realm.bootstrap(), realm.publish().pack(), NOW)
-    admitted = trust.admit(held, realm.sign("ring-canary", "directive", realm.directive(release)), "canary", NOW)
+    admitted = vouching.admit(held, realm.sign("ring-canary", "directive", realm.directive(release)), "canary", NOW)
     vouchers = [f"sign-{MODEL}", f"approve-{MODEL}", "ring-canary"]
     assert set(admitted.keyids) == {key.keyid for role in vouchers for key in realm.signers(role)}
     assert (admitted.target.sha256, admitted.directive.number) == (release, 1)
@@ -185,15 +180,15 @@ def test_what_a_node_signed_is_opened_for_that_node_only(seed: int) -> None:
     data = sign_statement("reported", document.encode(), [key])
     names = {"site": document.site, "node": document.node}
     row, public = topic("reported"), key.public.raw
-    assert trust.open_own(data, row, names, realm="demo", public_key=public) == document
+    assert vouching.open_own(data, row, names, realm="demo", public_key=public) == document
     with pytest.raises(TrustError, match="names another site"):
-        trust.open_own(data, row, names | {"site": "depot"}, realm="demo", public_key=public)
+        vouching.open_own(data, row, names | {"site": "depot"}, realm="demo", public_key=public)
     with pytest.raises(TrustError, match="names another realm"):
-        trust.open_own(data, row, names, realm="other", public_key=public)
+        vouching.open_own(data, row, names, realm="other", public_key=public)
     with pytest.raises(TrustError, match="not a statement that nodes sign"):
-        trust.open_own(sign_statement("offer", b"", [key]), topic("offer"), names, realm="demo", public_key=public)
+        vouching.open_own(sign_statement("offer", b"", [key]), topic("offer"), names, realm="demo", public_key=public)
     with pytest.raises(TrustError, match="came on topic"):
-        trust.open_own(data, topic("records"), names, realm="demo", public_key=public)
+        vouching.open_own(data, topic("records"), names, realm="demo", public_key=public)
 
 
 def test_a_reader_that_does_not_say_who_it_is_reads_nothing_meant_for_one_node(realm: Realm) -> None:
@@ -201,15 +196,15 @@ def test_a_reader_that_does_not_say_who_it_is_reads_nothing_meant_for_one_node(r
     receipt = Receipt(realm="demo", site="shop", node="till", key=b"k" * 32, run=b"r" * 8, lane="audit", next=1)
     data = realm.sign("recipes", "receipt", receipt)
     row, names = topic("receipt"), {"site": "shop", "node": "till"}
-    assert trust.open_document(held, data, row, names, site="shop", node="till", key=b"k" * 32) == receipt
+    assert vouching.open_document(held, data, row, names, site="shop", node="till", key=b"k" * 32) == receipt
     with pytest.raises(TrustError, match="is for node shop/till"):
-        trust.open_document(held, data, row, names)
+        vouching.open_document(held, data, row, names)
 
 
 def test_verify_gives_the_payload_of_a_role(realm: Realm) -> None:
     held = trust.with_set(realm.bootstrap(), realm.publish().pack(), NOW)
     statement = envelope.parse(sign_statement("deny-key", b"payload", realm.keys["deny-key"][1:]))
-    assert trust.verify(held, statement, "deny-key") == b"payload"
+    assert vouching.verify(held, statement, "deny-key") == b"payload"
 
 
 def test_twenty_releases_of_a_model_stay_a_small_message(realm: Realm) -> None:
