@@ -40,6 +40,7 @@ PLANTED = [
     ("shared-layers", "shared/heliograph/names.py", "import heliograph.documents"),
     ("shared-layers", "shared/heliograph/brand_new.py", ""),
     ("delta-layers", "shared/heliograph/delta/brand_new.py", ""),
+    ("lab-layers", "shared/heliograph/lab/brand_new.py", ""),
     ("site-layers", "site/heliograph_site/brand_new.py", ""),
     ("hub-layers", "hub/heliograph_hub/brand_new.py", ""),
     ("pure", "shared/heliograph/wire.py", "import time"),
