@@ -30,6 +30,9 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 At = Annotated[int, Field(ge=0, lt=1 << 40)]
 """Seconds since 1970, UTC."""
 Text = Annotated[str, Field(max_length=400)]
+MAX_DENIAL_BYTES = 1024
+"""Largest statement of type `deny` or `deny-key`."""
+DenialBytes = Annotated[bytes, Field(max_length=MAX_DENIAL_BYTES)]
 ModelName = Name
 Lane = Literal["incident", "audit", "metric", "sample"]
 LANES: tuple[Lane, ...] = ("incident", "audit", "metric", "sample")
@@ -220,6 +223,13 @@ class Way(Part):
         return self
 
 
+class OlderDenials(Part):
+    """Names the blob, without pages, that holds the denials for which `deny/all` had no room."""
+
+    length: Annotated[int, Field(gt=0, le=MAX_UNPAGED_BYTES)]
+    sha256: DigestField
+
+
 class Command(Part):
     """A numbered order to one node, repeated until echoed."""
 
@@ -304,6 +314,14 @@ class Enroll(Document):
     csr: None = None
 
 
+class DenyAll(Broadcast):
+    """Hub to all nodes, retained: one list of denials, newest first, each believed by its own signatures alone."""
+
+    statements: Annotated[tuple[DenialBytes, ...], Field(max_length=1024)] = ()
+    older: OlderDenials | None = None
+    """The rest of the list: a blob that holds a msgpack list of such statements."""
+
+
 # --- documents carried by statements ------------------------------------------------------------------------------
 
 
@@ -330,6 +348,26 @@ class Assignment(NodeScoped):
     relay: Text | None = None
     pins: dict[ModelName, Text] = {}
     commands: tuple[Command, ...] = ()
+
+
+class Deny(Broadcast):
+    """These releases and recipes are not trusted any more, for good."""
+
+    realm: Name
+    releases: Annotated[Digests, Field(min_length=1, max_length=24)]
+    """Digests of manifests or recipes."""
+    reason: Text = ""
+    at: At
+
+
+class DenyKey(Broadcast):
+    """Nothing that these keys signed or approved is trusted any more, except the digests in `keep`, for good."""
+
+    realm: Name
+    keys: Annotated[tuple[KeyId, ...], Field(min_length=1, max_length=24)]
+    keep: Annotated[Digests, Field(max_length=24)] = ()
+    reason: Text = ""
+    at: At
 
 
 class Offer(NodeScoped):

@@ -16,7 +16,7 @@ from heliograph.documents import Document
 from heliograph.errors import IntegrityError
 
 PREFIX = "heliograph/v1"
-SCHEMAS: dict[str, int] = {"statement": 1, "manifest": 1, "recipe": 1, "records": 1}
+SCHEMAS: dict[str, int] = {"statement": 1, "manifest": 1, "recipe": 1, "records": 1, "deny": 1}
 """Newest version of each format this agent reads, as sent in hello and reported."""
 
 Payload = Literal["bytes", "statement", "statements", "message"]
@@ -66,7 +66,7 @@ _UP, _DOWN = "node/{site}/{node}/up/", "node/{site}/{node}/down/"
 # fmt: off
 TOPICS: tuple[Topic, ...] = (
     #     name        pattern                  sender reader qos retain payload       statement     document
-    Topic("deny",     "deny/all",              "hub", "node", 1, True,  "bytes"),
+    Topic("deny",     "deny/all",              "hub", "node", 1, True,  "message",    None,         doc.DenyAll),
     Topic("head",     "tuf/head",              "hub", "node", 1, True,  "bytes"),
     Topic("set",      "tuf/set",               "hub", "node", 1, True,  "bytes"),
     Topic("root",     "tuf/root/{number}",     "hub", "node", 1, True,  "bytes"),
@@ -89,7 +89,7 @@ TOPICS: tuple[Topic, ...] = (
 )
 
 #: Statement type -> the role whose keys sign it. `own` is the key of the node in the topic. Types without a document in
-#: TOPICS are reserved: a reader counts and refuses them.
+#: TOPICS or DENIALS are reserved: a reader counts and refuses them.
 STATEMENTS: dict[str, str] = {
     "directive":  "ring-{ring}",
     "assignment": "assign",
@@ -105,6 +105,9 @@ STATEMENTS: dict[str, str] = {
     "renew":      "own",
 }
 # fmt: on
+
+DENIALS: dict[str, type[doc.Deny] | type[doc.DenyKey]] = {"deny": doc.Deny, "deny-key": doc.DenyKey}
+"""Statement types that have no topic of their own: `deny/all` carries lists of them."""
 
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in TOPICS}
 
