@@ -379,14 +379,14 @@ class Fetcher:
             return self._not_before
         if not self._asked or self._heard_at is None:
             return None
-        return self._heard_at + self._patience_s()
+        return self._heard_at + self._patience_s(self._stalls)
 
     def on_time(self, now: float) -> bool:
         """Whether nothing at all came for too long: then everything is asked for again, and the link is to be probed.
 
         How long is too long doubles each time up to a minute: a hub that is away must not cost a metered link.
         """
-        if not self._asked or self._heard_at is None or now < self._heard_at + self._patience_s():
+        if not self._asked or self._heard_at is None or now < self._heard_at + self._patience_s(self._stalls):
             return False
         self._forget_asked(self._asked)
         self._heard_at = None
@@ -406,10 +406,23 @@ class Fetcher:
                 fetch.handle = draw()
                 self._fetches[fetch.handle] = (priority, fetch)
 
-    def _patience_s(self) -> float:
+    def on_peer_back(self) -> bool:
+        """Whoever answers is known to be there now: what its silence had put off is asked for at the next `wants`.
+
+        Returns whether there was such a silence.
+        """
+        if not self._stalls:
+            return False
+        self._forget_asked(self._asked)
+        self._heard_at = None
+        self._stalls = 0
+        return True
+
+    def _patience_s(self, stalls: int = 0) -> float:
+        """How long nothing may come; a round trip that was measured in a bad hour stretches it to a minute at most."""
         rtt_s = self.window.rtt_s or 0.0
         patience = self._deadlines.chunk_base_s + self._deadlines.chunk_rtts * rtt_s
-        return max(patience, min(patience * 2.0 ** min(self._stalls, 16), self.PATIENCE_LIMIT_S))
+        return min(patience * 2.0 ** min(stalls, 16), self.PATIENCE_LIMIT_S)
 
     def _choose(self, fetch: BlobFetch, credit: int, now: float) -> tuple[list[int], list[tuple[int, int]], int]:
         """Pages and runs to ask for within the credit, and the credit left."""
@@ -485,7 +498,7 @@ class Fetcher:
     def _drop_lost(self, now: float) -> None:
         """What later answers have overtaken, or what is too old by itself, may be asked for again."""
         rtt_s = self.window.rtt_s or 0.0
-        patience_s = self._deadlines.chunk_base_s + self._deadlines.chunk_rtts * rtt_s
+        patience_s = self._patience_s()
         lost = [
             asked
             for asked in self._asked

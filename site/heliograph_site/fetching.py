@@ -81,7 +81,7 @@ class Downloads:
                     for want in self._fetcher.wants(time.monotonic()):
                         await self._send(want)
                 except TransportError:
-                    self._is_up = False  # until the link says that it is up again
+                    pass  # it counts as asked and lost: asked again when the link is back, or when that is overdue
             deadline = self._fetcher.next_deadline(time.monotonic()) if self._is_up else None
             try:
                 async with asyncio.timeout_at(
@@ -97,6 +97,11 @@ class Downloads:
         if not is_up:
             self._fetcher.on_link_lost(self._draw)
         self._wake.set()
+
+    def on_hub_back(self) -> None:
+        """The hub is known to be there now: nothing waits any longer because it was silent."""
+        if self._fetcher.on_peer_back():
+            self._wake.set()
 
     async def on_chunk(self, payload: bytes) -> bool:
         """Takes a chunk message; False if it is none, doesn't verify or wasn't asked for."""

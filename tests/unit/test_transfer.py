@@ -430,6 +430,43 @@ def test_silence_is_waited_out_ever_more_slowly_and_asks_the_shell_to_probe() ->
     assert fetcher.next_deadline(now + 1) == now + 1 + 5.0
 
 
+def test_a_peer_that_is_known_to_be_back_is_asked_at_once() -> None:
+    fetcher = Fetcher()
+    fetcher.add(blob_fetch(Random(8).randbytes(100_000)))
+    now = 0.0
+    for _ in range(6):
+        fetcher.wants(now)
+        deadline = fetcher.next_deadline(now)
+        assert deadline is not None
+        now = deadline
+        fetcher.on_time(now)
+    assert len(fetcher.wants(now)) == 1
+    assert fetcher.next_deadline(now) == now + 60.0
+    assert fetcher.on_peer_back()
+    assert len(fetcher.wants(now + 1)) == 1
+    assert fetcher.next_deadline(now + 1) == now + 6.0
+    assert not fetcher.on_peer_back(), "there was no silence: nothing is asked twice"
+    assert fetcher.wants(now + 1) == []
+
+
+def test_round_trips_of_a_bad_hour_put_nothing_off_for_more_than_a_minute() -> None:
+    data = Random(11).randbytes(3 * PAGE_SPAN_BYTES)
+    fetcher = Fetcher()
+    fetcher.add(blob_fetch(data))
+    fetcher.wants(0.0)
+    fetcher.on_chunk(page_chunk(data, 0), 0.1)
+    (want,) = fetcher.wants(0.1)
+    now = 90.0  # the link stood still and came back, nothing was lost but time
+    for first, count in want.ranges:
+        fetcher.on_chunk(run_chunk(data, first, count), now)
+    assert fetcher.window.rtt_s is not None and fetcher.window.rtt_s > 15
+    assert fetcher.wants(now)
+    deadline = fetcher.next_deadline(now)
+    assert deadline is not None and deadline <= now + Fetcher.PATIENCE_LIMIT_S
+    assert fetcher.on_time(deadline)
+    assert fetcher.wants(deadline), "and what was lost then is asked for again"
+
+
 def test_a_peer_that_sends_only_rubbish_is_asked_ever_more_slowly() -> None:
     world = World(Road(rate=1e6, corrupt=1.0), 9)
     world.fetch(Random(9).randbytes(50_000))
