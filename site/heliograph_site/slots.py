@@ -258,14 +258,21 @@ class Slots:
         for path in self.incoming.glob(f"{target.hex()}.*"):
             path.unlink(missing_ok=True)
 
-    def collect(self, releases: Iterable[bytes]) -> int:
-        """Removes every object and half-done file that none of these releases needs; returns how many that were."""
+    def collect(self, releases: Iterable[bytes], coming: Iterable[bytes] = ()) -> int:
+        """Removes every object and half-done file that none of these releases needs; returns how many that were.
+
+        Nothing is removed while the manifest of one of `releases` can't be read: nobody knows then which files are its.
+        Those `coming` may have none yet.
+        """
         kept: set[bytes] = set()
-        for release in releases:
+        held = dict.fromkeys(releases)
+        for release in (*held, *coming):
             kept.add(release)
             manifest = self.manifest(release)
             if manifest is not None:
                 kept.update(file.sha256 for file in manifest.files)
+            elif release in held:
+                return 0
         gone = [digest for digest in self.store.list() if digest not in kept]
         for digest in gone:
             self.store.delete(digest)

@@ -191,6 +191,18 @@ def test_only_what_no_release_needs_is_removed(tmp_path: Path) -> None:
     assert slots.bases([kept]) == tuple(file.sha256 for file in first.files)
 
 
+def test_files_of_a_release_whose_manifest_has_rotted_are_kept(tmp_path: Path) -> None:
+    slots = Slots(tmp_path)
+    files = {"model.tflite": blob(13, 9000)}
+    active = put(slots, manifest_of(files), files)
+    litter = slots.store.put(b"of no release")
+    slots.store.path(active).write_bytes(b"rotten")
+    for _ in range(2):  # the first look moves what has rotted away
+        assert slots.collect([active]) == 0
+    assert slots.missing(manifest_of(files)) == [] and slots.store.has(litter)
+    assert slots.collect([], [active]) == 2, "what is only coming has no files yet"
+
+
 def test_a_release_that_is_larger_than_the_disk_lacks_bytes(tmp_path: Path) -> None:
     slots = Slots(tmp_path)
     small = manifest_of({"model.tflite": b"small"})
