@@ -3,7 +3,7 @@
 Rule 1: bytes are verified before the payload is parsed; `parse` reads the envelope only, and bounds it first.
 Rule 2: what is signed is DSSE's pre-authentication encoding over `heliograph/<type>.v1` and the payload bytes, so a
     signature on one type is worth nothing on another. Payload bytes are signed as sent, never re-encoded.
-Rule 3: which keys count, and how many, is not decided here but by TUF delegations (`vouching.py`) or the node's own key.
+Rule 3: which keys count, and how many, is not decided here but by TUF delegations (`vouching`) or the node's own key.
 
 Source: DSSE v1.0.2 protocol, "Signature Definition".
 """

@@ -24,25 +24,16 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
+from typing import Any
 
 import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import (
-    Ask,
-    Document,
-    Hello,
-    LaneReceipt,
-    Offer,
-    Receipt,
-    Reply,
-    Want,
-)
-from heliograph.errors import HeliographError, RefusedError, TransportError, TrustError
+from heliograph.documents import Ask, Document, Hello, LaneReceipt, Offer, Receipt, Reply
+from heliograph.errors import HeliographError, TransportError, TrustError
 from heliograph.manifest import Manifest
-from heliograph.mqtt import Broker, Mqtt, Timing
+from heliograph.mqtt import Timing
 from heliograph.names import Ring
 from heliograph.protocol import SCHEMAS, parse_topic, topic
-from heliograph.signing import sign_statement
 from heliograph.trust import Target
 from heliograph.vouching import UnknownTypeError
 from heliograph_site import hardware
@@ -51,6 +42,7 @@ from heliograph_site.estimate import Estimate
 from heliograph_site.fetching import Downloads
 from heliograph_site.folder import agent_lock, read_key, read_node_file
 from heliograph_site.journal import JOURNAL_FILE, Journal
+from heliograph_site.link import Link
 from heliograph_site.machine import (
     Command,
     Event,
@@ -68,7 +60,6 @@ from heliograph_site.tasks import Pace, Server, Tasks
 log = logging.getLogger("heliograph.agent")
 
 INBOX_LENGTH = 256
-DOWN_KINDS = ("assigned", "offer", "receipt", "reply")
 CONTROL_SOCKET = "control.sock"
 TICK_S = 30.0
 """How often directives are looked at again because time has passed."""
@@ -81,7 +72,7 @@ class _Message:
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
+class _LinkChanged:
     is_up: bool
 
 
@@ -115,37 +106,30 @@ class Agent:
     ) -> None:
         """Opens the folder's files; `run` does the rest. The caller holds the folder's lock."""
         self._rng = rng or SystemRandom()
-        self._deadlines, self._pace, self._timing = deadlines, pace or Pace(), timing
+        self._deadlines, self._pace = deadlines, pace or Pace()
         self._file = read_node_file(folder)
-        self._key = read_key(folder)
+        key = read_key(folder)
         self._names = {"site": self._file.site, "node": self._file.node}
         self.run_id = os.urandom(8)
         self.journal = Journal(folder / JOURNAL_FILE)
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
         self._time = Estimate(self.journal)
-        self._belief = Belief(self.journal, self.names, self._key.keyid, self.now)
+        self._belief = Belief(self.journal, self.names, key.keyid, self.now)
         self._memories: dict[str, Memory] = {model: self.journal.load(model) for model in self.journal.models()}
         self._slots = Slots(folder)
         self._server: Server = server or ServerControl(folder / CONTROL_SOCKET)
         self._hardware = hardware.detect()
-        self._downloads = Downloads(self._send_want, self._probe, self._rng, deadlines)
+        received_before = self.journal.counter("bytes_received")
+        self._link = Link(self._file, key, self, self.run_id, received_before, self._rng, deadlines, timing)
+        self._downloads = Downloads(self._link.send_want, self._link.probe, self._rng, deadlines)
         self._incidents = Incidents(self.outbox, self.now)
         self._reporter = Reporter(self, deadlines, self._pace)
         self._tasks = Tasks(
             self, self._slots, self._downloads, self._server, self._hardware, self._rng, deadlines, self._pace
         )
-        self._inbox: asyncio.Queue[_Message | _Link | _Answer | _Tick] = asyncio.Queue(INBOX_LENGTH)
+        self._inbox: asyncio.Queue[_Message | _LinkChanged | _Answer | _Tick] = asyncio.Queue(INBOX_LENGTH)
         self._group: asyncio.TaskGroup | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._asks: dict[int, asyncio.Future[Offer]] = {}
-        self._asked = 0
-        self._link_up = asyncio.Event()
-        self._nonce: bytes | None = None
-        self._hello_now = asyncio.Event()
-        self._reconnect = asyncio.Event()
-        self._unanswered = 0
-        self._received_before = self.journal.counter("bytes_received")
-        self._mqtt: Mqtt | None = None
 
     # --- what others ask of it ----------------------------------------------------------------------------------------
 
@@ -177,12 +161,12 @@ class Agent:
     @property
     def bytes_received(self) -> int:
         """MQTT payload bytes since the node was enrolled."""
-        return self._received_before + (self._mqtt.bytes_received if self._mqtt else 0)
+        return self._link.bytes_received
 
     @property
     def is_up(self) -> bool:
         """Whether there is a link to the broker."""
-        return self._mqtt is not None and self._mqtt.connected
+        return self._link.is_up
 
     def now(self) -> int:
         """The estimated time, seconds since 1970."""
@@ -214,56 +198,39 @@ class Agent:
         """What forbids activating the release now."""
         return self._belief.why_not_yet(model, release)
 
+    def record(self, lane: Lane, kind: str, body: dict[str, Any]) -> None:
+        """Keeps for the hub what happened."""
+        self.outbox.append(lane, kind, self.now(), body)
+        self._reporter.say()
+
     async def ask(self, model: str, release: bytes) -> Offer | None:
         """One ask, as soon as there is a link; its offer, or None if none came in time.
 
         Raises:
             TransportError: the link went away meanwhile.
         """
-        await self._link_up.wait()
-        memory = self._memories[model]
-        releases = [pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None]
-        self._asked += 1
-        number = self._asked
-        ask = Ask(
-            run=self.run_id,
-            n=number,
-            model=model,
-            release=release,
-            bases=self._slots.bases(releases),
-            free_bytes=self._slots.free_bytes(),
-        )
-        answer: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
-        self._asks[number] = answer
-        try:
-            async with asyncio.timeout(self._deadlines.offer_s):
-                await self.publish("ask", ask.encode())
-                return await answer
-        except TimeoutError:
-            return None
-        finally:
-            del self._asks[number]
 
-    async def publish(self, name: str, payload: bytes) -> None:
-        """Sends one message of this node.
+        def question(number: int) -> Ask:
+            memory = self._memories[model]
+            releases = [pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None]
+            return Ask(
+                run=self.run_id,
+                n=number,
+                model=model,
+                release=release,
+                bases=self._slots.bases(releases),
+                free_bytes=self._slots.free_bytes(),
+            )
 
-        Raises:
-            TransportError: no link, or the broker did not take it.
-        """
-        if self._mqtt is None:
-            raise TransportError("no link yet")
-        row = topic(name)
-        await self._mqtt.publish(row.build(self._file.realm, **self._names), payload, qos=row.qos)
+        return await self._link.ask(question)
 
     async def publish_signed(self, name: str, document: Document) -> None:
         """Signs with the node's key and sends.
 
         Raises:
-            TransportError: as `publish`.
+            TransportError: no link, or the broker did not take it.
         """
-        statement = topic(name).statement
-        assert statement is not None, "only statements are signed"
-        await self.publish(name, sign_statement(statement, document.encode(), [self._key]))
+        await self._link.publish_signed(name, document)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -273,9 +240,9 @@ class Agent:
             async with asyncio.TaskGroup() as self._group:
                 spawn = self._group.create_task
                 spawn(self._consume(), name="inbox")
-                spawn(self._connect(), name="link")
+                spawn(self._link.run(), name="link")
                 spawn(self._downloads.run(), name="downloads")
-                spawn(self._greet(), name="hello")
+                spawn(self._link.greet(), name="hello")
                 spawn(self._tick(), name="time")
                 spawn(self._watch(), name="watch")
                 for name, work in self._reporter.loops():
@@ -291,101 +258,9 @@ class Agent:
             self.journal.close()
             self.outbox.close()
 
-    async def _connect(self) -> None:
-        """Keeps one connection; made anew when the ring changes, since the ring's topic does."""
-        while True:
-            self._reconnect.clear()
-            realm, names = self._file.realm, self._names
-            filters = [(topic(name).filter(realm), topic(name).qos) for name in ("root", "set", "head")]
-            if self.ring is not None:
-                filters.append((topic("desired").filter(realm, ring=self.ring), 1))
-            filters += [(topic(name).filter(realm, **names), topic(name).qos) for name in (*DOWN_KINDS, "chunk")]
-            user = f"{self._file.site}/{self._file.node}"
-            mqtt = Mqtt(
-                Broker(self._file.host, self._file.port, user),
-                user,
-                filters,
-                self._rng,
-                self._on_message,
-                self._on_link,
-                will=(topic("gone").build(realm, **names), b""),
-                timing=self._timing,
-            )
-            self._mqtt = mqtt
-            running = asyncio.ensure_future(mqtt.run())
-            try:
-                changed = asyncio.ensure_future(self._reconnect.wait())
-                await asyncio.wait({running, changed}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                if running.done():
-                    running.result()
-            finally:
-                running.cancel()
-                await asyncio.wait({running})
-                self.save_counters()
-                self._received_before, self._mqtt = self.bytes_received, None
-                await self._downloads.on_link(False)
-
     def save_counters(self) -> None:
         """Writes what is counted."""
         self.journal.save_counters(bytes_received=self.bytes_received)
-
-    async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
-        found = parse_topic(full, self._file.realm)
-        if found is not None and found[0].name == "chunk":
-            await self._downloads.on_chunk(payload)
-        else:
-            await self._inbox.put(_Message(full, payload))
-
-    async def _on_link(self, is_up: bool) -> None:
-        await self._downloads.on_link(is_up)
-        await self._inbox.put(_Link(is_up))
-
-    async def _send_want(self, want: Want) -> None:
-        await self.publish("want", want.encode())
-
-    async def _probe(self, timeout_s: float) -> None:
-        if self._mqtt is not None:
-            await self._mqtt.probe(timeout_s)
-
-    async def _greet(self) -> None:
-        """Says hello on every connect, at check-in, when asked to, and again when no reply came."""
-        while True:
-            self._hello_now.clear()
-            if self.is_up:
-                try:
-                    await self._hello()
-                except TransportError as error:
-                    log.info("no hello: %s", error)
-            if self._nonce is not None and self.is_up:
-                self._unanswered += 1
-                wait_s = min(self._deadlines.reply_s * 2.0 ** min(self._unanswered - 1, 10), self._deadlines.check_in_s)
-            else:
-                wait_s = self._deadlines.check_in_s
-            try:
-                async with asyncio.timeout(wait_s * self._rng.uniform(0.9, 1.1)):
-                    await self._hello_now.wait()
-            except TimeoutError:
-                pass
-
-    async def _hello(self) -> None:
-        self._nonce = os.urandom(16)
-        acked = {
-            lane: LaneReceipt(run=run, lane=lane, next=next_seq)
-            for lane, (run, next_seq) in self.outbox.acked().items()
-        }
-        hello = Hello(
-            run=self.run_id,
-            nonce=self._nonce,
-            agent=heliograph.__version__,
-            schemas=SCHEMAS,
-            hardware=self._hardware,
-            tuf=self.metadata_versions,
-            numbers=self._belief.numbers(),
-            acked=acked,
-        )
-        await self.publish("hello", hello.encode())
-        self._reporter.say()
 
     async def _tick(self) -> None:
         while True:
@@ -413,6 +288,47 @@ class Agent:
                 due = time.monotonic() + self._pace.metric_s
                 self._reporter.metrics(rows)
 
+    # --- what the link brings -----------------------------------------------------------------------------------------
+
+    async def on_message(self, full: str, payload: bytes, retained: bool) -> None:
+        """Chunks go where they are awaited, all else to the inbox."""
+        found = parse_topic(full, self._file.realm)
+        if found is not None and found[0].name == "chunk":
+            await self._downloads.on_chunk(payload)
+        else:
+            await self._inbox.put(_Message(full, payload))
+
+    async def on_link(self, is_up: bool) -> None:
+        """The link came or went."""
+        await self._downloads.on_link(is_up)
+        await self._inbox.put(_LinkChanged(is_up))
+
+    async def on_cut(self) -> None:
+        """A connection is over."""
+        self.save_counters()
+        await self._downloads.on_link(False)
+
+    def hello(self, nonce: bytes) -> Hello:
+        """What this node is and has."""
+        acked = {
+            lane: LaneReceipt(run=run, lane=lane, next=next_seq)
+            for lane, (run, next_seq) in self.outbox.acked().items()
+        }
+        return Hello(
+            run=self.run_id,
+            nonce=nonce,
+            agent=heliograph.__version__,
+            schemas=SCHEMAS,
+            hardware=self._hardware,
+            tuf=self.metadata_versions,
+            numbers=self._belief.numbers(),
+            acked=acked,
+        )
+
+    def greeted(self) -> None:
+        """After hello the hub is told what is."""
+        self._reporter.say()
+
     # --- the one consumer ---------------------------------------------------------------------------------------------
 
     async def _consume(self) -> None:
@@ -423,19 +339,11 @@ class Agent:
             match await self._inbox.get():
                 case _Message(full, payload):
                     await self._guard(full, self._on_document(full, payload))
-                case _Link(is_up):
+                case _LinkChanged(is_up):
                     log.info("link is %s", "up" if is_up else "down")
                     self.journal.save_link(is_up)
                     self.save_counters()
-                    if is_up:
-                        self._unanswered = 0
-                        self._link_up.set()
-                        self._hello_now.set()
-                    else:
-                        self._link_up.clear()
-                        for ask in self._asks.values():
-                            if not ask.done():
-                                ask.set_exception(TransportError("the link went away"))
+                    self._link.on_change(is_up)
                     self._reporter.on_link(is_up)
                 case _Answer(model, event):
                     await self._step(model, event)
@@ -479,11 +387,11 @@ class Agent:
     async def _on_news(self, news: News) -> None:
         self._time.saw(self._belief.trusted.at)
         if news.hello:
-            self._hello_now.set()
+            self._link.greet_now()
         if news.assigned:
             self._reporter.say()
         if news.ring:
-            self._reconnect.set()
+            self._link.renew()
         if news.again is not None:
             await self._guard(news.again[0], self._on_document(*news.again))
         if news.models:
@@ -494,18 +402,12 @@ class Agent:
             case Receipt(run=run, lane=lane, next=next_seq):
                 self._reporter.on_receipt(run, lane, next_seq)
             case Offer():
-                answer = self._asks.get(document.n)
-                if document.run != self.run_id or answer is None or answer.done():
-                    return  # of an ask given up, or an earlier life: nobody waits for it
-                if document.expires <= self.now():
-                    raise RefusedError(f"offer {document.n} expired before it came")
-                answer.set_result(document)
+                self._link.on_offer(document, self.now())
             case _:
                 raise AssertionError("rows carry nothing else")
 
     async def _on_reply(self, reply: Reply) -> None:
-        if reply.nonce != self._nonce:
-            raise TrustError("a reply to another hello")
+        self._link.check_reply(reply)
         self._time.saw(reply.at)
         for receipt in reply.acked:
             self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)
@@ -519,7 +421,7 @@ class Agent:
                 continue
             await self._guard(full, self._on_document(full, payload))
         if not reply.more:
-            self._nonce, self._unanswered = None, 0
+            self._link.answered()
 
     # --- machines -----------------------------------------------------------------------------------------------------
 

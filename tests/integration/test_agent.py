@@ -272,7 +272,7 @@ def test_a_release_with_wrong_outputs_never_serves_and_is_refused_for_good(
         checked = len(node.server.checked)
         async with node.running() as agent:
             await until(lambda: agent.is_up and delivered(agent), "back on line")
-            await until(lambda: agent._nonce is None, "replied")
+            await until(lambda: agent._link.nonce is None, "replied")
             assert agent.memories["wrong"].phase == "idle"
             assert len(node.server.checked) == checked
 

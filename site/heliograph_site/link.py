@@ -1,0 +1,261 @@
+"""The node's side of the line: one connection to the broker, hello until it is replied to, asks and their offers.
+
+What comes in is given to whoever listens (`Listener`) and judged there; what goes out is built from the topic table.
+
+Rule 1: one connection at a time, made anew when the ring changes, since the ring's topic does.
+Rule 2: hello is said on every connect, at check-in, when asked to, and ever more slowly while no reply comes.
+Rule 3: an ask ends with its offer, with its time, or with the link; a late offer finds nobody.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from random import Random
+from typing import Protocol
+
+from heliograph.deadlines import Deadlines
+from heliograph.documents import Ask, Document, Hello, Offer, Reply, Want
+from heliograph.errors import RefusedError, TransportError, TrustError
+from heliograph.mqtt import Broker, Mqtt, Timing
+from heliograph.names import Ring
+from heliograph.protocol import topic
+from heliograph.signing import PrivateKey, sign_statement
+from heliograph_site.folder import NodeFile
+
+log = logging.getLogger("heliograph.agent")
+
+DOWN_KINDS = ("assigned", "offer", "receipt", "reply")
+
+
+class Listener(Protocol):
+    """Who hears what comes, and knows what to say."""
+
+    @property
+    def ring(self) -> Ring | None:
+        """The ring whose directives are heard; None before the assignment."""
+
+    async def on_message(self, full: str, payload: bytes, retained: bool) -> None:
+        """A message; acknowledged when this returns."""
+
+    async def on_link(self, is_up: bool) -> None:
+        """The link came or went; `on_change` is to be called in its turn."""
+
+    async def on_cut(self) -> None:
+        """This connection is over, whatever it last said of itself."""
+
+    def hello(self, nonce: bytes) -> Hello:
+        """What to say now."""
+
+    def greeted(self) -> None:
+        """Hello was sent."""
+
+
+class Link:
+    """One node's connection, and the questions that wait for answers on it.
+
+    Attributes:
+        run_id: this start of the agent.
+        nonce: of the hello that waits for its reply; None if none does.
+    """
+
+    def __init__(
+        self,
+        file: NodeFile,
+        key: PrivateKey,
+        listener: Listener,
+        run_id: bytes,
+        received_before: int,
+        rng: Random,
+        deadlines: Deadlines,
+        timing: Timing | None = None,
+    ) -> None:
+        """`received_before`: MQTT payload bytes of earlier lives."""
+        self.run_id = run_id
+        self.nonce: bytes | None = None
+        self._file, self._key, self._listener = file, key, listener
+        self._names = {"site": file.site, "node": file.node}
+        self._rng, self._deadlines, self._timing = rng, deadlines, timing
+        self._received_before = received_before
+        self._mqtt: Mqtt | None = None
+        self._up = asyncio.Event()
+        self._renew = asyncio.Event()
+        self._hello_now = asyncio.Event()
+        self._unanswered = 0
+        self._asks: dict[int, asyncio.Future[Offer]] = {}
+        self._asked = 0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a link to the broker."""
+        return self._mqtt is not None and self._mqtt.connected
+
+    @property
+    def bytes_received(self) -> int:
+        """MQTT payload bytes since the node was enrolled."""
+        return self._received_before + (self._mqtt.bytes_received if self._mqtt else 0)
+
+    async def run(self) -> None:
+        """Keeps one connection."""
+        while True:
+            self._renew.clear()
+            realm, names = self._file.realm, self._names
+            filters = [(topic(name).filter(realm), topic(name).qos) for name in ("root", "set", "head")]
+            if self._listener.ring is not None:
+                filters.append((topic("desired").filter(realm, ring=self._listener.ring), 1))
+            filters += [(topic(name).filter(realm, **names), topic(name).qos) for name in (*DOWN_KINDS, "chunk")]
+            user = f"{self._file.site}/{self._file.node}"
+            mqtt = Mqtt(
+                Broker(self._file.host, self._file.port, user),
+                user,
+                filters,
+                self._rng,
+                self._listener.on_message,
+                self._listener.on_link,
+                will=(topic("gone").build(realm, **names), b""),
+                timing=self._timing,
+            )
+            self._mqtt = mqtt
+            running = asyncio.ensure_future(mqtt.run())
+            try:
+                changed = asyncio.ensure_future(self._renew.wait())
+                await asyncio.wait({running, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                if running.done():
+                    running.result()
+            finally:
+                running.cancel()
+                await asyncio.wait({running})
+                self._received_before, self._mqtt = self.bytes_received, None
+                await self._listener.on_cut()
+
+    def renew(self) -> None:
+        """Connects anew: the ring is another."""
+        self._renew.set()
+
+    def on_change(self, is_up: bool) -> None:
+        """The link came or went: asks may go out, or wait in vain."""
+        if is_up:
+            self._unanswered = 0
+            self._up.set()
+            self._hello_now.set()
+            return
+        self._up.clear()
+        for ask in self._asks.values():
+            if not ask.done():
+                ask.set_exception(TransportError("the link went away"))
+
+    # --- what goes out ------------------------------------------------------------------------------------------------
+
+    async def publish(self, name: str, payload: bytes) -> None:
+        """Sends one message of this node.
+
+        Raises:
+            TransportError: no link, or the broker did not take it.
+        """
+        if self._mqtt is None:
+            raise TransportError("no link yet")
+        row = topic(name)
+        await self._mqtt.publish(row.build(self._file.realm, **self._names), payload, qos=row.qos)
+
+    async def publish_signed(self, name: str, document: Document) -> None:
+        """Signs with the node's key and sends.
+
+        Raises:
+            TransportError: as `publish`.
+        """
+        statement = topic(name).statement
+        assert statement is not None, "only statements are signed"
+        await self.publish(name, sign_statement(statement, document.encode(), [self._key]))
+
+    async def send_want(self, want: Want) -> None:
+        """Asks for chunks.
+
+        Raises:
+            TransportError: as `publish`.
+        """
+        await self.publish("want", want.encode())
+
+    async def probe(self, timeout_s: float) -> None:
+        """Finds out whether the link lives; a dead one is replaced."""
+        if self._mqtt is not None:
+            await self._mqtt.probe(timeout_s)
+
+    # --- hello and its reply ------------------------------------------------------------------------------------------
+
+    def greet_now(self) -> None:
+        """Says hello at once instead of at the next check-in."""
+        self._hello_now.set()
+
+    async def greet(self) -> None:
+        """Says hello for ever, when it is time."""
+        while True:
+            self._hello_now.clear()
+            if self.is_up:
+                try:
+                    await self._hello()
+                except TransportError as error:
+                    log.info("no hello: %s", error)
+            if self.nonce is not None and self.is_up:
+                self._unanswered += 1
+                wait_s = min(self._deadlines.reply_s * 2.0 ** min(self._unanswered - 1, 10), self._deadlines.check_in_s)
+            else:
+                wait_s = self._deadlines.check_in_s
+            try:
+                async with asyncio.timeout(wait_s * self._rng.uniform(0.9, 1.1)):
+                    await self._hello_now.wait()
+            except TimeoutError:
+                pass
+
+    async def _hello(self) -> None:
+        self.nonce = os.urandom(16)
+        await self.publish("hello", self._listener.hello(self.nonce).encode())
+        self._listener.greeted()
+
+    def check_reply(self, reply: Reply) -> None:
+        """Raises TrustError for a reply to another hello than the last."""
+        if reply.nonce != self.nonce:
+            raise TrustError("a reply to another hello")
+
+    def answered(self) -> None:
+        """The whole reply is here."""
+        self.nonce, self._unanswered = None, 0
+
+    # --- an ask and its offer -----------------------------------------------------------------------------------------
+
+    async def ask(self, question: Callable[[int], Ask]) -> Offer | None:
+        """One ask, as soon as there is a link; its offer, or None if none came in time.
+
+        Args:
+            question: makes the ask of this number, when it can be sent.
+
+        Raises:
+            TransportError: the link went away meanwhile.
+        """
+        await self._up.wait()
+        self._asked += 1
+        number = self._asked
+        ask = question(number)
+        answer: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
+        self._asks[number] = answer
+        try:
+            async with asyncio.timeout(self._deadlines.offer_s):
+                await self.publish("ask", ask.encode())
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            del self._asks[number]
+
+    def on_offer(self, offer: Offer, now: int) -> None:
+        """Gives the offer to the ask it answers; one of an ask given up, or of an earlier life, finds nobody.
+
+        Raises:
+            RefusedError: it has expired.
+        """
+        answer = self._asks.get(offer.n)
+        if offer.run != self.run_id or answer is None or answer.done():
+            return
+        if offer.expires <= now:
+            raise RefusedError(f"offer {offer.n} expired before it came")
+        answer.set_result(offer)
