@@ -64,8 +64,8 @@ from heliograph.metadata import (
 from heliograph.names import Digest
 from heliograph.wire import compress, decompress, pack, unpack
 
-MAX_SET_BYTES = 60 * 1024
-"""The set message, compressed."""
+MAX_SET_BYTES = 56 * 1024
+"""The set message, compressed: it must fit into a signed reply."""
 MAX_UNPACKED_SET_BYTES = 4 << 20
 MAX_STATE_BYTES = 8 << 20
 SET_FORMAT: Literal[1] = 1
@@ -151,11 +151,16 @@ class TrustedSet:
 
     @property
     def at(self) -> int:
-        """The timestamp's signed time, but never beyond the expiry of root and targets; 0 without one."""
-        if self._timestamp is None:
-            return 0
+        """The timestamp's signed time, as `within` allows it; 0 without one."""
+        return 0 if self._timestamp is None else self.within(custom_of(self._timestamp)[0])
+
+    def within(self, at: int) -> int:
+        """A signed time, but never beyond the expiry of root and targets, which are signed offline.
+
+        Else a stolen online key would sign one far year, and every node would take all metadata for expired for ever.
+        """
         bounds = [expiry(self._root), *([expiry(self._targets)] if self._targets else [])]
-        return min(custom_of(self._timestamp)[0], *bounds)
+        return min(at, *bounds)
 
     @property
     def fresh_until(self) -> int:
@@ -332,7 +337,7 @@ def pack_set(timestamp: bytes, snapshot: bytes, targets: bytes, delegated: Mappi
     """The message of `tuf/set`; the same files give the same bytes.
 
     Raises:
-        IntegrityError: it would exceed 60 KiB.
+        IntegrityError: it would exceed 56 KiB.
     """
     content = {"format": SET_FORMAT, "timestamp": timestamp, "snapshot": snapshot, "targets": targets}
     data = compress(pack({**content, "delegated": dict(sorted(delegated.items()))}), level=19)

@@ -8,11 +8,12 @@ from golden import DOCUMENTS, FOLDER, MANIFEST
 from heliograph import statement as envelope
 from heliograph import trust, vouching
 from heliograph.blob import sha256
-from heliograph.documents import Denials, Heads, Receipt
+from heliograph.documents import LANES, Denials, Heads, LaneReceipt, Receipt, Reply
 from heliograph.errors import IntegrityError, TrustError
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.wire import compress, pack, unpack
+from heliograph_hub import ceremony
 from realms import DAY, MODEL, NOW, Realm
 
 HEADS = Heads(
@@ -216,7 +217,7 @@ def test_twenty_releases_of_a_model_stay_a_small_message(realm: Realm) -> None:
     assert len(files.pack()) <= 5 * 1024
     for number in range(2000):
         realm.list_release(f"2.{number}.0", b"%d!" % number)
-    with pytest.raises(IntegrityError, match="exceeds 61440"):
+    with pytest.raises(IntegrityError, match="exceeds 57344"):
         realm.publish().pack()
 
 
@@ -233,3 +234,29 @@ def test_golden_files_are_still_read() -> None:
     private = PrivateKey.from_json(key, "key.json")
     assert private.keyid in held.role_keys("timestamp")[1]
     assert private.to_json() == key
+
+
+def test_the_largest_set_fits_into_a_signed_reply(realm: Realm) -> None:
+    """A node that no retained message reaches gets it by hello alone."""
+    acked = tuple(LaneReceipt(run=bytes([at] * 8), lane=lane, next=1 << 40) for at in range(5) for lane in LANES)
+    heads = HEADS.model_copy(update={"config": {f"model-{at}": at for at in range(10)}})
+    reply = Reply(
+        realm="demo",
+        site="s" * 40,
+        node="n" * 40,
+        key=bytes(32),
+        nonce=bytes(16),
+        at=NOW,
+        heads=heads,
+        acked=acked,
+        documents=(("tuf/set", random.Random(1).randbytes(trust.MAX_SET_BYTES)),),
+    )
+    data = sign_statement("reply", reply.encode(), realm.keys["timestamp"])
+    assert envelope.parse(data).payload == reply.encode()
+
+
+def test_a_signed_time_counts_only_as_far_as_what_was_signed_offline(realm: Realm) -> None:
+    held = trust.with_set(realm.bootstrap(), realm.publish().pack(), NOW)
+    assert held.within(NOW + 5) == NOW + 5
+    year_2040 = 2_208_988_800
+    assert held.within(year_2040) == NOW + ceremony.LIFE_S["targets"] < year_2040
