@@ -62,8 +62,8 @@ class Realm:
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
-    def cli(self, *args: str | Path) -> str:
-        """What the command printed on stdout.
+    def cli(self, *args: str | Path, stdin: str = "") -> str:
+        """What the command printed on stdout. Secrets go in by `stdin`: arguments can be read by everybody.
 
         Raises:
             RefusedError: it ended with another status than 0; the message is what it said.
@@ -71,7 +71,7 @@ class Realm:
         done = subprocess.run(
             [sys.executable, "-m", "heliograph.cli", *map(str, args)],
             env={**os.environ, "HELIOGRAPH_HUB": str(self.hub_dir)},
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=120,
@@ -160,9 +160,9 @@ class Realm:
             profile: a shaped link of its own that it takes from then on, in `roads`.
             kind: how that is made; None: the best this machine allows (`Road`).
         """
-        join_string = self.cli("fleet", "token", node).strip()
+        join_string = self.cli("fleet", "token", node)
         self._http[node] = free_port()
-        self.cli("node", "join", join_string, self.node_dir(node), "--http-port", str(self._http[node]))
+        self.cli("node", "join", "-", self.node_dir(node), "--http-port", str(self._http[node]), stdin=join_string)
         host = "127.0.0.1"
         if profile is not None:
             road = self._build(node, load_profile(profile) if isinstance(profile, str) else profile, kind)
