@@ -46,7 +46,8 @@ def _payload(row: protocol.Topic) -> str:
         case "bytes":
             return "bytes"
         case "message":
-            return f"message [{row.name}](FORMATS.md#{row.name})"
+            title = "denyall" if row.name == "deny" else row.name
+            return f"message [{row.name}](FORMATS.md#{title})"
         case "statement":
             return f"statement `{row.statement}`" + ("" if row.document else " (reserved)")
         case "statements":
@@ -56,7 +57,7 @@ def _payload(row: protocol.Topic) -> str:
 
 def statements() -> str:
     """Who signs what."""
-    known = {row.statement for row in protocol.TOPICS if row.document}
+    known = {row.statement for row in protocol.TOPICS if row.document} | protocol.DENIALS.keys()
     signer = {"own": "the key of the node in the topic"}
     rows = (
         (f"`{type_}`", signer.get(role, f"`{role}`".replace("{", "<").replace("}", ">")),
@@ -72,9 +73,11 @@ def document_fields() -> str:
     seen: dict[type[documents.Document], None] = {}
     for row in protocol.TOPICS:
         if row.document is not None:
-            title = row.statement or row.name
+            title = row.pattern if row.name == "deny" else row.statement or row.name
             sections.append(f"### {title}\n\n{_about(row.document)}\n\n{_fields(row.document)}")
             _collect(row.document, seen)
+    for title, document in protocol.DENIALS.items():
+        sections.append(f"### {title}\n\n{_about(document)}\n\n{_fields(document)}")
     tops = {row.document for row in protocol.TOPICS}
     parts = [f"**{part.__name__}**: {_about(part)}\n\n{_fields(part)}" for part in seen if part not in tops]
     return "\n".join(sections) + "\n### Parts\n\n" + "\n".join(parts)

@@ -27,7 +27,19 @@ DIRECTIVE = doc.Directive(
 LANE_RECEIPT = doc.LaneReceipt(run=RUN, lane="audit", next=12)
 DENIALS = doc.Denials(count=2, digest=bytes([0xD1]) * 32)
 
+DENY = doc.Deny(realm="demo", releases=(RELEASE, RECIPE), reason="wrong labels", at=AT)
+DENY_KEY = doc.DenyKey(realm="demo", keys=(KEY,), keep=(OLDER,), reason="stolen", at=AT)
+
 DOCUMENTS: dict[str, Document] = {
+    "deny": DENY,
+    "deny-key": DENY_KEY,
+    "deny-all": doc.DenyAll(
+        statements=(
+            encode(Statement("deny-key", DENY_KEY.encode(), ((KEY, bytes([5]) * 64), (KEY_2, bytes([6]) * 64)))),
+            encode(Statement("deny", DENY.encode(), ((KEY, bytes([5]) * 64),))),
+        ),
+        older=doc.OlderDenials(length=400, sha256=BLOB),
+    ),
     "directive": DIRECTIVE,
     "assigned": doc.Assignment(
         **SCOPE,

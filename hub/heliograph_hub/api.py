@@ -7,20 +7,24 @@ Rule 3: what was signed elsewhere is checked here before it counts; no private k
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from heliograph.documents import ModelReport
+from heliograph.documents import Deny, DenyKey, ModelReport
 from heliograph.errors import ConfigError, HeliographError, NotFoundError, RefusedError
 from heliograph.names import RINGS, check_name, parse_release
+from heliograph.protocol import DENIALS
 from heliograph_hub import rollout
+from heliograph_hub.denial import Standing, why
 from heliograph_hub.fleet import Node
 from heliograph_hub.registry import Release, transfer_bytes
 
@@ -32,6 +36,7 @@ _STATUS = {2: 400, 3: 404, 4: 409, 5: 504}
 """HTTP status by the family's exit code; 503 otherwise."""
 
 Answer = Any
+DenialT = TypeVar("DenialT", Deny, DenyKey)
 
 
 class Operations:
@@ -85,7 +90,7 @@ class Operations:
                     "from": holders.get(delta.base, []),
                     "bytes": delta.cost_bytes,
                     "full_bytes": full,
-                    "offered": delta.cost_bytes < full,
+                    "offered": delta.cost_bytes < full and not service.denials.is_recipe_denied(delta.recipe),
                     "recipe": {"sha256": delta.recipe.hex(), "length": delta.recipe_length},
                     "patch": {"sha256": delta.patch.hex(), "length": delta.patch_length},
                     "seconds": round(delta.seconds, 3),
@@ -99,6 +104,7 @@ class Operations:
         """The bytes that a key of a duty is to sign for this release, and which keys count."""
         service = self._service
         release = self._find(name)
+        self._refuse_denied(release)
         duty = _text(body, "duty")
         if duty not in ("sign", "approve"):
             raise ConfigError(f"no duty {duty!r}: duties are sign and approve")
@@ -121,10 +127,30 @@ class Operations:
     async def add_signature(self, candidate: str, body: dict[str, Any]) -> Answer:
         """One signature; the release is published when the duty's threshold is reached."""
         keyid, signature = _hex(body, "keyid", 32), _hex(body, "signature", 64)
+        if self._service.denials.held.is_key_denied(keyid):
+            raise RefusedError(f"key {keyid.hex()[:16]} is denied: what it signs counts no more, use another key")
         result = self._service.authority.add_signature(candidate, keyid, signature, _now())
         if result.is_published:
+            self._service.denials.note_vouchers([result.path.partition("/")[0]])
             self._service.announce()
         return {"have": result.have, "need": result.need, "done": result.is_published, "said": []}
+
+    def _refuse_denied(self, release: Release) -> None:
+        denial = self._service.denials.denial(release.model, release.digest)
+        if denial is not None:
+            raise RefusedError(f"{release.name} is denied {why(denial)}; that is for good, release a new version")
+
+    def _denied(self, release: Release) -> dict[str, Any] | None:
+        """What denies a release, for people; None if nothing does."""
+        denial = self._service.denials.denial(release.model, release.digest)
+        if denial is None or denial.document is None:
+            return None
+        return {
+            "type": denial.type,
+            "reason": denial.document.reason,
+            "at": denial.document.at,
+            "final": self._service.denials.is_final(release.model, release.digest),
+        }
 
     def _find(self, name: str) -> Release:
         return self._service.registry.find(*parse_release(name))
@@ -147,6 +173,7 @@ class Operations:
             "added_at": release.added_at,
             "signed": self._duty(release, "sign"),
             "approved": self._duty(release, "approve"),
+            "denied": self._denied(release),
             "files": len(manifest.files),
             "bytes": sum(file.length for file in manifest.files),
         }
@@ -160,12 +187,82 @@ class Operations:
                     holders.setdefault(file.sha256, []).append(release.name)
         return holders
 
+    # --- denials ----------------------------------------------------------------------------------------------------
+
+    async def list_denials(self) -> Answer:
+        """Every denial, newest first."""
+        names = self._names()
+        return [_denial(standing, names) for standing in self._service.denials.standings()]
+
+    async def request_denial(self, body: dict[str, Any]) -> Answer:
+        """The payload to be signed, and which keys count: what there is of the same things, else a new one."""
+        service = self._service
+        reason = _text(body, "reason")
+        match body.get("type"):
+            case "deny":
+                releases = tuple(dict.fromkeys(self._digest(name) for name in _texts(body, "releases")))
+                document: Deny | DenyKey = _made(Deny, realm=service.realm, releases=releases, reason=reason)
+            case "deny-key":
+                keys = tuple(dict.fromkeys(self._keyid(name) for name in _texts(body, "keys")))
+                keep = tuple(dict.fromkeys(self._digest(name) for name in _texts(body, "keep")))
+                document = _made(DenyKey, realm=service.realm, keys=keys, keep=keep, reason=reason)
+            case other:
+                raise ConfigError(f"no denial of type {other!r}: types are {', '.join(DENIALS)}")
+        standing = service.denials.request(document)
+        return _denial(standing, self._names()) | {
+            "payload": standing.payload.hex(),
+            "keyids": sorted(keyid.hex() for keyid in service.denials.keyids(standing.type)),
+        }
+
+    async def add_denial(self, body: dict[str, Any]) -> Answer:
+        """Signatures for a denial; when they are enough it is announced before this answers."""
+        service = self._service
+        type_, payload = _text(body, "type"), _hex(body, "payload")
+        given = body.get("signatures")
+        if not isinstance(given, dict) or not given:
+            raise ConfigError("signatures must be a map of key ids to signatures")
+        signatures = {_hex({"keyid": keyid}, "keyid", 32): _hex(given, keyid, 64) for keyid in given}
+        standing = service.denials.add(type_, payload, signatures, _now())
+        if standing.in_force_at is not None:
+            service.announce()
+        denied = [release.name for release in service.registry.all() if self._denied(release) is not None]
+        return _denial(standing, self._names()) | {"denied": denied}
+
+    async def list_keys(self) -> Answer:
+        """The keys of each role, and which of them are denied."""
+        service = self._service
+        held = service.denials.held
+        return [
+            {"role": role, "keyid": keyid.hex(), "threshold": threshold, "denied": held.is_key_denied(keyid)}
+            for role in service.authority.roles
+            for threshold, keys in [service.authority.set.role_keys(role)]
+            for keyid in sorted(keys)
+        ]
+
+    def _digest(self, name: str) -> bytes:
+        """A release by its name, or any release or recipe by its digest."""
+        digest = _bytes_of(name)
+        return digest if len(digest) == 32 else bytes(self._find(name).digest)
+
+    def _keyid(self, name: str) -> bytes:
+        """A key by its whole id, or by 16 or more of its first digits if this realm knows it."""
+        keyid = _bytes_of(name)
+        if len(keyid) == 32:
+            return keyid
+        roles = self._service.authority.roles
+        known = {known for role in roles for known in self._service.authority.set.role_keys(role)[1]}
+        found = [known_id for known_id in known if known_id.hex().startswith(name)]
+        if len(name) < 16 or len(found) != 1:
+            raise NotFoundError(f"no key {name!r} in this realm: heliograph key list shows them; or give all 64 digits")
+        return found[0]
+
     # --- rollouts ---------------------------------------------------------------------------------------------------
 
     async def start_rollout(self, body: dict[str, Any]) -> Answer:
         """Signs a directive for every ring of the hub's and releases canary's."""
         service = self._service
         release = self._find(_text(body, "release"))
+        self._refuse_denied(release)
         directives = rollout.start(
             service.desired.rows(),
             realm=service.realm,
@@ -185,6 +282,7 @@ class Operations:
         """Releases the next ring, or every ring up to one."""
         service = self._service
         release = self._find(name)
+        self._refuse_denied(release)
         to = body.get("to")
         rows = rollout.promote(
             service.desired.rows(), model=release.model, version=release.version, release=release.digest, to=to
@@ -211,6 +309,7 @@ class Operations:
         return {
             "release": release.name,
             "digest": release.digest.hex(),
+            "denied": self._denied(release),
             "rings": [
                 {
                     "ring": ring.ring,
@@ -264,6 +363,11 @@ class Operations:
             "run": node.run.hex() if node.run else None,
             "trust": {"versions": dict(said.tuf) if said else {}},
             "assignment": {"number": node.assignment, "echoed": said.assignment if said else None},
+            "deny": {
+                "count": said.deny.count if said else 0,
+                "digest": said.deny.digest.hex() if said else "",
+                "acknowledged": said is not None and said.deny == self._service.denials.head,
+            },
             "bytes_sent": self._service.distribution.content_bytes[site, name],
             "records": fleet.lanes(site, name),
             "not_counted": fleet.counts(site, name),
@@ -304,6 +408,7 @@ class Operations:
             "broker": {"host": service.mqtt.broker.host, "port": service.port, "link": _link(service.mqtt.connected)},
             "versions": trusted.versions,
             "expired": list(trusted.expired(_now())),
+            "deny": {"count": service.denials.head.count, "digest": service.denials.head.digest.hex()},
             "not_counted": service.fleet.uncounted(),
             "content_bytes_sent": service.distribution.content_bytes.total(),
         }
@@ -322,6 +427,37 @@ class Operations:
             "link": _link(node.is_up(_now())),
             "bytes_received": said.bytes_received if said else 0,
         }
+
+
+def _denial(standing: Standing, names: dict[bytes, str]) -> dict[str, Any]:
+    document = standing.document
+
+    def shown(digests: tuple[bytes, ...]) -> list[str]:
+        return [names.get(digest, digest.hex()) for digest in digests]
+
+    match document:
+        case Deny():
+            what = {"releases": shown(document.releases)}
+        case DenyKey():
+            what = {"keys": [keyid.hex() for keyid in document.keys], "keep": shown(document.keep)}
+    return what | {
+        "id": standing.digest.hex(),
+        "type": standing.type,
+        "reason": document.reason,
+        "at": document.at,
+        "have": standing.have,
+        "need": standing.need,
+        "in_force_at": standing.in_force_at,
+        "final": standing.is_final,
+    }
+
+
+def _made(kind: type[DenialT], **fields: Any) -> DenialT:
+    try:
+        return kind(at=_now(), **fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _model(report: ModelReport, names: dict[bytes, str]) -> dict[str, Any]:
@@ -371,6 +507,10 @@ def application(service: "Service") -> Starlette:
         ("GET",  "/v1/releases/{model}/{version}",             lambda r, b: do.show_release(release(r))),
         ("POST", "/v1/releases/{model}/{version}/requests",    lambda r, b: do.request_signature(release(r), b)),
         ("POST", "/v1/candidates/{candidate}",                 lambda r, b: do.add_signature(name(r), b)),
+        ("GET",  "/v1/denials",                                lambda r, b: do.list_denials()),
+        ("POST", "/v1/denials/requests",                       lambda r, b: do.request_denial(b)),
+        ("POST", "/v1/denials",                                lambda r, b: do.add_denial(b)),
+        ("GET",  "/v1/keys",                                   lambda r, b: do.list_keys()),
         ("POST", "/v1/rollouts",                               lambda r, b: do.start_rollout(b)),
         ("GET",  "/v1/rollouts/{model}/{version}",             lambda r, b: do.show_rollout(release(r))),
         ("POST", "/v1/rollouts/{model}/{version}/promote",     lambda r, b: do.promote_rollout(release(r), b)),
@@ -433,12 +573,24 @@ def _text(body: dict[str, Any], name: str) -> str:
     return value
 
 
-def _hex(body: dict[str, Any], name: str, length: int) -> bytes:
+def _texts(body: dict[str, Any], name: str) -> list[str]:
+    value = body.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name} is not a list of text")
+    return value
+
+
+def _bytes_of(name: str) -> bytes:
+    """The bytes that `name` is the lower-case hex of, or none."""
+    return bytes.fromhex(name) if re.fullmatch(r"([0-9a-f]{2})*", name) else b""
+
+
+def _hex(body: dict[str, Any], name: str, length: int | None = None) -> bytes:
     try:
         value = bytes.fromhex(_text(body, name))
     except ValueError as error:
-        raise ConfigError(f"{name} is not hex") from error
-    if len(value) != length:
+        raise ConfigError(f"{name[:100]} is not hex") from error
+    if length is not None and len(value) != length:
         raise RefusedError(f"{name} has {len(value)} bytes, expected {length}")
     return value
 

@@ -27,7 +27,7 @@ from heliograph import trust
 from heliograph.blob import MAX_UNPAGED_BYTES, sha256
 from heliograph.documents import Document, Heads
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError, RefusedError, TrustError
-from heliograph.metadata import expiry, load, signed_bytes
+from heliograph.metadata import delegations, expiry, load, signed_bytes
 from heliograph.names import Digest, check_name, parse_release
 from heliograph.objects import write_durably
 from heliograph.protocol import topic
@@ -229,6 +229,12 @@ class Authority:
     def root_digest(self) -> Digest:
         """SHA-256 of the root in force: what a node is told to begin with."""
         return sha256(self.set.root)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role that has keys: TUF's own, then those that targets delegates, sorted."""
+        assert self.set.targets is not None  # a realm's set is complete
+        return (*TUF_ROLES, *sorted(delegations(load(Targets, self.set.targets, "targets").signed)))
 
     # --- models and releases --------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""[IO] `heliograph hub`, `release`, `rollout`, `fleet`: what operators type.
+"""[IO] `heliograph hub`, `release`, `key`, `rollout`, `fleet`: what operators type.
 
-Every command but `hub init` and `hub run` asks a running hub through its API and never opens its files. Keys that sign
-or approve releases are read here, by the operator's process, and never leave it. Data goes to stdout, the rest to
+Every command but `hub init` and `hub run` asks a running hub through its API and never opens its files. Keys that sign,
+approve or deny are read here, by the operator's process, and never leave it. Data goes to stdout, the rest to
 stderr; `--json` prints what the API answered.
 """
 
@@ -23,7 +23,8 @@ def _app(text: str) -> typer.Typer:
 
 
 hub = _app("Make and run a hub: the authority of one realm.")
-release = _app("Add, sign, approve and look at releases.")
+release = _app("Add, sign, approve, deny and look at releases.")
+key = _app("Look at the realm's keys, and deny one that was stolen.")
 rollout = _app("Take a release through the rings.")
 fleet = _app("Look at nodes, enrol them, put sites into rings.")
 
@@ -38,6 +39,10 @@ ReleaseName = Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="Such 
 Keys = Annotated[
     list[Path], typer.Option("--key", metavar="FILE", help="A key of this duty; give it once for each key that signs.")
 ]
+DenyKeys = Annotated[
+    list[Path], typer.Option("--key", metavar="FILE", help="A key of the role; give it once for each key that signs.")
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in few words: every node is told.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The hub's folder.")]
 
 
@@ -171,6 +176,25 @@ def _do_duty(duty: str, name: str, files: Iterable[Path], where: str, as_json: b
     print(f"{name} is {verb}" if answer["done"] else f"{name}: {have} of {need} signatures, {need - have} more to go")
 
 
+@release.command("deny")
+def release_deny(
+    name: Annotated[
+        str, typer.Argument(metavar="MODEL@VERSION|DIGEST", help="A release, or the digest of a release or recipe.")
+    ],
+    key: DenyKeys,
+    reason: Reason = "",
+    where: Hub = "",
+    as_json: Json = False,
+) -> None:
+    """Deny a release or recipe for good: nothing new starts it and nodes go back to their fallback.
+
+    One key of role deny is enough; a second one, together or later, stops it also on nodes that have nothing else.
+
+    Example: heliograph release deny digits@1.1.0 --key hub/keys/deny-1.key --reason "wrong labels" --hub ./hub
+    """
+    _deny("deny", {"releases": [name], "reason": reason}, name, key, where, as_json)
+
+
 @release.command("list")
 def release_list(where: Hub = "", as_json: Json = False) -> None:
     """List all releases and how far they are signed and approved.
@@ -182,9 +206,17 @@ def release_list(where: Hub = "", as_json: Json = False) -> None:
         _print_json(answer)
         return
     _table(
-        ("release", "digest", "signed", "approved", "files", "bytes"),
+        ("release", "digest", "signed", "approved", "files", "bytes", "denied"),
         [
-            (r["release"], r["digest"][:16], _of(r["signed"]), _of(r["approved"]), str(r["files"]), str(r["bytes"]))
+            (
+                r["release"],
+                r["digest"][:16],
+                _of(r["signed"]),
+                _of(r["approved"]),
+                str(r["files"]),
+                str(r["bytes"]),
+                _denied(r["denied"]),
+            )
             for r in answer
         ],
     )
@@ -202,6 +234,8 @@ def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> N
         _print_json(answer)
         return
     print(f"{answer['release']}  {answer['digest']}")
+    if answer["denied"]:
+        print(f"DENIED {_denied(answer['denied'])}")
     print(f"signed {_of(answer['signed'])}, approved {_of(answer['approved'])}, in full {answer['full_bytes']} bytes")
     _table(("file", "bytes", "sha256"), [(f["name"], str(f["length"]), f["sha256"]) for f in answer["files"]])
     if answer["deltas"]:
@@ -218,6 +252,80 @@ def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> N
                 for d in answer["deltas"]
             ],
         )
+
+
+# --- key ------------------------------------------------------------------------------------------------------------
+
+
+@key.command("deny")
+def key_deny(
+    keyid: Annotated[str, typer.Argument(metavar="KEYID", help="64 hex digits, or the first 16 of a key in use.")],
+    key: DenyKeys,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="MODEL@VERSION", help="A release that stays good all the same; repeatable."),
+    ] = None,
+    reason: Reason = "",
+    where: Hub = "",
+    as_json: Json = False,
+) -> None:
+    """Deny a key for good: everything it signed or approved, except what is kept. Two keys of role deny-key.
+
+    Example: heliograph key deny 3f9c1d22a0b7e614 --key a.key --key b.key --keep digits@1.0.0 --hub ./hub
+    """
+    asked = {"keys": [keyid.lower()], "keep": keep or [], "reason": reason}
+    _deny("deny-key", asked, f"key {keyid[:16]}", key, where, as_json)
+
+
+@key.command("list")
+def key_list(where: Hub = "", as_json: Json = False) -> None:
+    """List the keys of every role, and which of them are denied.
+
+    Example: heliograph key list --hub ./hub
+    """
+    answer = HubClient(where).get("/v1/keys")
+    if as_json:
+        _print_json(answer)
+        return
+    _table(
+        ("role", "key id", "must sign", "denied"),
+        [(k["role"], k["keyid"], str(k["threshold"]), "denied" if k["denied"] else "") for k in answer],
+    )
+
+
+def _deny(type_: str, asked: dict[str, Any], what: str, files: list[Path], where: str, as_json: bool) -> None:
+    """Has the hub word the denial, signs it here, and hands the signatures in."""
+    from heliograph.protocol import DENIALS
+    from heliograph.statement import signed_bytes
+    from heliograph_hub.authority import load_key
+
+    keys = [load_key(file) for file in files]
+    client = HubClient(where)
+    request = client.post("/v1/denials/requests", {"type": type_, **asked})
+    for file, key in zip(files, keys, strict=True):
+        if key.keyid.hex() not in request["keyids"]:
+            raise RefusedError(
+                f"{file} holds key {key.keyid.hex()[:16]}, which can't sign this denial: keys that count are "
+                + ", ".join(keyid[:16] for keyid in request["keyids"])
+            )
+    payload = bytes.fromhex(request["payload"])
+    DENIALS[type_].decode(payload)  # signed is a denial of this type, whatever the hub sent
+    message = signed_bytes(type_, payload)
+    signatures = {key.keyid.hex(): key.sign(message).hex() for key in keys}
+    answer = client.post("/v1/denials", {"type": type_, "payload": request["payload"], "signatures": signatures})
+    if request["have"]:
+        _say("signed was the denial there is, with its reason and time")
+    if as_json:
+        _print_json(answer)
+        return
+    have, need = answer["have"], answer["need"]
+    if answer["in_force_at"] is None:
+        print(f"{what}: {have} of {need} signatures, {need - have} more to go; nothing is denied yet")
+        return
+    final = "final" if answer["final"] else "a node that has nothing else serves it on until a second key denies it"
+    print(f"{what} is denied with {have} signatures: {final}")
+    if answer["denied"]:
+        print("denied now: " + ", ".join(answer["denied"]))
 
 
 # --- rollout --------------------------------------------------------------------------------------------------------
@@ -264,6 +372,8 @@ def _show_rollout(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
+    if answer["denied"]:
+        print(f"{answer['release']} is DENIED {_denied(answer['denied'])}")
     _table(
         ("ring", "state", "number", "serving", "refused", "silent", "under way"),
         [
@@ -320,6 +430,8 @@ def fleet_show(
     heard = "never" if answer["last_heard"] is None else _when(answer["last_heard"])
     print(f"{name}  ring {answer['ring']}, link {answer['link']}, last heard {heard}, key {answer['key'][:16]}")
     print(f"assignment {answer['assignment']['number']}, the node has {answer['assignment']['echoed']}")
+    deny = answer["deny"]
+    print(f"denials {deny['count']}, {'all that are in force' if deny['acknowledged'] else 'NOT those in force'}")
     for model, m in answer["models"].items():
         print(_model_line(model, m) + (f", waiting for {m['waiting']}" if m["waiting"] else ""))
         for refusal in m["refused"]:
@@ -400,6 +512,13 @@ def _table(titles: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
 
 def _of(duty: dict[str, Any]) -> str:
     return f"{duty['have']} of {duty['need']}"
+
+
+def _denied(denied: dict[str, Any] | None) -> str:
+    if denied is None:
+        return ""
+    how = ("by key" if denied["type"] == "deny-key" else "by digest") + (", final" if denied["final"] else "")
+    return how + (f": {denied['reason']}" if denied["reason"] else "")
 
 
 def _model_line(model: str, report: dict[str, Any]) -> str:

@@ -55,6 +55,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             site TEXT NOT NULL, node TEXT NOT NULL, what TEXT NOT NULL, count INTEGER NOT NULL, last TEXT NOT NULL,
             PRIMARY KEY (site, node, what))""",
     ),
+    # 2: denials
+    (
+        """CREATE TABLE denials (
+            digest BLOB PRIMARY KEY, type TEXT NOT NULL, statement BLOB NOT NULL, made_at INTEGER NOT NULL,
+            in_force_at INTEGER)""",
+        """CREATE TABLE vouchers (
+            release BLOB NOT NULL, role TEXT NOT NULL, keyid BLOB NOT NULL, PRIMARY KEY (release, role, keyid))""",
+    ),
 )
 # fmt: on
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -135,6 +143,8 @@ records = _table(
     body=_blob,
 )
 counts = _table("counts", site=_text, node=_text, what=_text, count=_int, last=_text)
+denials = _table("denials", digest=_blob, type=_text, statement=_blob, made_at=_int, in_force_at=_int)
+vouchers = _table("vouchers", release=_blob, role=_text, keyid=_blob)
 
 
 class Database:

@@ -2,7 +2,7 @@
 
 Rule 1: an offer names only what a directive in force for the node's ring names, and always a full way; a node is kept
     waiting for a recipe only so long, then it is offered full.
-Rule 2: `never` is said only of what no ring is to run: a node between two rings is told `later`.
+Rule 2: `never` is said only of what is denied or no ring is to run: a node between two rings is told `later`.
 Rule 3: chunks are served of what the registry knows, and of nothing else; what is asked for beyond a blob's end is
     left out. Who gets the next chunk is `heliograph.sender`'s choice.
 
@@ -19,6 +19,7 @@ from heliograph.documents import MAX_RANGES, Ask, Chunk, Offer, Want, Way
 from heliograph.errors import HeliographError, IntegrityError, NotFoundError
 from heliograph.names import Digest, Ring
 from heliograph.sender import Sender
+from heliograph_hub.denial import Denials, why
 from heliograph_hub.fleet import Node
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed
@@ -78,8 +79,11 @@ def answer(
     in_force: Mapping[Ring, Mapping[str, Signed]],
     now: int,
     now_s: float,
+    denials: Denials | None = None,
 ) -> Offer:
     """The one answer to an ask: ways, or later, or never; reads the manifest, makes nothing.
+
+    What `denials` deny is never offered: no release, and no delta by a denied recipe.
 
     Raises:
         IntegrityError, NotFoundError: the release's own manifest has rotted on the hub.
@@ -92,7 +96,10 @@ def answer(
     named_elsewhere = any(
         models[ask.model].release == ask.release for models in in_force.values() if ask.model in models
     )
-    if release is None or release.model != ask.model:
+    denial = denials.denial(ask.model, ask.release) if denials else None
+    if denial is not None:
+        reason = f"{release.name if release else 'this release'} is denied {why(denial)}"[:400]
+    elif release is None or release.model != ask.model:
         reason = f"the hub has no release {ask.release.hex()[:16]} of {ask.model}"
     elif not named_elsewhere:
         reason = f"no ring is to run {release.name} now"
@@ -103,7 +110,8 @@ def answer(
         if pending:
             later_s, reason = RECIPE_LATER_S, f"{len(pending)} of the deltas to {release.name} are being made"
         else:
-            ways = registry.ways(registry.manifest(release), ask.bases)
+            is_denied = denials.is_recipe_denied if denials else lambda recipe: False
+            ways = registry.ways(registry.manifest(release), ask.bases, is_denied)
     return Offer(
         realm=realm,
         site=node.site,

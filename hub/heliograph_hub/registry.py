@@ -12,7 +12,7 @@ Packing and diffing block for seconds: callers run `add` and `make_recipe` in a 
 
 import mmap
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,11 +244,13 @@ class Registry:
 
     # --- offers -----------------------------------------------------------------------------------------------------
 
-    def ways(self, manifest: Manifest, bases: Iterable[bytes]) -> tuple[Way, ...]:
+    def ways(
+        self, manifest: Manifest, bases: Iterable[bytes], is_denied: Callable[[bytes], bool] = lambda recipe: False
+    ) -> tuple[Way, ...]:
         """Every way to get each file that is not among `bases`: deltas that cost less than full, then full.
 
         Always enough to get the whole release without a base; deltas that save least are left out where the offer
-        would grow too large.
+        would grow too large, those whose recipe is denied always.
         """
         held = frozenset(bases)
         full: dict[bytes, Way] = {}
@@ -258,7 +260,8 @@ class Registry:
                 continue
             cost = transfer_bytes(file.length)
             full[file.sha256] = Way(kind="full", blob=file.sha256, bytes=cost)
-            cheaper = [d for d in self.deltas_to(file.sha256) if d.base in held and d.cost_bytes < cost]
+            made = [d for d in self.deltas_to(file.sha256) if d.base in held and not is_denied(d.recipe)]
+            cheaper = [delta for delta in made if delta.cost_bytes < cost]
             saving += [(cost - delta.cost_bytes, _way(file, delta)) for delta in cheaper[:MAX_DELTA_WAYS]]
         room = MAX_WAYS_BYTES - sum(len(way.encode()) for way in full.values())
         chosen: dict[bytes, list[Way]] = {}
