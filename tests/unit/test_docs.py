@@ -56,7 +56,8 @@ def test_every_command_in_the_readme_exists_with_its_options() -> None:
     "command",
     ["delta make", "delta apply", "delta show", "hub init", "hub run", "release add", "release sign", "release approve",
      "release list", "release show", "rollout start", "rollout status", "rollout promote", "fleet list", "fleet show",
-     "fleet token", "fleet assign", "node join", "node run", "node status"],
+     "fleet token", "fleet assign", "node join", "node run", "node status", "lab run", "lab cut", "lab restore",
+     "lab kill", "lab load", "lab status"],
 )  # fmt: skip
 def test_every_promised_command_exists_and_is_described(command: str) -> None:
     assert command in _commands()

@@ -104,9 +104,24 @@ class Running:
             pass
 
 
-def spawn(argv: Sequence[str | Path], log: Path, *, env: dict[str, str] | None = None) -> Running:
-    """Starts a program; `env` is added to ours. Appends to `log`."""
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def spawn(
+    argv: Sequence[str | Path], log: Path, *, env: dict[str, str] | None = None, dies_with_us: bool = False
+) -> Running:
+    """Starts a program; `env` is added to ours. Appends to `log`.
+
+    With `dies_with_us` it gets a SIGTERM when the thread that called this ends, however it ends, even by SIGKILL.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
+    if dies_with_us:
+        argv = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *argv]
     with log.open("ab") as output:
         process = subprocess.Popen(
             [str(part) for part in argv],

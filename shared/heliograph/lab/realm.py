@@ -38,7 +38,10 @@ def infer(url: str, model: str, request: dict[str, Any], timeout_s: float = 10.0
 
 
 class Realm:
-    """A hub and its nodes on this machine, each a process of its own, driven by the commands that operators type."""
+    """A hub and its nodes on this machine, each a process of its own, driven by the commands that operators type.
+
+    What it started ends with the thread that started it, even if that is killed: use it from one that stays.
+    """
 
     def __init__(self, folder: Path, *, name: str = "demo", rate_bytes_per_s: int | None = None) -> None:
         """`folder` is made; the hub's port is chosen now and kept across restarts."""
@@ -106,7 +109,7 @@ class Realm:
             str(self.port),
             *rate,
         ]
-        hub = self._hub = spawn(argv, self.folder / "hub.log")
+        hub = self._hub = spawn(argv, self.folder / "hub.log", dies_with_us=True)
 
         def answers() -> bool:
             if not hub.is_alive:
@@ -188,7 +191,9 @@ class Realm:
         argv: list[str | Path] = [sys.executable, "-m", "heliograph.cli", "node", "run", self.node_dir(node)]
         road = self.roads.get(node)
         self._nodes[node] = spawn(
-            road.at_far_end(argv) if road else argv, self.folder / f"{node.replace('/', '-')}.log"
+            road.at_far_end(argv) if road else argv,
+            self.folder / f"{node.replace('/', '-')}.log",
+            dies_with_us=True,
         )
 
     def kill_node(self, node: str) -> None:
