@@ -4,14 +4,12 @@ Errors come back as the families they were raised as, so that a command ends wit
 if it had done the work itself.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliograph import errors
 from heliograph.errors import ConfigError, HeliographError, TransportError
+from heliograph.unix import short_path
 
 if TYPE_CHECKING:
     import httpx
@@ -19,26 +17,11 @@ if TYPE_CHECKING:
 SOCKET_NAME = "hub.sock"
 HUB_FILE = "hub.toml"
 ENVIRONMENT = "HELIOGRAPH_HUB"
-_MAX_SOCKET_PATH = 100
 _FAMILIES: dict[str, type[HeliographError]] = {
     name: value
     for name, value in vars(errors).items()
     if isinstance(value, type) and issubclass(value, HeliographError)
 }
-
-
-@contextmanager
-def short_socket_path(folder: Path) -> Iterator[str]:
-    """A path to the folder's socket that fits the system's 107 bytes, however deep the folder lies."""
-    path = str(folder / SOCKET_NAME)
-    if len(path.encode()) <= _MAX_SOCKET_PATH:
-        yield path
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
-    finally:
-        os.close(descriptor)
 
 
 class HubClient:
@@ -78,7 +61,7 @@ class HubClient:
 
         if self._is_url:
             return self._send(httpx.HTTPTransport(), self.where.rstrip("/"), method, path, body)
-        with short_socket_path(Path(self.where)) as socket_path:
+        with short_path(Path(self.where) / SOCKET_NAME) as socket_path:
             return self._send(httpx.HTTPTransport(uds=socket_path), "http://hub", method, path, body)
 
     def _send(

@@ -23,6 +23,7 @@ import uvicorn
 
 from heliograph.errors import ConfigError, HeliographError
 from heliograph.objects import ObjectStore
+from heliograph.unix import bind
 from heliograph_site.journal import Journal
 from heliograph_site.serving.admission import Limits
 from heliograph_site.serving.asgi import Bodies, Handler, application
@@ -30,7 +31,6 @@ from heliograph_site.serving.gateway import Gateway, refusal
 from heliograph_site.serving.server import Server
 from heliograph_site.serving.spawn import Forks
 from heliograph_site.serving.steering import steering
-from heliograph_site.serving.unix import bind
 
 log = logging.getLogger(__name__)
 _GRACE_S = 5

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from heliograph.errors import RefusedError, TransportError
-from heliograph_site.serving.unix import short_path
+from heliograph.unix import short_path
 
 _ANSWER_S = 5.0
 """On top of what the call itself may take."""

@@ -1,4 +1,4 @@
-"""Unix sockets in the node's folder, however long its path is.
+"""Unix sockets in the folder of a hub or a node, however long its path is.
 
 A socket's path may have 107 bytes. A longer one is reached through `/proc/self/fd/N`, N being the open folder.
 """
