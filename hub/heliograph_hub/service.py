@@ -48,6 +48,7 @@ from heliograph_hub.authority import Authority, init_realm
 from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
 from heliograph_hub.database import Database
+from heliograph_hub.denial import Denials
 from heliograph_hub.desired import Desired
 from heliograph_hub.distribution import Distribution, Recipes, answer
 from heliograph_hub.fleet import Fleet, Node, ReplayError
@@ -79,6 +80,8 @@ class Service:
         self.objects = ObjectStore(folder / "objects")
         self.registry = Registry(self.database, self.objects)
         self.desired = Desired(self.database)
+        self.denials = Denials(self.database, self.objects, self.authority)
+        self.denials.note_vouchers(self.authority.set.models)
         self.fleet = Fleet(self.database, self.realm, self._sign_assignment)
         self.recipes = Recipes(self.registry)
         self.distribution = Distribution(self.registry, Sender(rate, node_rate))
@@ -102,13 +105,15 @@ class Service:
     def announce(self) -> None:
         """Signs what changed and has it published; call after every commit that changes what nodes should know."""
         lists = self.desired.lists()
-        heads = Heads(directives={ring: sha256(payload) for ring, payload in lists.items()})
+        denied = self.denials.announced()
+        heads = Heads(deny=self.denials.head, directives={ring: sha256(payload) for ring, payload in lists.items()})
         desired = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
         signed = self.authority.publish_set(_now(), heads)
-        # What others hang on goes first: roots, then lists, then the set that names them, then the head.
+        # Denials go before everything; then what others hang on: roots, lists, the set that names them, the head.
+        deny = {topic("deny").build(self.realm): denied} if denied is not None else {}
         roots = {full: payload for full, payload in signed.items() if "/tuf/root/" in full}
         last = {topic(name).build(self.realm): signed[topic(name).build(self.realm)] for name in ("set", "head")}
-        self.retained = roots | desired | last
+        self.retained = deny | roots | desired | last
         self._to_publish.set()
 
     async def send_assignment(self, site: str, node: str, assigned: bytes) -> None:
@@ -237,8 +242,15 @@ class Service:
         ]
 
     def _news(self, node: Node, hello: Hello) -> Iterator[tuple[str, bytes]]:
-        """(topic below the realm, payload) of what the node lacks: roots first, since all else hangs on them."""
+        """(topic below the realm, payload) of what the node lacks: denials, then roots, since all else hangs on them.
+
+        Denials come once more after a set, which may bring the keys that they are signed with.
+        """
         versions = self.authority.set.versions
+        deny = topic("deny").build(self.realm)
+        is_behind = deny in self.retained and hello.deny != self.denials.head
+        if is_behind:
+            yield below_realm(deny), self.retained[deny]
         for number in range(hello.tuf.get("root", 0) + 1, versions["root"] + 1):
             full = topic("root").build(self.realm, number=number)
             yield below_realm(full), self.retained[full]
@@ -247,6 +259,8 @@ class Service:
         if hello.tuf != versions:
             full = topic("set").build(self.realm)
             yield below_realm(full), self.retained[full]
+            if is_behind:
+                yield below_realm(deny), self.retained[deny]
         newest = in_force(self.desired.rows()).get(node.ring, {})
         if {model: row.number for model, row in newest.items()} != hello.numbers.directives:
             full = topic("desired").build(self.realm, ring=node.ring)
@@ -257,7 +271,7 @@ class Service:
         rings = in_force(self.desired.rows())
         # Reads manifests and rows: in a thread, so that chunks go on meanwhile.
         offer = await asyncio.to_thread(
-            answer, self.registry, self.recipes, self.realm, node, ask, rings, _now(), time.monotonic()
+            answer, self.registry, self.recipes, self.realm, node, ask, rings, _now(), time.monotonic(), self.denials
         )
         if offer.later_s is not None:
             self._to_make.set()
