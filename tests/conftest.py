@@ -5,6 +5,9 @@ import os
 import pytest
 from hypothesis import settings
 
+from heliograph.errors import NotFoundError
+from heliograph.lab import find_mosquitto
+
 DEFAULT_SEED = 20_261_122
 
 # Shared machines are slow at times: no deadline per example. In CI the examples are the same in every run, and a
@@ -16,6 +19,18 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 def _seed() -> int:
     return int(os.environ.get("HELIOGRAPH_SEED", DEFAULT_SEED))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "mosquitto: shows what only Mosquitto does; skipped where it isn't installed")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("mosquitto"):
+        try:
+            find_mosquitto()
+        except NotFoundError as error:
+            pytest.skip(str(error))
 
 
 def pytest_report_header() -> str:

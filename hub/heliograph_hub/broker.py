@@ -96,7 +96,8 @@ class Broker:
             ConfigError: the port is taken, or the broker doesn't start; the message says what to do.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        await self._end_leftover()
+        if await self._end_leftover():
+            await self._until_free()
         self._check_port()
         await self._spawn()
 
@@ -218,22 +219,35 @@ class Broker:
             return pid
         return pid if IOTCORE_PROGRAM.encode() in argv and str(self.port).encode() in argv else None
 
-    async def _end_leftover(self) -> None:
-        """Any other process that has the number by now is left alone."""
+    async def _until_free(self) -> None:
+        """The threads of a process that just ended may hold its port a moment longer than it lives."""
+        try:
+            async with asyncio.timeout(STOP_S):
+                while True:
+                    try:
+                        return self._check_port()
+                    except ConfigError:
+                        await asyncio.sleep(0.02)
+        except TimeoutError:
+            return  # `start` says whose it may be
+
+    async def _end_leftover(self) -> bool:
+        """Whether there was one. Any other process that has the number by now is left alone."""
         pid = self._leftover()
         if pid is None:
-            return
+            return False
         log.warning("ending the broker with process number %d that an earlier hub left", pid)
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
-                return
+                return True
             deadline = asyncio.get_running_loop().time() + STOP_S
             while asyncio.get_running_loop().time() < deadline:
                 if not _runs(pid):
-                    return
+                    return True
                 await asyncio.sleep(0.02)
+        return True
 
 
 def _runs(pid: int) -> bool:

@@ -112,9 +112,12 @@ class Mqtt:
         will: tuple[str, bytes] | None = None,
         timing: Timing | None = None,
     ) -> None:
-        """Nothing happens before `run`. Subscriptions are made in their order, (filter, QoS), QoS at most 1."""
+        """Nothing happens before `run`. Subscriptions are made in their order, (filter, QoS), QoS at most 1.
+
+        A `/` in `client_id` goes to the broker as `.`: some brokers refuse identities with what topics are made of.
+        """
         self.broker = broker
-        self.client_id = client_id
+        self.client_id = client_id.replace("/", ".")
         self.connected = False
         self.bytes_received = 0
         self.bytes_sent = 0

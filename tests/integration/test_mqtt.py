@@ -78,7 +78,7 @@ def mosquitto(tmp_path: Path) -> Iterator[int]:
     running.terminate()
 
 
-@pytest.fixture(params=["mosquitto", "iotcore"])
+@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.mosquitto), "iotcore"])
 def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
     port = free_port()
     if request.param == "mosquitto":
@@ -121,6 +121,16 @@ def test_a_large_retained_message_waits_for_whoever_subscribes(any_broker: int) 
     asyncio.run(main())
 
 
+def test_a_node_is_let_in_by_its_whole_name(any_broker: int) -> None:
+    async def main() -> None:
+        async with Client(any_broker, "lab/press", "t").running() as node:
+            assert node.mqtt.client_id == "lab.press"
+            await node.mqtt.publish("t", b"here", qos=1)
+            await node.got_count(1)
+
+    asyncio.run(main())
+
+
 def test_an_older_broker_gets_the_older_protocol(tmp_path: Path) -> None:
     pytest.importorskip("iotcore")
     port = free_port()
@@ -138,6 +148,7 @@ def test_an_older_broker_gets_the_older_protocol(tmp_path: Path) -> None:
         broker.kill()
 
 
+@pytest.mark.mosquitto
 def test_mosquitto_speaks_mqtt_5_with_us_and_3_if_need_be(mosquitto: int) -> None:
     async def main() -> None:
         old = Client(mosquitto, "old", "t")
@@ -152,6 +163,7 @@ def test_mosquitto_speaks_mqtt_5_with_us_and_3_if_need_be(mosquitto: int) -> Non
 
 
 @pytest.mark.parametrize("version", [5, 3])
+@pytest.mark.mosquitto
 def test_a_message_whose_handler_did_not_return_comes_again(mosquitto: int, version: int) -> None:
     async def main() -> None:
         first = Client(mosquitto, "node", "t")
@@ -192,6 +204,7 @@ asyncio.run(Mqtt(Broker("127.0.0.1", int(sys.argv[1])), "node", [("t", 1)], rand
 """
 
 
+@pytest.mark.mosquitto
 def test_a_process_killed_while_it_handles_a_message_gets_it_again(mosquitto: int, tmp_path: Path) -> None:
     def start(name: str) -> Running:
         return spawn([sys.executable, "-c", PROGRAM, str(mosquitto)], tmp_path / name)
@@ -212,6 +225,7 @@ def test_a_process_killed_while_it_handles_a_message_gets_it_again(mosquitto: in
         second.kill()
 
 
+@pytest.mark.mosquitto
 def test_a_handler_that_fails_ends_run_and_its_message_is_kept(mosquitto: int) -> None:
     async def main() -> None:
         node = Client(mosquitto, "node", "t")
@@ -233,6 +247,7 @@ def test_a_handler_that_fails_ends_run_and_its_message_is_kept(mosquitto: int) -
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_a_handler_that_lacks_the_link_gets_its_message_again_in_the_same_run(mosquitto: int) -> None:
     async def main() -> None:
         node = Client(mosquitto, "node", "t")
@@ -253,6 +268,7 @@ def test_a_handler_that_lacks_the_link_gets_its_message_again_in_the_same_run(mo
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_a_slow_handler_holds_the_broker_back_at_the_receive_maximum(mosquitto: int) -> None:
     async def main() -> None:
         node = Client(mosquitto, "node", "t/#", "q")
@@ -275,6 +291,7 @@ def test_a_slow_handler_holds_the_broker_back_at_the_receive_maximum(mosquitto: 
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_a_handler_may_publish_and_wait_for_the_answer(mosquitto: int) -> None:
     async def main() -> None:
         node, hub = Client(mosquitto, "node", "down"), Client(mosquitto, "hub", "up")
@@ -290,7 +307,7 @@ def test_a_handler_may_publish_and_wait_for_the_answer(mosquitto: int) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("kind", ["mosquitto", "iotcore"])
+@pytest.mark.parametrize("kind", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "iotcore"])
 def test_a_broker_killed_in_mid_traffic_and_started_again_is_found_again(tmp_path: Path, kind: str) -> None:
     port = free_port()
     folder = tmp_path / "broker"
@@ -350,6 +367,7 @@ def test_publishing_without_a_link_fails_at_once_and_says_where(tmp_path: Path) 
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_a_dead_link_is_found_by_a_probe_and_replaced(mosquitto: int) -> None:
     async def main() -> None:
         async with Proxy(mosquitto) as road, Client(road.port, "node", "t").running() as node:
@@ -365,6 +383,7 @@ def test_a_dead_link_is_found_by_a_probe_and_replaced(mosquitto: int) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_an_unacknowledged_message_fails_in_time_and_the_link_is_made_anew(mosquitto: int) -> None:
     timing = Timing(connect_s=3.0, publish_s=0.3, first_retry_s=0.05, longest_retry_s=0.2)
 
@@ -380,6 +399,7 @@ def test_an_unacknowledged_message_fails_in_time_and_the_link_is_made_anew(mosqu
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_a_blocked_socket_does_not_fill_our_memory(mosquitto: int) -> None:
     timing = Timing(connect_s=3.0, publish_s=0.3, first_retry_s=0.05, longest_retry_s=0.2)
 
@@ -401,6 +421,7 @@ def test_a_blocked_socket_does_not_fill_our_memory(mosquitto: int) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_wake_connects_at_once_instead_of_after_the_back_off(tmp_path: Path) -> None:
     port = free_port()
     timing = Timing(first_retry_s=600.0, longest_retry_s=600.0)
@@ -461,6 +482,7 @@ def test_a_broker_that_sends_rubbish_is_left_and_tried_again(answer: bytes) -> N
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_bulk_with_qos_0_for_a_stuck_handler_is_bounded_and_counted(mosquitto: int) -> None:
     async def main() -> None:
         node = Client(mosquitto, "node", "t", "end")
@@ -514,6 +536,7 @@ def fenced(tmp_path: Path) -> Iterator[tuple[int, int]]:
     running.terminate()
 
 
+@pytest.mark.mosquitto
 def test_the_broker_fences_a_node_into_its_own_subtree(fenced: tuple[int, int]) -> None:
     base = "heliograph/v1/r1"
 
@@ -549,6 +572,7 @@ def test_the_broker_fences_a_node_into_its_own_subtree(fenced: tuple[int, int]) 
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_a_new_node_reaches_only_its_enrolment(fenced: tuple[int, int]) -> None:
     base = "heliograph/v1/r1"
 
@@ -573,6 +597,7 @@ def test_a_new_node_reaches_only_its_enrolment(fenced: tuple[int, int]) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.mosquitto
 def test_a_wrong_password_is_refused_and_said(fenced: tuple[int, int], caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         stranger = Client(fenced[0], "press", user="lab/nobody")
@@ -588,6 +613,7 @@ def test_a_wrong_password_is_refused_and_said(fenced: tuple[int, int], caplog: p
 # --- the road itself --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.mosquitto
 def test_the_proxy_keeps_its_rate_and_delay(mosquitto: int) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
