@@ -46,8 +46,10 @@ class Machine:
 
     def run(self, script: str, **env: str) -> subprocess.CompletedProcess[str]:
         # Mosquitto is looked for on this machine's PATH only; services and /usr/sbin are left alone.
-        source = f'. {shlex.quote(str(self.folder / "scripts" / "_env"))}; policy_file="$BIN/policy"; '
-        source += 'has_mosquitto() { command -v mosquitto >/dev/null; }; as_root() { "$@"; }; '
+        source = (
+            f'. {shlex.quote(str(self.folder / "scripts" / "_env"))}; policy_file="$BIN/policy"; usual_mosquitto=; '
+        )
+        source += 'as_root() { "$@"; }; '
         return subprocess.run(
             ["bash", "-c", source + script], cwd="/", env=self.env | env, capture_output=True, text=True, timeout=60,
             check=False,
@@ -89,6 +91,13 @@ def test_without_the_right_to_install_the_wheel_broker_is_used_and_its_cost_is_t
     assert result.returncode == 0, result.stderr
     assert "in memory" in result.stderr
     assert [line for line in machine.log() if "pip install" in line and "[hub,site,dev,iotcore]" in line]
+
+
+def test_a_mosquitto_that_may_not_be_run_is_none(machine: Machine) -> None:
+    machine.has("mosquitto", "").chmod(0o644)
+    assert machine.run("has_mosquitto").returncode == 1
+    machine.has("mosquitto", "").chmod(0o755)
+    assert machine.run("has_mosquitto").returncode == 0
 
 
 def test_root_installs_mosquitto_says_so_and_uses_no_wheel(machine: Machine) -> None:
