@@ -86,6 +86,7 @@ class Reporter:
         self._numbers = 0
         self._unsent = asyncio.Event()
         self._in_flight: dict[Lane, tuple[bytes, int, float]] = {}
+        self._hurried: set[Lane] = set()
         self._counted: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def loops(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:
@@ -112,6 +113,7 @@ class Reporter:
     def on_link(self, is_up: bool) -> None:
         """What was on its way may be lost: it is sent again."""
         self._in_flight.clear()
+        self._hurried.clear()
         if is_up:
             self.say()
 
@@ -121,6 +123,7 @@ class Reporter:
         flying = self._in_flight.get(lane)
         if flying is not None and flying[0] == run and next_seq >= flying[1]:
             del self._in_flight[lane]
+            self._hurried.discard(lane)
         self._unsent.set()
 
     def metrics(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -195,6 +198,8 @@ class Reporter:
                 try:
                     for lane in LANES:
                         await self._send_lane(lane)
+                        if lane in self._hurried:
+                            break  # cheaper lanes wait for its first receipt, or for this batch to be sent again
                 except TransportError as error:
                     log.info("records not sent: %s", error)
             due = min((at for _, _, at in self._in_flight.values()), default=None)
@@ -212,7 +217,12 @@ class Reporter:
         batch = self._node.outbox.batch(lane, BATCH_BYTES)
         if batch is None:
             self._in_flight.pop(lane, None)
+            self._hurried.discard(lane)
             return
+        if flying is None:
+            self._hurried.add(lane)
+        else:
+            self._hurried.discard(lane)  # a hub that won't take this lane must not silence the others
         self._in_flight[lane] = (batch.run, batch.next, time.monotonic() + self._deadlines.receipt_s)
         realm, site, name = self._node.names
         records = Records(
