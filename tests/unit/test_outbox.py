@@ -3,6 +3,7 @@
 import sqlite3
 from pathlib import Path
 from random import Random
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -155,6 +156,19 @@ def test_a_lower_lane_leaves_free_what_is_reserved_and_takes_nothing_from_a_dear
         assert outbox.status()["metric"] == before and outbox.status()["sample"].kept == 0
 
 
+def test_incidents_that_fill_the_outbox_are_not_lost_for_anything_cheaper(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "o", RUN, cap_bytes=CAP) as outbox:
+        for n in range(400):
+            outbox.append("incident", "refused", n, {"text": "x" * 300})
+        before = outbox.status()["incident"]
+        assert before.lost > 0
+        for lane in LANES[1:]:
+            for n in range(20):
+                outbox.append(lane, "step", n, {"text": "x" * 300})
+            assert outbox.status()[lane].lost > 0
+        assert outbox.status()["incident"] == before
+
+
 def test_metrics_decay_to_hours_then_days_before_anything_is_lost(tmp_path: Path) -> None:
     with Outbox(tmp_path / "o", RUN, cap_bytes=CAP) as outbox:
         outbox.append("sample", "request", 0, {"text": "x" * 100})
@@ -295,6 +309,11 @@ def test_an_oversized_body_becomes_a_note_of_its_size(tmp_path: Path) -> None:
         outbox.append("sample", "request", 1, {"text": "x" * MAX_BODY_BYTES})
         batch = outbox.batch("sample", 1000)
         assert batch is not None and batch.rows[0][3]["oversize_bytes"] > MAX_BODY_BYTES
+
+
+def test_how_long_a_node_may_be_away_is_documented_as_measured() -> None:
+    table = run_path(str(DATA.parent / "bench" / "outbox.py"))["table"]()
+    assert table in (Path(__file__).parents[2] / "shared" / "FORMATS.md").read_text()
 
 
 def test_a_damaged_outbox_is_named_in_one_sentence(tmp_path: Path) -> None:
