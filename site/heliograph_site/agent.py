@@ -46,9 +46,11 @@ from heliograph_site.link import Link
 from heliograph_site.machine import (
     Command,
     Event,
-    Failed,
+    GivenUp,
+    Happening,
     Memory,
-    Restarted,
+    Started,
+    classify,
     step,
 )
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
@@ -79,7 +81,7 @@ class _LinkChanged:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     model: str
-    event: Event
+    happening: Happening
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,7 @@ class Agent:
                     continue
                 if row.get("state") == "failed":
                     reason = str(row.get("reason") or "the server gave it up")
-                    await self._inbox.put(_Answer(model, Failed(memory.epoch, reason)))
+                    await self._inbox.put(_Answer(model, GivenUp(active.release, reason)))
             if time.monotonic() >= due:
                 due = time.monotonic() + self._pace.metric_s
                 self._reporter.metrics(rows)
@@ -333,7 +335,7 @@ class Agent:
 
     async def _consume(self) -> None:
         for model in tuple(self._memories):
-            await self._step(model, Restarted())
+            await self._step(model, Started())
         await self._derive_all()
         while True:
             match await self._inbox.get():
@@ -345,8 +347,8 @@ class Agent:
                     self.save_counters()
                     self._link.on_change(is_up)
                     self._reporter.on_link(is_up)
-                case _Answer(model, event):
-                    await self._step(model, event)
+                case _Answer(model, happening):
+                    await self._step(model, happening)
                 case _Tick():
                     self._time.save()
                     await self._derive_all()
@@ -431,34 +433,38 @@ class Agent:
 
     async def _derive(self, model: str) -> None:
         """Tells the model's machine what its directive means now."""
-        event = self._wanted(model)
-        if event is not None:
-            await self._step(model, event)
+        happening = self._wanted(model)
+        if happening is not None:
+            await self._step(model, happening)
 
-    def _wanted(self, model: str) -> Event | None:
+    def _wanted(self, model: str) -> Happening | None:
         memory = self._memories.get(model) or self.journal.load(model)
-        event, waiting = self._belief.wanted(model, memory)
+        happening, waiting = self._belief.wanted(model, memory)
         if memory.phase in ("idle", "stuck"):
             self._reporter.note(model, waiting)
-        if event is not None:
+        if happening is not None and classify(memory, happening) is not None:
             self._memories.setdefault(model, memory)
-        return event
+            return happening
+        return None
 
-    async def _step(self, model: str, event: Event) -> None:
+    async def _step(self, model: str, happening: Happening) -> None:
         """Saves what follows, then has it done; comes to rest, then looks at the directive again."""
-        todo: Event | None = event
+        todo: Happening | None = happening
         while todo is not None:
             before = self._memories[model]
-            after, command = step(before, todo)
+            event = classify(before, todo)
+            if event is None:
+                return
+            after, command = step(before, event)
             if after is before:
                 return
             self.journal.save(after)
             self._memories[model] = after
             self._time.save()
-            self._record(before, todo, after)
+            self._record(before, event, after)
             if command is not None:
                 await self._start(command, after)
-            todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Restarted) else None
+            todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
 
     async def _start(self, command: Command, memory: Memory) -> None:
         old = self._running.pop(memory.model, None)

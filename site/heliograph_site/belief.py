@@ -8,13 +8,14 @@ Rule 3: what a directive means to a machine now is worked out from these and the
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heliograph.documents import Assignment, Directive, Document, Numbers
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, TrustError
 from heliograph.names import Ring
 from heliograph.protocol import Topic, topic
 from heliograph.trust import (
+    DUTIES,
     TrustedSet,
     state_from_bytes,
     state_to_bytes,
@@ -25,7 +26,7 @@ from heliograph.trust import (
 from heliograph.vouching import admit, open_document
 from heliograph.wire import unpack
 from heliograph_site.journal import Held, Journal
-from heliograph_site.machine import Event, Memory, Withdrawn, event_from_directive
+from heliograph_site.machine import Directed, Memory, Target, Withdrawn
 
 log = logging.getLogger("heliograph.agent")
 
@@ -134,23 +135,26 @@ class Belief:
             case _:
                 raise AssertionError(f"{row.name} is none of these")
 
-    def wanted(self, model: str, memory: Memory) -> tuple[Event | None, str]:
-        """What the model's directive means to its machine now, and in words what it waits for at rest."""
+    def wanted(self, model: str, memory: Memory) -> tuple[Directed | Withdrawn | None, str]:
+        """What the model's directive says to its machine now, and in words what it waits for at rest."""
         held = self._directives.get(model)
         directive = self._directive(held) if held is not None else None
         if held is None or directive is None or self.ring is None:
             return None, ""
         now = self._now()
+        target = Target(directive.release, directive.number)
         if directive.action == "install":
             try:
-                admit(self.trusted, held.statement, self.ring, now)
+                admitted = admit(self.trusted, held.statement, self.ring, now)
             except HeliographError as error:
                 is_under_way = memory.target is not None and memory.target.release == directive.release
                 # Stale metadata only forbids activating; what is lost or over ends what is under way.
                 if is_under_way and self.trusted.is_fresh(now) and memory.phase != "proving":
                     return Withdrawn(str(error)), str(error)
                 return None, str(error)
-        return event_from_directive(memory, directive.action, directive.release, directive.number), ""
+            duties = (key for duty in DUTIES for key in self.trusted.signers(f"{duty}-{model}"))
+            target = replace(target, path=admitted.target.path, vouchers=tuple(sorted(set(duties))))
+        return Directed(directive.action, target), ""
 
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now; None if every duty vouches for it and freshness is proven."""

@@ -1,12 +1,17 @@
 """The life of a release on a node: one table, one machine per model.
 
-Rule 1: everything that decides what a node does next with a release is in this file, and `step` is its only door.
+Rule 1: everything that decides what a node does next with a release is in this file. `classify` is its only way in: it
+    names what happened, given what the machine remembers. `step` is its only way on: it looks the name up in the table.
+    No choice is made between the two or after them.
 Rule 2: the caller saves the new memory *before* it performs the command. A command names the state to reach, never a
     change relative to now, so performing it twice is harmless.
 Rule 3: restart is an ordinary event. Whatever phase the memory was saved in has a row for `Restarted`.
 Rule 4: exactly one task works for a machine. Each command that is started gets a new epoch; answers carry the epoch of
     their command, and a late answer changes nothing.
 Rule 5: "not yet" is not "failed": what waits for the road has no failure row.
+Rule 6: whatever the tasks answer, a machine comes to rest after a bounded number of commands, unless something new
+    comes from outside: a directive, a denial, a restart.
+Rule 7: what was lost is replaced by the one fallback rule (`fallbacks`), wherever it was lost and why.
 
 A pair of phase and event that has no row is ignored on purpose; a test lists all of those.
 
@@ -16,20 +21,31 @@ A pair of phase and event that has no row is ignored on purpose; a test lists al
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Final, Literal, Protocol
 
 from heliograph.documents import Phase, Verdict
+
+MAX_TRIES: Final = 5
+"""Times that one target's bytes may spoil, or the disk take nothing, before the node gives it up."""
+MAX_CUTS: Final = 3
+"""Times that the node may stop out of the blue while it activates one target, before that is refused."""
+MAX_REFUSED: Final = 16
+REASON_LENGTH: Final = 400
+
+FailMode = Literal["safe", "closed"]
+Standing = Literal["", "once", "finally"]
+"""Of what is active: not denied, denied by one signature, denied by as many as end it."""
 
 
 class Command(Enum):
     """What the shell does next; each ends in events of its own epoch."""
 
     CHECK = "check"  # get the manifest, judge it, ask until ways are offered        -> Admitted | Declined
-    FETCH = "fetch"  # get every blob by the offered ways                            -> Fetched | Spoiled
-    STAGE = "stage"  # verify the whole image in the spare slot                       -> Staged | Spoiled
-    ACTIVATE = "activate"  # a worker loads it and its golden outputs agree             -> Passed | Failed
-    PROVE = "prove"  # serve active, then probation                                 -> Proved | Failed
-    SERVE = "serve"  # serve active, whatever ran before                            -> Served | Failed
+    FETCH = "fetch"  # get every blob by the offered ways                            -> Fetched | Spoiled | Blocked
+    STAGE = "stage"  # verify the whole image in the spare slot                      -> Staged | Spoiled | Blocked
+    ACTIVATE = "activate"  # a worker loads it and its golden outputs agree            -> Passed | Failed
+    PROVE = "prove"  # serve active, then probation                                -> Healthy, then Proved | Failed
+    SERVE = "serve"  # serve active, whatever ran before; none: serve nothing      -> Served | Stopped | Failed
     REST = "rest"  # stop working, drop what is half done
 
 
@@ -39,11 +55,15 @@ class Target:
 
     release: bytes
     number: int
+    path: str = ""
+    """`<model>/<version>`, as it was listed when it was admitted."""
+    vouchers: tuple[bytes, ...] = ()
+    """Ids of the keys that signed or approved it then: the evidence that stays with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """One row of what serves or may serve again: the tuple as activated together."""
+    """One row of what serves or may serve again: the tuple as activated together, and why it was allowed."""
 
     release: bytes
     activated_at: int
@@ -52,6 +72,14 @@ class Pointer:
     verdict: Verdict = "unproven"
     config: int = 0
     policy: int = 0
+    path: str = ""
+    vouchers: tuple[bytes, ...] = ()
+    """Ids of the keys that signed or approved it when it was installed."""
+    fail_mode: FailMode = "safe"
+    proven: int = 0
+    """Epoch of the machine when it was proven: an order that needs no clock; 0: never."""
+    denied: Standing = ""
+    """Other than empty only for the active release, where nothing else was left to serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +106,75 @@ class Memory:
     refused: tuple[Refused, ...] = ()
     reason: str = ""
     """Why the machine is in `stuck` or `rolling-back`; empty otherwise."""
+    earlier: Pointer | None = None
+    """The next best fallback; kept only until what is active is judged."""
+    tries: int = 0
+    """Times that this target's bytes spoiled or the disk took nothing."""
+    cuts: int = 0
+    """Times that the node stopped out of the blue while it activated, then while it proved, this target."""
+    is_healthy: bool = False
+    """The worker on probation has served without fault for a while."""
+
+    @property
+    def kept(self) -> tuple[Pointer, ...]:
+        """Every release that was active here and may serve again, what is active first."""
+        return tuple(pointer for pointer in (self.active, self.fallback, self.earlier) if pointer is not None)
+
+    @property
+    def releases(self) -> tuple[bytes, ...]:
+        """Digests of every release whose objects the machine needs, each once."""
+        target = (self.target.release,) if self.target is not None else ()
+        return tuple(dict.fromkeys((*(pointer.release for pointer in self.kept), *target)))
+
+    @property
+    def is_last_denied(self) -> bool:
+        """Whether it serves a denied release because nothing else is left: to be flagged wherever it is told."""
+        return self.active is not None and self.active.denied != ""
 
 
-# --- events ---------------------------------------------------------------------------------------------------------
+# --- what may happen: given to `classify` ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The agent started with this memory.
+
+    Attributes:
+        was_orderly: its last life ended because it was asked to; else power, kernel or the process itself gave out.
+    """
+
+    was_orderly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Directed:
+    """The newest directive of this ring, admissible if it installs, says this; repeated, since it is a level."""
+
+    action: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class DenialsHeld:
+    """Of the releases in this memory, these are denied by all that is held now; a level too. `weigh` makes it.
+
+    Attributes:
+        final: those of `denied` that may not even be the last to serve.
+    """
+
+    denied: frozenset[bytes] = frozenset()
+    final: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The server has given up a release that it served: its worker died too often, or its bytes are rotten."""
+
+    release: bytes
+    reason: str
+
+
+# --- events: the columns of the table --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +186,38 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The directive now says hold, or the target is no longer admissible: stop what is under way."""
+    """What is under way, or was given up, is directed no more: hold, return, superseded, or no longer admissible."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The directive says return and names what is active: serve the fallback."""
+    """The directive says return and names what is active, and there is a fallback: serve that."""
 
     reason: str = "returned by directive"
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The agent started with this memory."""
+    """The agent started, and nothing is held against what was under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartedMidway:
+    """The node stopped out of the blue while it activated the target, not yet too often."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartedHealthy:
+    """The node stopped out of the blue for the first time in this probation, and the worker had been healthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartedAgain:
+    """The node stopped out of the blue once too often for the target; on probation there is a fallback."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +251,21 @@ class Spoiled:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """FETCH, STAGE: the disk took nothing, or gave nothing."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TriedEnough:
+    """The target's bytes spoiled, or the disk took nothing, once too often."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Staged:
     """STAGE: the whole image stands verified in the spare slot."""
 
@@ -148,18 +274,39 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """ACTIVATE: a worker holds the verified bytes and gave the golden outputs."""
+    """ACTIVATE: a worker holds the verified bytes and gave the golden outputs.
+
+    Attributes:
+        fail_mode: what its manifest wants when nothing good is left to serve.
+        waits_for: what forbids activating at the moment the answer is heard; empty: nothing.
+    """
 
     epoch: int
     at: int
+    fail_mode: FailMode = "safe"
+    waits_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """The target passed, but meanwhile something came to light that forbids activating anything yet."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """ACTIVATE, PROVE, SERVE: the release does not do its job here."""
+    """ACTIVATE: the target does not do its job here. From PROVE and SERVE `classify` names what is left instead."""
 
     epoch: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Healthy:
+    """PROVE: the worker serves and has answered its first requests, or idled, without fault; probation goes on."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,25 +324,233 @@ class Served:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """SERVE: nothing is active, and the server serves nothing of this model."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveLost:
+    """What is active failed, or did not get to serve in time; there is a fallback."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastLost:
+    """What is active failed and nothing else is left; its fail mode is safe: it stays, in case it still answers."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastClosed:
+    """What is active failed, or is denied finally, and nothing else is left; its fail mode is closed: stop serving."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetDenied:
+    """What is under way is denied."""
+
+    reason: str = "denied"
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackDenied:
+    """Releases that might have served again are denied."""
+
+    releases: frozenset[bytes]
+    reason: str = "denied"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveDenied:
+    """What is active is denied; there is a fallback."""
+
+    reason: str = "denied"
+
+
+@dataclass(frozen=True, slots=True)
+class LastDenied:
+    """What is active is denied and nothing else is left: it serves on, flagged.
+
+    Attributes:
+        standing: `once`, or `finally` where its fail mode is safe all the same.
+    """
+
+    standing: Standing
+    reason: str = "denied, and nothing else is left to serve"
+
+
+Answer = (
+    Admitted | Declined | Fetched | Spoiled | Blocked | Staged | Passed | Failed | Healthy | Proved | Served | Stopped
+)
+"""What a task says of its command; all carry its epoch."""
 Event = (
-    Wanted
+    Answer
+    | Wanted
     | Withdrawn
     | Returned
     | Restarted
-    | Admitted
-    | Declined
-    | Fetched
-    | Spoiled
-    | Staged
-    | Passed
-    | Failed
-    | Proved
-    | Served
+    | RestartedMidway
+    | RestartedHealthy
+    | RestartedAgain
+    | TriedEnough
+    | Postponed
+    | ActiveLost
+    | LastLost
+    | LastClosed
+    | TargetDenied
+    | FallbackDenied
+    | ActiveDenied
+    | LastDenied
 )
 EVENTS: Final[tuple[type, ...]] = (
-    Wanted, Withdrawn, Returned, Restarted, Admitted, Declined, Fetched,
-    Spoiled, Staged, Passed, Failed, Proved, Served,
+    Wanted, Withdrawn, Returned, Restarted, RestartedMidway, RestartedHealthy, RestartedAgain, Admitted, Declined,
+    Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
+    ActiveLost, LastLost, LastClosed, TargetDenied, FallbackDenied, ActiveDenied, LastDenied,
 )  # fmt: skip
+Happening = Started | Directed | DenialsHeld | GivenUp | Withdrawn | Answer
+
+UNDER_WAY: Final[tuple[Phase, ...]] = ("checking", "fetching", "staging", "activating")
+"""Phases in which the target is not active yet."""
+
+
+# --- naming what happened --------------------------------------------------------------------------------------------
+
+
+def classify(memory: Memory, happening: Happening) -> Event | None:
+    """The event that `happening` is for a machine with this memory; None if it is nothing new.
+
+    A level (`Directed`, `DenialsHeld`) is to be classified again after every step, until it is nothing new: one may
+    stand for several events in turn.
+    """
+    match happening:
+        case Started():
+            return _started(memory, happening)
+        case Directed():
+            return _directed(memory, happening)
+        case DenialsHeld():
+            return _denied(memory, happening)
+        case GivenUp():
+            return _given_up(memory, happening)
+        case Withdrawn():
+            return happening
+        case _:
+            return _answered(memory, happening) if happening.epoch == memory.epoch else None
+
+
+class Deny(Protocol):
+    """The denials held, as far as the machine asks."""
+
+    def is_denied(self, release: bytes, vouchers: tuple[bytes, ...]) -> object:
+        """True in a condition if the release, or any key that vouched for it, is denied."""
+
+    def is_final(self, release: bytes, vouchers: tuple[bytes, ...]) -> bool:
+        """Whether by so many signatures that it may not even be the last to serve."""
+
+
+def weigh(memory: Memory, deny: Deny) -> DenialsHeld:
+    """What the denials held say of the releases in this memory, by the evidence kept with each."""
+    known = {pointer.release: pointer.vouchers for pointer in memory.kept}
+    if memory.target is not None:
+        known.setdefault(memory.target.release, memory.target.vouchers)
+    denied = frozenset(release for release, vouchers in known.items() if deny.is_denied(release, vouchers))
+    return DenialsHeld(denied, frozenset(release for release in denied if deny.is_final(release, known[release])))
+
+
+def _started(memory: Memory, started: Started) -> Event:
+    if started.was_orderly or memory.phase not in ("activating", "proving"):
+        return Restarted()
+    if memory.phase == "activating":
+        if memory.cuts + 1 < MAX_CUTS:
+            return RestartedMidway()
+        return RestartedAgain(f"the node stopped {MAX_CUTS} times while it was activated")
+    if memory.fallback is None:
+        return Restarted()  # nothing else could be served: it is judged to the end
+    if memory.is_healthy and memory.cuts == 0:
+        return RestartedHealthy()
+    when = "again during its probation" if memory.is_healthy else "before its worker was seen healthy"
+    return RestartedAgain(f"the node stopped {when}")
+
+
+def _directed(memory: Memory, directed: Directed) -> Event | None:
+    active, target, wanted = memory.active, memory.target, directed.target
+    is_active = active is not None and active.release == wanted.release
+    is_sound = active is not None and active.verdict != "failed"
+    # A target that is not active yet, or that was given up beside an active release that does its job.
+    is_unfinished = memory.phase in UNDER_WAY or (memory.phase == "stuck" and is_sound)
+    match directed.action:
+        case "install":
+            if target is not None and target.release == wanted.release:
+                return None
+            # Only a new number has a node try again what it failed to serve.
+            if active is not None and is_active and (is_sound or active.number == wanted.number):
+                return Withdrawn("superseded: what is active is directed again") if is_unfinished else None
+            if any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused):
+                superseded = Withdrawn("superseded by a directive that was refused here already")
+                return superseded if memory.phase in UNDER_WAY else None
+            return Wanted(wanted)
+        case "hold":
+            return Withdrawn("held by directive") if is_unfinished else None
+        case "return":
+            if memory.phase in UNDER_WAY:
+                return Withdrawn("returned by directive")
+            if is_active and memory.fallback is not None:
+                return Returned()
+            return Withdrawn("returned by directive") if is_unfinished else None
+        case _:
+            return None
+
+
+def _denied(memory: Memory, held: DenialsHeld) -> Event | None:
+    active = memory.active
+    if memory.phase in UNDER_WAY and memory.target is not None and memory.target.release in held.denied:
+        return TargetDenied()
+    spare = frozenset(pointer.release for pointer in memory.kept if pointer is not active)
+    if spare & held.denied:
+        return FallbackDenied(spare & held.denied)
+    if active is None or active.release not in held.denied:
+        return None
+    if memory.fallback is not None:
+        return ActiveDenied()
+    is_final = active.release in held.final
+    if is_final and active.fail_mode == "closed":
+        return LastClosed("denied finally, and nothing else is left to serve")
+    standing: Standing = "finally" if is_final else "once"
+    return LastDenied(standing) if active.denied not in (standing, "finally") else None
+
+
+def _given_up(memory: Memory, given_up: GivenUp) -> Event | None:
+    active = memory.active
+    if active is None or active.release != given_up.release or active.verdict == "failed":
+        return None
+    # Probation and a way back look for themselves.
+    return _lost(memory, given_up.reason) if memory.phase not in ("proving", "rolling-back") else None
+
+
+def _answered(memory: Memory, answer: Answer) -> Event | None:
+    match answer:
+        case Spoiled() | Blocked() if memory.tries + 1 >= MAX_TRIES:
+            return TriedEnough(f"given up after {MAX_TRIES} tries: {answer.reason}")
+        case Passed() if answer.waits_for:
+            return Postponed(answer.waits_for)
+        case Failed() if memory.phase != "activating":
+            return _lost(memory, answer.reason)
+        case _:
+            return answer
+
+
+def _lost(memory: Memory, reason: str) -> Event | None:
+    if memory.active is None:
+        return None
+    if memory.fallback is not None:
+        return ActiveLost(reason)
+    return LastClosed(reason) if memory.active.fail_mode == "closed" else LastLost(reason)
 
 
 # --- what a row does to the memory, besides the phase ----------------------------------------------------------------
@@ -209,81 +564,158 @@ def keep(memory: Memory, event: Event) -> Memory:
 def take_target(memory: Memory, event: Event) -> Memory:
     """The directive's release becomes the target; what was under way is forgotten."""
     assert isinstance(event, Wanted)
-    return replace(memory, target=event.target, full_only=False, reason="")
+    return replace(drop_target(memory, event), target=event.target, earlier=None)
 
 
 def drop_target(memory: Memory, event: Event) -> Memory:
     """Nothing is under way."""
-    return replace(memory, target=None, full_only=False, reason="")
+    return replace(memory, target=None, full_only=False, tries=0, cuts=0, is_healthy=False, reason="")
 
 
 def refuse_target(memory: Memory, event: Event) -> Memory:
     """The target is remembered as refused, by release and number."""
-    assert isinstance(event, Declined | Failed | Spoiled) and memory.target is not None
-    refusal = Refused(memory.target.release, memory.target.number, event.reason[:400])
-    others = tuple(r for r in memory.refused if r.release != refusal.release)
-    return replace(drop_target(memory, event), refused=(refusal, *others)[:16])
+    assert isinstance(event, Declined | Failed | RestartedAgain | TargetDenied) and memory.target is not None
+    return refuse(drop_target(memory, event), (memory.target,), event.reason)
 
 
-def full_only(memory: Memory, event: Event) -> Memory:
-    """Deltas are out for this target."""
-    return replace(memory, full_only=True)
+def give_up(memory: Memory, event: Event) -> Memory:
+    """The target is refused, and why is told for as long as the machine stays stuck."""
+    assert isinstance(event, TriedEnough) and memory.target is not None
+    refused = refuse(drop_target(memory, event), (memory.target,), event.reason)
+    return replace(refused, reason=event.reason[:REASON_LENGTH])
+
+
+def refuse(memory: Memory, subjects: tuple[Target | Pointer, ...], reason: str) -> Memory:
+    """The subjects are refused, by release and number; the newest refusals are kept."""
+    new = tuple(Refused(subject.release, subject.number, reason[:REASON_LENGTH]) for subject in subjects)
+    named = {(refusal.release, refusal.number) for refusal in new}
+    others = tuple(r for r in memory.refused if (r.release, r.number) not in named)
+    return replace(memory, refused=(*new, *others)[:MAX_REFUSED])
+
+
+def count_spoiled(memory: Memory, event: Event) -> Memory:
+    """Deltas are out for this target, and one try is gone."""
+    return replace(memory, full_only=True, tries=memory.tries + 1)
+
+
+def count_try(memory: Memory, event: Event) -> Memory:
+    """One try is gone."""
+    return replace(memory, tries=memory.tries + 1)
+
+
+def count_cut(memory: Memory, event: Event) -> Memory:
+    """The node stopped out of the blue once more."""
+    return replace(memory, cuts=memory.cuts + 1)
+
+
+def mark_healthy(memory: Memory, event: Event) -> Memory:
+    """The worker on probation has been seen to do its job."""
+    return replace(memory, is_healthy=True)
 
 
 def flip(memory: Memory, event: Event) -> Memory:
-    """The pointer flips: the target is active, and the fallback is chosen by the one rule."""
+    """The pointer flips: the target is active, and its fallbacks are chosen by the one rule."""
     assert isinstance(event, Passed) and memory.target is not None
-    active = Pointer(memory.target.release, event.at, memory.target.number)
-    others = (p for p in (memory.active, memory.fallback) if p is not None and p.release != active.release)
-    return replace(memory, active=active, fallback=choose_fallback(*others), reason="")
+    target = memory.target
+    active = Pointer(
+        target.release,
+        event.at,
+        target.number,
+        path=target.path,
+        vouchers=target.vouchers,
+        fail_mode=event.fail_mode,
+    )
+    best = fallbacks(*(pointer for pointer in memory.kept if pointer.release != active.release))
+    return replace(
+        memory, active=active, fallback=_at(best, 0), earlier=_at(best, 1), cuts=0, is_healthy=False, reason=""
+    )
 
 
 def settle(memory: Memory, event: Event) -> Memory:
     """The verdict is written beside the active release, which is no longer a target."""
     assert isinstance(event, Proved) and memory.active is not None
-    return replace(memory, active=replace(memory.active, verdict=event.verdict), target=None, full_only=False)
+    proven = memory.epoch if event.verdict == "proven" else 0
+    active = replace(memory.active, verdict=event.verdict, proven=proven)
+    return replace(drop_target(memory, event), active=active, earlier=None)
 
 
 def demote(memory: Memory, event: Event) -> Memory:
-    """The active release failed: it is refused and the fallback becomes active."""
-    assert isinstance(event, Failed | Returned) and memory.active is not None
-    refusal = Refused(memory.active.release, memory.active.number, event.reason[:400])
-    others = tuple(r for r in memory.refused if r.release != refusal.release)
-    return replace(
-        memory,
-        target=None,
-        full_only=False,
-        active=memory.fallback,
-        fallback=None,
-        refused=(refusal, *others)[:16],
-        reason=event.reason[:400],
-    )
+    """What is active may serve no longer: it is refused, and the best fallback becomes active."""
+    assert isinstance(event, ActiveLost | ActiveDenied | Returned | RestartedAgain) and memory.active is not None
+    refused = refuse(drop_target(memory, event), (memory.active,), event.reason)
+    reason = event.reason[:REASON_LENGTH]
+    return replace(refused, active=memory.fallback, fallback=memory.earlier, earlier=None, reason=reason)
+
+
+def close(memory: Memory, event: Event) -> Memory:
+    """What is active is refused and nothing takes its place."""
+    assert isinstance(event, LastClosed) and memory.active is not None
+    refused = refuse(drop_target(memory, event), (memory.active,), event.reason)
+    return replace(refused, active=None, reason=event.reason[:REASON_LENGTH])
+
+
+def fail_active(memory: Memory, event: Event) -> Memory:
+    """What is active has failed and stays for want of another; it is no fallback for anything."""
+    assert isinstance(event, LastLost) and memory.active is not None
+    return replace(memory, active=replace(memory.active, verdict="failed"))
 
 
 def note_reason(memory: Memory, event: Event) -> Memory:
-    """Why the machine is stuck; what should have served is no fallback for anything from now on."""
-    assert isinstance(event, Failed)
-    active = replace(memory.active, verdict="failed") if memory.active else None
-    return replace(memory, active=active, reason=event.reason[:400])
+    """What is active has failed and stays for want of another; why is told for as long as the machine stays stuck."""
+    assert isinstance(event, LastLost)
+    return replace(fail_active(memory, event), reason=event.reason[:REASON_LENGTH])
+
+
+def condemn(memory: Memory, event: Event) -> Memory:
+    """What is active failed its probation and stays for want of another: refused, so that no serving redeems it."""
+    assert isinstance(event, LastLost) and memory.active is not None
+    return note_reason(refuse(drop_target(memory, event), (memory.active,), event.reason), event)
 
 
 def clear_reason(memory: Memory, event: Event) -> Memory:
-    """Served again: nothing is wrong now, and what failed to serve before has yet to be proven again."""
+    """It serves: nothing is wrong now, and what only failed to serve before has yet to be proven again."""
     active = memory.active
-    if active is not None and active.verdict == "failed":
-        active = replace(active, verdict="unproven")
+    is_refused = active is not None and any(
+        (r.release, r.number) == (active.release, active.number) for r in memory.refused
+    )
+    if active is not None and active.verdict == "failed" and not is_refused:
+        active = replace(active, verdict="unproven", proven=0)
     return replace(memory, active=active, reason="")
 
 
-def choose_fallback(*candidates: Pointer | None) -> Pointer | None:
-    """The one fallback rule over releases that were active here, most recently active first.
+def drop_denied(memory: Memory, event: Event) -> Memory:
+    """What is denied will not serve again; its bytes go when the machine rests."""
+    assert isinstance(event, FallbackDenied)
+    spare = tuple(pointer for pointer in memory.kept if pointer is not memory.active)
+    gone = tuple(pointer for pointer in spare if pointer.release in event.releases)
+    best = fallbacks(*(pointer for pointer in spare if pointer not in gone))
+    return replace(refuse(memory, gone, event.reason), fallback=_at(best, 0), earlier=_at(best, 1))
 
-    The most recently proven; if none, the most recently active one that is `unproven`; never a `failed` one.
+
+def flag(memory: Memory, event: Event) -> Memory:
+    """What is active is marked as denied, to be told wherever it is told, and to be no fallback for anything."""
+    assert isinstance(event, LastDenied) and memory.active is not None
+    return replace(memory, active=replace(memory.active, denied=event.standing))
+
+
+def flag_unjudged(memory: Memory, event: Event) -> Memory:
+    """What is on probation is marked as denied; there is nothing left to judge."""
+    return drop_target(flag(memory, event), event)
+
+
+def fallbacks(*candidates: Pointer) -> tuple[Pointer, ...]:
+    """Who may serve instead, the best first, by the one fallback rule; `candidates` most recently active first.
+
+    The most recently proven; if none, the most recently active one that is `unproven`; never a `failed` one, never a
+    denied one. All were active here and were signed and approved when they were installed.
     """
-    present = [pointer for pointer in candidates if pointer is not None]
-    proven = [pointer for pointer in present if pointer.verdict == "proven"]
-    unproven = [pointer for pointer in present if pointer.verdict == "unproven"]
-    return next(iter(proven + unproven), None)
+    proven = sorted((c for c in candidates if c.verdict == "proven"), key=lambda c: c.proven, reverse=True)
+    unproven = [c for c in candidates if c.verdict == "unproven"]
+    return tuple(c for c in (*proven, *unproven) if not c.denied)
+
+
+def _at(pointers: tuple[Pointer, ...], index: int) -> Pointer | None:
+    return pointers[index] if index < len(pointers) else None
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -293,7 +725,10 @@ Update = Callable[[Memory, Event], Memory]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """In `phase`, on `event`: go to `goal`, change the memory by `update`, then start `command`."""
+    """In `phase`, on `event`: go to `goal`, change the memory by `update`, then start `command`.
+
+    Without a command, the task that works for the machine goes on.
+    """
 
     phase: Phase
     event: type
@@ -304,48 +739,112 @@ class Row:
 
 # fmt: off
 TABLE: Final[tuple[Row, ...]] = (
-    #   phase           event      goal            update         command
-    Row("idle",         Wanted,    "checking",     take_target,   Command.CHECK),
-    Row("idle",         Returned,  "rolling-back", demote,        Command.SERVE),
-    Row("idle",         Failed,    "rolling-back", demote,        Command.SERVE),
-    Row("idle",         Restarted, "idle",         keep,          Command.SERVE),
+    #   phase           event             goal            update         command
+    Row("idle",         Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("idle",         Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("idle",         Restarted,        "idle",         keep,          Command.SERVE),
+    Row("idle",         Served,           "idle",         clear_reason,  Command.REST),
+    Row("idle",         Stopped,          "idle",         keep,          Command.REST),
+    Row("idle",         ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("idle",         LastLost,         "stuck",        note_reason,   None),
+    Row("idle",         LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("idle",         FallbackDenied,   "idle",         drop_denied,   Command.SERVE),
+    Row("idle",         ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("idle",         LastDenied,       "idle",         flag,          None),
 
-    Row("checking",     Admitted,  "fetching",     keep,          Command.FETCH),
-    Row("checking",     Declined,  "idle",         refuse_target, Command.REST),
-    Row("checking",     Wanted,    "checking",     take_target,   Command.CHECK),
-    Row("checking",     Withdrawn, "idle",         drop_target,   Command.REST),
-    Row("checking",     Restarted, "checking",     keep,          Command.CHECK),
+    Row("checking",     Admitted,         "fetching",     keep,          Command.FETCH),
+    Row("checking",     Declined,         "idle",         refuse_target, Command.SERVE),
+    Row("checking",     Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("checking",     Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("checking",     Restarted,        "checking",     keep,          Command.CHECK),
+    Row("checking",     ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("checking",     LastLost,         "checking",     fail_active,   None),
+    Row("checking",     LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("checking",     TargetDenied,     "idle",         refuse_target, Command.SERVE),
+    Row("checking",     FallbackDenied,   "checking",     drop_denied,   None),
+    Row("checking",     ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("checking",     LastDenied,       "checking",     flag,          None),
 
-    Row("fetching",     Fetched,   "staging",      keep,          Command.STAGE),
-    Row("fetching",     Spoiled,   "checking",     full_only,     Command.CHECK),
-    Row("fetching",     Wanted,    "checking",     take_target,   Command.CHECK),
-    Row("fetching",     Withdrawn, "idle",         drop_target,   Command.REST),
-    Row("fetching",     Restarted, "checking",     keep,          Command.CHECK),
+    Row("fetching",     Fetched,          "staging",      keep,          Command.STAGE),
+    Row("fetching",     Spoiled,          "checking",     count_spoiled, Command.CHECK),
+    Row("fetching",     Blocked,          "checking",     count_try,     Command.CHECK),
+    Row("fetching",     TriedEnough,      "stuck",        give_up,       Command.REST),
+    Row("fetching",     Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("fetching",     Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("fetching",     Restarted,        "checking",     keep,          Command.CHECK),
+    Row("fetching",     ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("fetching",     LastLost,         "fetching",     fail_active,   None),
+    Row("fetching",     LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("fetching",     TargetDenied,     "idle",         refuse_target, Command.SERVE),
+    Row("fetching",     FallbackDenied,   "fetching",     drop_denied,   None),
+    Row("fetching",     ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("fetching",     LastDenied,       "fetching",     flag,          None),
 
-    Row("staging",      Staged,    "activating",   keep,          Command.ACTIVATE),
-    Row("staging",      Spoiled,   "checking",     full_only,     Command.CHECK),
-    Row("staging",      Wanted,    "checking",     take_target,   Command.CHECK),
-    Row("staging",      Withdrawn, "idle",         drop_target,   Command.REST),
-    Row("staging",      Restarted, "staging",      keep,          Command.STAGE),
+    Row("staging",      Staged,           "activating",   keep,          Command.ACTIVATE),
+    Row("staging",      Spoiled,          "checking",     count_spoiled, Command.CHECK),
+    Row("staging",      Blocked,          "checking",     count_try,     Command.CHECK),
+    Row("staging",      TriedEnough,      "stuck",        give_up,       Command.REST),
+    Row("staging",      Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("staging",      Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("staging",      Restarted,        "staging",      keep,          Command.STAGE),
+    Row("staging",      ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("staging",      LastLost,         "staging",      fail_active,   None),
+    Row("staging",      LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("staging",      TargetDenied,     "idle",         refuse_target, Command.SERVE),
+    Row("staging",      FallbackDenied,   "staging",      drop_denied,   None),
+    Row("staging",      ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("staging",      LastDenied,       "staging",      flag,          None),
 
-    Row("activating",   Passed,    "proving",      flip,          Command.PROVE),
-    Row("activating",   Failed,    "idle",         refuse_target, Command.REST),
-    Row("activating",   Wanted,    "checking",     take_target,   Command.CHECK),
-    Row("activating",   Withdrawn, "idle",         drop_target,   Command.REST),
-    Row("activating",   Restarted, "activating",   keep,          Command.ACTIVATE),
+    Row("activating",   Passed,           "proving",      flip,          Command.PROVE),
+    Row("activating",   Postponed,        "activating",   keep,          Command.ACTIVATE),
+    Row("activating",   Failed,           "idle",         refuse_target, Command.SERVE),
+    Row("activating",   Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("activating",   Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("activating",   Restarted,        "activating",   keep,          Command.ACTIVATE),
+    Row("activating",   RestartedMidway,  "activating",   count_cut,     Command.ACTIVATE),
+    Row("activating",   RestartedAgain,   "idle",         refuse_target, Command.SERVE),
+    Row("activating",   ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("activating",   LastLost,         "activating",   fail_active,   None),
+    Row("activating",   LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("activating",   TargetDenied,     "idle",         refuse_target, Command.SERVE),
+    Row("activating",   FallbackDenied,   "activating",   drop_denied,   None),
+    Row("activating",   ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("activating",   LastDenied,       "activating",   flag,          None),
 
-    Row("proving",      Proved,    "idle",         settle,        Command.REST),
-    Row("proving",      Failed,    "rolling-back", demote,        Command.SERVE),
-    Row("proving",      Returned,  "rolling-back", demote,        Command.SERVE),
-    Row("proving",      Wanted,    "checking",     take_target,   Command.CHECK),
-    Row("proving",      Restarted, "proving",      keep,          Command.PROVE),
+    Row("proving",      Healthy,          "proving",      mark_healthy,  None),
+    Row("proving",      Proved,           "idle",         settle,        Command.REST),
+    Row("proving",      Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("proving",      Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("proving",      Restarted,        "proving",      keep,          Command.PROVE),
+    Row("proving",      RestartedHealthy, "proving",      count_cut,     Command.PROVE),
+    Row("proving",      RestartedAgain,   "rolling-back", demote,        Command.SERVE),
+    Row("proving",      ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("proving",      LastLost,         "stuck",        condemn,       None),
+    Row("proving",      LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("proving",      FallbackDenied,   "proving",      drop_denied,   None),
+    Row("proving",      ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("proving",      LastDenied,       "idle",         flag_unjudged, Command.SERVE),
 
-    Row("rolling-back", Served,    "idle",         clear_reason,  Command.REST),
-    Row("rolling-back", Failed,    "stuck",        note_reason,   None),
-    Row("rolling-back", Restarted, "rolling-back", keep,          Command.SERVE),
+    Row("rolling-back", Served,           "idle",         clear_reason,  Command.REST),
+    Row("rolling-back", Stopped,          "stuck",        keep,          Command.REST),
+    Row("rolling-back", Restarted,        "rolling-back", keep,          Command.SERVE),
+    Row("rolling-back", ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("rolling-back", LastLost,         "stuck",        note_reason,   None),
+    Row("rolling-back", LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("rolling-back", FallbackDenied,   "rolling-back", drop_denied,   None),
+    Row("rolling-back", ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("rolling-back", LastDenied,       "rolling-back", flag,          None),
 
-    Row("stuck",        Wanted,    "checking",     take_target,   Command.CHECK),
-    Row("stuck",        Restarted, "rolling-back", keep,          Command.SERVE),
+    Row("stuck",        Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("stuck",        Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("stuck",        Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("stuck",        Restarted,        "rolling-back", keep,          Command.SERVE),
+    Row("stuck",        ActiveLost,       "rolling-back", demote,        Command.SERVE),
+    Row("stuck",        LastLost,         "stuck",        note_reason,   None),
+    Row("stuck",        LastClosed,       "rolling-back", close,         Command.SERVE),
+    Row("stuck",        FallbackDenied,   "stuck",        drop_denied,   Command.REST),
+    Row("stuck",        ActiveDenied,     "rolling-back", demote,        Command.SERVE),
+    Row("stuck",        LastDenied,       "stuck",        flag,          None),
 )
 # fmt: on
 
@@ -365,38 +864,20 @@ def step(memory: Memory, event: Event) -> tuple[Memory, Command | None]:
     return replace(after, phase=row.goal, epoch=memory.epoch + (row.command is not None)), row.command
 
 
-def event_from_directive(memory: Memory, action: str, release: bytes, number: int) -> Event | None:
-    """What an admissible directive of this ring means to this machine now; None when it is satisfied already.
+def settled(memory: Memory, happening: Happening) -> tuple[Memory, Command | None, tuple[Event, ...]]:
+    """Where a level (`Directed`, `DenialsHeld`) leads: the last memory, the last command, every event on the way.
 
-    A release refused under the same number is not tried again; a reconnect repeats directives and changes nothing.
+    Only the last command is worth performing; the caller saves the memory first, as for `step`.
     """
-    match action:
-        case "install":
-            active = memory.active
-            if memory.target is not None:
-                if release == memory.target.release:
-                    return None
-                if active is not None and release == active.release:
-                    return Withdrawn("superseded by a directive that names what is active")
-            elif (
-                active is not None
-                and release == active.release
-                and (memory.phase != "stuck" or number == active.number)
-            ):
-                return None  # only a new number has a node try again what it failed to serve
-            if any(r.release == release and r.number == number for r in memory.refused):
-                return None
-            return Wanted(Target(release, number))
-        case "hold":
-            return Withdrawn("held by directive") if memory.target is not None else None
-        case "return":
-            if memory.target is not None and memory.target.release == release and memory.phase != "proving":
-                return Withdrawn("returned by directive")
-            if memory.active is not None and memory.active.release == release and memory.fallback is not None:
-                return Returned()
-            return None
-        case _:
-            return None
+    command: Command | None = None
+    events: list[Event] = []
+    while (event := classify(memory, happening)) is not None:
+        after, started = step(memory, event)
+        if after is memory:
+            break
+        memory, command = after, started or command
+        events.append(event)
+    return memory, command, tuple(events)
 
 
 def mermaid() -> str:

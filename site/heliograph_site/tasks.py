@@ -24,9 +24,9 @@ from heliograph_site.fetching import Downloads, in_thread, usable_ways
 from heliograph_site.hardware import why_unfit
 from heliograph_site.machine import (
     Admitted,
+    Answer,
     Command,
     Declined,
-    Event,
     Failed,
     Fetched,
     Memory,
@@ -35,6 +35,7 @@ from heliograph_site.machine import (
     Served,
     Spoiled,
     Staged,
+    Stopped,
 )
 from heliograph_site.slots import Slots
 
@@ -127,7 +128,7 @@ class Tasks:
         self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
         self._spoils: dict[bytes, int] = {}
 
-    async def perform(self, command: Command, memory: Memory) -> Event | None:
+    async def perform(self, command: Command, memory: Memory) -> Answer | None:
         """Does it, however long it takes; None when there is nothing to say."""
         try:
             match command:
@@ -152,7 +153,7 @@ class Tasks:
 
     # --- check --------------------------------------------------------------------------------------------------------
 
-    async def _check(self, memory: Memory) -> Event:
+    async def _check(self, memory: Memory) -> Answer:
         assert memory.target is not None, "checking has a target"
         model, release = memory.model, memory.target.release
         spoils = self._spoils.get(release, 0)
@@ -178,7 +179,7 @@ class Tasks:
             await self._wait(model, f"{lacking} more bytes of free disk", self._pace.retry_s)
         return await self._ask(memory, manifest)
 
-    async def _ask(self, memory: Memory, manifest: Manifest) -> Event:
+    async def _ask(self, memory: Memory, manifest: Manifest) -> Answer:
         assert memory.target is not None, "checking has a target"
         model, release = memory.model, memory.target.release
         back_off_s = self._deadlines.offer_s
@@ -211,7 +212,7 @@ class Tasks:
 
     # --- fetch and stage ----------------------------------------------------------------------------------------------
 
-    async def _fetch(self, memory: Memory) -> Event:
+    async def _fetch(self, memory: Memory) -> Answer:
         assert memory.target is not None, "fetching has a target"
         release = memory.target.release
         manifest = self._slots.manifest(release)
@@ -235,7 +236,7 @@ class Tasks:
 
         return tell
 
-    async def _stage(self, memory: Memory) -> Event:
+    async def _stage(self, memory: Memory) -> Answer:
         assert memory.target is not None, "staging has a target"
         manifest = self._slots.manifest(memory.target.release)
         if manifest is None:
@@ -248,7 +249,7 @@ class Tasks:
 
     # --- activate, prove, serve ---------------------------------------------------------------------------------------
 
-    async def _activate(self, memory: Memory) -> Event:
+    async def _activate(self, memory: Memory) -> Answer:
         assert memory.target is not None, "activating has a target"
         release = memory.target.release
         limit_s = self._deadlines.activation_s
@@ -270,7 +271,7 @@ class Tasks:
                     return Failed(memory.epoch, f"not active within {limit_s:g} s: {error}")
                 await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
 
-    async def _prove(self, memory: Memory) -> Event:
+    async def _prove(self, memory: Memory) -> Answer:
         assert memory.active is not None, "proving follows a flip"
         model, release = memory.model, memory.active.release
         manifest = self._slots.manifest(release)
@@ -298,11 +299,9 @@ class Tasks:
             self._agent.note(model, probation.waiting, is_news=False)
             await asyncio.sleep(self._pace.poll_s)
 
-    async def _serve(self, memory: Memory) -> Event:
+    async def _serve(self, memory: Memory) -> Answer:
         if memory.active is None:
-            if memory.phase == "rolling-back":
-                return Failed(memory.epoch, f"nothing left to serve: {memory.reason}")
-            return Served(memory.epoch)
+            return Stopped(memory.epoch)
         limit_s = self._deadlines.rollback_s if memory.phase == "rolling-back" else None
         return await self._reach(memory, limit_s) or Served(memory.epoch)
 
@@ -324,7 +323,7 @@ class Tasks:
                     return Failed(memory.epoch, f"not serving within {limit_s:g} s: {error}")
                 await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
 
-    async def _rest(self, memory: Memory) -> Event | None:
+    async def _rest(self, memory: Memory) -> Answer | None:
         """Drops what is half done: objects that nothing needs, and the worker of what was just refused."""
         self._ways.pop(memory.model, None)
         self._agent.collect()

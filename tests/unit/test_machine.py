@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import get_args
 
 import pytest
@@ -13,51 +14,100 @@ from hypothesis import strategies as st
 from heliograph.documents import Phase
 from heliograph_site.machine import (
     EVENTS,
+    MAX_CUTS,
+    MAX_TRIES,
     TABLE,
+    UNDER_WAY,
+    ActiveDenied,
     Admitted,
+    Answer,
+    Blocked,
     Command,
     Declined,
+    DenialsHeld,
+    Directed,
     Event,
     Failed,
+    FailMode,
+    FallbackDenied,
     Fetched,
+    GivenUp,
+    Happening,
+    Healthy,
+    LastClosed,
+    LastDenied,
     Memory,
     Passed,
     Pointer,
+    Postponed,
     Proved,
     Refused,
-    Restarted,
+    RestartedAgain,
+    RestartedHealthy,
+    RestartedMidway,
     Returned,
     Served,
     Spoiled,
     Staged,
+    Started,
+    Stopped,
     Target,
+    TargetDenied,
+    TriedEnough,
     Wanted,
     Withdrawn,
-    choose_fallback,
-    event_from_directive,
+    classify,
+    fallbacks,
     mermaid,
+    settled,
     step,
+    weigh,
 )
 
 ROOT = Path(__file__).parents[2]
-PHASES: tuple[str, ...] = get_args(Phase)
-A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
+PHASES: tuple[Phase, ...] = get_args(Phase)
+A, B, C, D = b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32
+RESTARTS = {RestartedMidway, RestartedHealthy, RestartedAgain}
 
 # fmt: off
-IGNORED = {
-    # What a machine at rest, or one that is busy elsewhere, need not hear: another phase's answers.
-    "idle":         {Withdrawn, Admitted, Declined, Fetched, Spoiled, Staged, Passed, Proved, Served},
-    "checking":     {Returned, Fetched, Spoiled, Staged, Passed, Failed, Proved, Served},
-    "fetching":     {Returned, Admitted, Declined, Staged, Passed, Failed, Proved, Served},
-    "staging":      {Returned, Admitted, Declined, Fetched, Passed, Failed, Proved, Served},
-    "activating":   {Returned, Admitted, Declined, Fetched, Spoiled, Staged, Proved, Served},
-    # Probation is not withdrawn: what is active is judged to the end, or superseded.
-    "proving":      {Withdrawn, Admitted, Declined, Fetched, Spoiled, Staged, Passed, Served},
+IGNORED: dict[str, set[type]] = {
+    # What a machine at rest, or one that is busy elsewhere, need not hear: another phase's answers. `classify` names
+    # what the active release failed at, restarts and denials so that only the phases they matter in hear of them.
+    "idle":         {Withdrawn, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed,
+                     Failed, Healthy, Proved, TargetDenied, *RESTARTS},
+    "checking":     {Returned, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed, Healthy,
+                     Proved, Served, Stopped, *RESTARTS},
+    "fetching":     {Returned, Admitted, Declined, Staged, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
+                     *RESTARTS},
+    "staging":      {Returned, Admitted, Declined, Fetched, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
+                     *RESTARTS},
+    # Only cuts count here, healthy or not.
+    "activating":   {Returned, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Healthy, Proved,
+                     Served, Stopped, RestartedHealthy},
+    # Probation is not withdrawn: what is active is judged to the end, or superseded. What it fails at has other names.
+    "proving":      {Withdrawn, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed,
+                     Failed, Served, Stopped, RestartedMidway, TargetDenied},
     # A way back is finished first; what the directive says is looked at again on arrival.
-    "rolling-back": {Wanted, Withdrawn, Returned, Admitted, Declined, Fetched, Spoiled, Staged, Passed, Proved},
-    "stuck":        {Withdrawn, Returned, Admitted, Declined, Fetched, Spoiled, Staged, Passed, Failed, Proved, Served},
+    "rolling-back": {Wanted, Withdrawn, Returned, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged,
+                     Passed, Postponed, Failed, Healthy, Proved, TargetDenied, *RESTARTS},
+    "stuck":        {Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed,
+                     Healthy, Proved, Served, Stopped, TargetDenied, *RESTARTS},
 }
 # fmt: on
+
+
+def install(release: bytes, number: int) -> Directed:
+    return Directed("install", Target(release, number))
+
+
+def after(memory: Memory, *happenings: Happening) -> tuple[Memory, Command | None]:
+    """Where these lead, one after the other; the command of the last."""
+    command = None
+    for happening in happenings:
+        event = classify(memory, happening)
+        assert event is not None, f"{happening} is nothing new in {memory.phase}"
+        memory, command = step(memory, event)
+    return memory, command
 
 
 def test_every_pair_of_phase_and_event_is_a_row_or_ignored_on_purpose() -> None:
@@ -71,82 +121,175 @@ def test_no_pair_has_two_rows() -> None:
     assert len({(row.phase, row.event) for row in TABLE}) == len(TABLE)
 
 
+@pytest.mark.parametrize("was_orderly", [True, False])
 @pytest.mark.parametrize("phase", PHASES)
-def test_every_phase_knows_how_to_restart(phase: Phase) -> None:
-    target = Target(B, 2) if phase not in ("idle", "rolling-back", "stuck") else None
-    memory, command = step(Memory("digits", phase, 3, target, active=Pointer(A, 1)), Restarted())
-    assert command is not None and memory.epoch == 4
+def test_every_phase_knows_how_to_restart(phase: Phase, was_orderly: bool) -> None:
+    target = Target(B, 2) if phase in (*UNDER_WAY, "proving") else None
+    memory = Memory("digits", phase, 3, target, active=Pointer(A, 1))
+    event = classify(memory, Started(was_orderly))
+    assert event is not None
+    command = step(memory, event)[1]
+    assert command is not None and step(memory, event)[0].epoch == 4
 
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
     "late",
-    [Admitted(6), Declined(6, ""), Fetched(6), Spoiled(6, ""), Staged(6), Passed(6, 1), Failed(6, ""),
-     Proved(6, "proven"), Served(6)],
+    [Admitted(6), Declined(6, ""), Fetched(6), Spoiled(6, ""), Blocked(6, ""), Staged(6), Passed(6, 1), Failed(6, ""),
+     Healthy(6), Proved(6, "proven"), Served(6), Stopped(6)],
     ids=lambda event: type(event).__name__,
 )  # fmt: skip
-def test_a_late_answer_changes_nothing(phase: Phase, late: Event) -> None:
-    memory = Memory("digits", phase, 7, Target(B, 2), active=Pointer(A, 1))
+def test_a_late_answer_changes_nothing(phase: Phase, late: Answer) -> None:
+    memory = Memory("digits", phase, 7, Target(B, 2), active=Pointer(A, 1), fallback=Pointer(C, 0))
+    assert classify(memory, late) is None
     assert step(memory, late) == (memory, None)
 
 
-def test_a_release_goes_from_directive_to_proven() -> None:
+def test_a_release_goes_from_directive_to_proven_with_its_evidence() -> None:
     memory = Memory("digits", active=Pointer(A, 1, 1, "proven"))
+    target = Target(B, 2, "digits/1.1.0", (b"k" * 32,))
     started = []
-    for event in (
-        Wanted(Target(B, 2)), Admitted(1), Fetched(2), Staged(3), Passed(4, 100), Proved(5, "proven"),
+    for happening in (
+        Directed("install", target), Admitted(1), Fetched(2), Staged(3), Passed(4, 100, "closed"), Healthy(5),
+        Proved(5, "proven"),
     ):  # fmt: skip
-        memory, command = step(memory, event)
+        memory, command = after(memory, happening)
         started.append(command)
     assert started == [
-        Command.CHECK, Command.FETCH, Command.STAGE, Command.ACTIVATE, Command.PROVE, Command.REST,
+        Command.CHECK, Command.FETCH, Command.STAGE, Command.ACTIVATE, Command.PROVE, None, Command.REST,
     ]  # fmt: skip
-    assert memory == Memory(
-        "digits", "idle", 6, active=Pointer(B, 100, 2, "proven"), fallback=Pointer(A, 1, 1, "proven")
-    )
+    active = Pointer(
+        B, 100, 2, "proven", path="digits/1.1.0", vouchers=(b"k" * 32,), fail_mode="closed", proven=5
+    )  # fmt: skip
+    assert memory == Memory("digits", "idle", 6, active=active, fallback=Pointer(A, 1, 1, "proven"))
 
 
 def test_wrong_golden_outputs_leave_the_active_release_alone_and_are_remembered() -> None:
     memory = Memory("digits", "activating", 4, Target(B, 2), active=Pointer(A, 1, 1, "proven"))
-    after, command = step(memory, Failed(4, "golden outputs differ by 0.5"))
-    assert (after.phase, command, after.active) == ("idle", Command.REST, memory.active)
-    assert after.refused == (Refused(B, 2, "golden outputs differ by 0.5"),)
-    assert event_from_directive(after, "install", B, 2) is None
-    assert event_from_directive(after, "install", B, 3) == Wanted(Target(B, 3))
+    refused, command = after(memory, Failed(4, "golden outputs differ by 0.5"))
+    assert (refused.phase, command, refused.active) == ("idle", Command.SERVE, memory.active)
+    assert refused.refused == (Refused(B, 2, "golden outputs differ by 0.5"),)
+    assert classify(refused, install(B, 2)) is None
+    assert classify(refused, install(B, 3)) == Wanted(Target(B, 3))
+    assert after(refused, Served(5))[1] == Command.REST
 
 
 def test_failing_probation_serves_the_fallback_and_refuses_what_failed() -> None:
     memory = Memory("digits", "proving", 5, Target(B, 2), active=Pointer(B, 9, 2), fallback=Pointer(A, 1, 1, "proven"))
-    after, command = step(memory, Failed(5, "worker died 3 times"))
-    assert (after.phase, command) == ("rolling-back", Command.SERVE)
-    assert after.active == memory.fallback and after.fallback is None and after.target is None
-    assert [(r.release, r.number) for r in after.refused] == [(B, 2)]
-    healed, _ = step(after, Served(6))
+    back, command = after(memory, Failed(5, "worker died 3 times"))
+    assert (back.phase, command) == ("rolling-back", Command.SERVE)
+    assert back.active == memory.fallback and back.fallback is None and back.target is None
+    assert [(r.release, r.number) for r in back.refused] == [(B, 2)]
+    healed, _ = after(back, Served(6))
     assert (healed.phase, healed.reason) == ("idle", "")
 
 
-def test_what_fails_to_serve_as_fallback_is_no_fallback_for_the_next_release() -> None:
-    memory = Memory("digits", "rolling-back", 6, active=Pointer(A, 1, 1, "proven"))
-    for event in (Failed(6, "gone"), Wanted(Target(B, 2)), Admitted(7), Fetched(8), Staged(9), Passed(10, 50)):
-        memory, _ = step(memory, event)
-    assert memory.phase == "proving" and memory.fallback is None
+def test_a_fallback_that_does_not_serve_in_time_gives_way_to_the_next() -> None:
+    memory = Memory(
+        "digits", "proving", 5, Target(C, 3), active=Pointer(C, 9, 3),
+        fallback=Pointer(A, 1, 1, "proven"), earlier=Pointer(B, 5, 2),
+    )  # fmt: skip
+    back, _ = after(memory, Failed(5, "too slow"))
+    next_, command = after(back, Failed(6, "not serving within 60 s"))
+    assert (next_.phase, command) == ("rolling-back", Command.SERVE)
+    assert next_.active == memory.earlier and next_.fallback is None
+    assert [(r.release, r.number) for r in next_.refused] == [(A, 1), (C, 3)]
+
+
+def test_an_earlier_release_is_kept_only_until_the_active_one_is_judged() -> None:
+    memory = Memory(
+        "digits", "activating", 4, Target(C, 3), active=Pointer(B, 5, 2), fallback=Pointer(A, 1, 1, "proven")
+    )
+    proving, _ = after(memory, Passed(4, 9))
+    assert proving.fallback == memory.fallback and proving.earlier == memory.active
+    assert proving.releases == (C, A, B)
+    judged, _ = after(proving, Proved(5, "unproven"))
+    assert judged.earlier is None and judged.releases == (C, A)
+
+
+@pytest.mark.parametrize("phase", ["idle", "rolling-back"])
+def test_the_last_release_that_fails_to_serve_stays_and_is_no_fallback_for_the_next(phase: Phase) -> None:
+    memory = Memory("digits", phase, 6, active=Pointer(A, 1, 1, "proven"))
+    stuck, command = after(memory, Failed(6, "gone"))
+    assert (stuck.phase, stuck.reason, command) == ("stuck", "gone", None)
+    assert stuck.active == replace(memory.active, verdict="failed")  # type: ignore[type-var]  # it is there
+    flipped, _ = after(stuck, install(B, 2), Admitted(7), Fetched(8), Staged(9), Passed(10, 50))
+    assert flipped.phase == "proving" and flipped.fallback is None
+
+
+def test_what_only_failed_to_serve_is_redeemed_by_serving_and_what_failed_probation_is_not() -> None:
+    idle = Memory("digits", "idle", 6, active=Pointer(A, 1, 1, "proven", proven=3))
+    served, _ = after(idle, Failed(6, "gone"), Started(), Served(7))
+    assert served.active == Pointer(A, 1, 1, "unproven")
+    proving = Memory("digits", "proving", 6, Target(A, 1), active=Pointer(A, 1, 1))
+    condemned, _ = after(proving, Failed(6, "too slow"), Started(), Served(7))
+    assert condemned.active == Pointer(A, 1, 1, "failed") and condemned.phase == "idle"
+    assert condemned.refused == (Refused(A, 1, "too slow"),)
+    assert classify(condemned, install(A, 1)) is None
+    assert classify(condemned, install(A, 2)) == Wanted(Target(A, 2))
+
+
+@pytest.mark.parametrize("phase", ["idle", "fetching", "proving", "rolling-back", "stuck"])
+def test_the_last_release_of_a_closed_model_stops_when_it_fails(phase: Phase) -> None:
+    target = Target(B, 2) if phase == "fetching" else None
+    memory = Memory("digits", phase, 6, target, active=Pointer(A, 1, 1, fail_mode="closed"), reason="x")
+    failure: Happening = GivenUp(A, "dead") if phase in ("idle", "fetching", "stuck") else Failed(6, "dead")
+    closing, command = after(memory, failure)
+    assert (closing.phase, command, closing.active) == ("rolling-back", Command.SERVE, None)
+    stuck, command = after(closing, Stopped(7))
+    assert (stuck.phase, stuck.reason, command) == ("stuck", "dead", Command.REST)
+    assert classify(stuck, install(A, 1)) is None
+    assert after(stuck, Started(), Stopped(9))[0].phase == "stuck", "still nothing to serve"
+
+
+def test_what_the_server_gives_up_while_another_release_is_on_its_way_is_replaced_at_once() -> None:
+    memory = Memory("digits", "fetching", 2, Target(B, 2), active=Pointer(A, 5, 3), fallback=Pointer(C, 1, 1))
+    back, command = after(memory, GivenUp(A, "died too often"))
+    assert (back.phase, command, back.active) == ("rolling-back", Command.SERVE, memory.fallback)
+    rest, _ = after(back, Served(3))
+    assert classify(rest, install(B, 2)) == Wanted(Target(B, 2)), "and what was on its way is wanted again"
+    alone, command = after(replace(memory, fallback=None), GivenUp(A, "died too often"))
+    assert (alone.phase, command) == ("fetching", None), "with nothing to fall back on, help is on its way"
+    assert classify(alone, GivenUp(A, "died too often")) is None
+    assert classify(memory, GivenUp(C, "not what is active")) is None
 
 
 def test_a_release_is_never_its_own_fallback() -> None:
     memory = Memory(
         "digits", "activating", 4, Target(A, 3), active=Pointer(A, 1, 1, "proven"), fallback=Pointer(B, 0, 0)
     )
-    after, _ = step(memory, Passed(4, 9))
-    assert after.active is not None and after.fallback is not None
-    assert (after.active.release, after.fallback.release) == (A, B)
+    flipped, _ = after(memory, Passed(4, 9))
+    assert flipped.active is not None and flipped.fallback is not None
+    assert (flipped.active.release, flipped.fallback.release) == (A, B)
 
 
 def test_spoiled_bytes_are_asked_for_again_in_full() -> None:
     memory = Memory("digits", "fetching", 2, Target(B, 2))
-    after, command = step(memory, Spoiled(2, "segment 3 rebuilt wrong"))
-    assert (after.phase, after.full_only, command) == ("checking", True, Command.CHECK)
-    another, _ = step(after, Wanted(Target(C, 3)))
-    assert not another.full_only
+    again, command = after(memory, Spoiled(2, "segment 3 rebuilt wrong"))
+    assert (again.phase, again.full_only, again.tries, command) == ("checking", True, 1, Command.CHECK)
+    another, _ = after(again, install(C, 3))
+    assert (another.full_only, another.tries) == (False, 0)
+
+
+@pytest.mark.parametrize("trouble", [Spoiled, Blocked])
+def test_bytes_that_spoil_and_a_disk_that_takes_nothing_are_given_up_after_so_many_tries(
+    trouble: type[Spoiled | Blocked],
+) -> None:
+    memory, _ = after(Memory("digits", active=Pointer(A, 1, 1)), install(B, 2))
+    for _ in range(MAX_TRIES):
+        assert memory.phase == "checking"
+        memory, _ = after(memory, Admitted(memory.epoch))
+        memory, command = after(memory, trouble(memory.epoch, "input/output error"))
+    assert (memory.phase, command) == ("stuck", Command.REST)
+    assert memory.reason == f"given up after {MAX_TRIES} tries: input/output error"
+    assert memory.active == Pointer(A, 1, 1)
+    assert classify(memory, install(B, 2)) is None
+    assert after(memory, install(B, 3))[0].phase == "checking", "a new number tries again"
+    assert after(memory, install(A, 3))[0].phase == "idle", "what is active is wanted: nothing is missing any more"
+    assert after(memory, Directed("hold", Target(B, 3)))[0].phase == "idle"
+    assert after(memory, Started(), Served(memory.epoch + 1))[0].phase == "idle"
+    assert classify(after(memory, Started(), Served(memory.epoch + 1))[0], install(B, 2)) is None
+    assert after(memory, DenialsHeld(frozenset({A})))[0].is_last_denied
 
 
 @pytest.mark.parametrize(
@@ -154,129 +297,403 @@ def test_spoiled_bytes_are_asked_for_again_in_full() -> None:
     [
         ((Pointer(A, 5, verdict="unproven"), Pointer(B, 3, verdict="proven")), B),
         ((Pointer(A, 5, verdict="proven"), Pointer(B, 3, verdict="proven")), A),
+        ((Pointer(A, 5, verdict="proven", proven=4), Pointer(B, 3, verdict="proven", proven=9)), B),
         ((Pointer(A, 5, verdict="unproven"), Pointer(B, 3, verdict="unproven")), A),
         ((Pointer(A, 5, verdict="failed"), Pointer(B, 3, verdict="unproven")), B),
-        ((Pointer(A, 5, verdict="failed"), None), None),
-        ((None, None), None),
+        ((Pointer(A, 5, verdict="proven", denied="once"), Pointer(B, 3, verdict="unproven")), B),
+        ((Pointer(A, 5, verdict="failed"),), None),
+        ((), None),
     ],
 )
-def test_the_fallback_is_the_most_recently_proven_and_never_a_failed_one(
-    candidates: tuple[Pointer | None, ...], chosen: bytes | None
+def test_the_fallback_is_the_most_recently_proven_never_failed_and_never_denied(
+    candidates: tuple[Pointer, ...], chosen: bytes | None
 ) -> None:
-    found = choose_fallback(*candidates)
-    assert (found.release if found else None) == chosen
+    assert next((pointer.release for pointer in fallbacks(*candidates)), None) == chosen
 
 
 def test_a_directive_that_names_what_is_active_stops_what_is_under_way() -> None:
     memory = Memory("digits", "fetching", 2, Target(B, 2), active=Pointer(A, 1, 1))
-    event = event_from_directive(memory, "install", A, 3)
-    assert isinstance(event, Withdrawn)
-    assert step(memory, event)[0].target is None
+    assert isinstance(classify(memory, install(A, 3)), Withdrawn)
+    assert after(memory, install(A, 3))[0].target is None
+
+
+def test_a_directive_that_names_what_was_refused_stops_what_is_under_way() -> None:
+    memory = Memory("digits", "fetching", 2, Target(B, 2), refused=(Refused(C, 3, "no"),))
+    stopped, _, events = settled(memory, install(C, 3))
+    assert (stopped.phase, [type(event) for event in events]) == ("idle", [Withdrawn])
 
 
 def test_a_repeated_directive_changes_nothing() -> None:
     fetching = Memory("digits", "fetching", 2, Target(B, 2))
-    settled = Memory("digits", active=Pointer(B, 1, 2))
-    assert event_from_directive(fetching, "install", B, 2) is None
-    assert event_from_directive(settled, "install", B, 2) is None
-    assert event_from_directive(settled, "hold", B, 2) is None
-    assert event_from_directive(settled, "unheard-of", B, 2) is None
+    rest = Memory("digits", active=Pointer(B, 1, 2))
+    assert classify(fetching, install(B, 2)) is None
+    assert classify(rest, install(B, 2)) is None
+    assert classify(rest, Directed("hold", Target(B, 2))) is None
+    assert classify(rest, Directed("unheard-of", Target(B, 2))) is None
+
+
+@pytest.mark.parametrize("action", ["hold", "return"])
+@pytest.mark.parametrize("phase", UNDER_WAY)
+def test_hold_and_return_stop_what_is_under_way_and_keep_what_serves(phase: Phase, action: str) -> None:
+    memory = Memory("digits", phase, 4, Target(B, 2), active=Pointer(A, 1, 1))
+    rest, command, _ = settled(memory, Directed(action, Target(B, 3)))
+    assert (rest.phase, rest.target, rest.active, command) == ("idle", None, memory.active, Command.SERVE)
+    assert rest.refused == (), "nobody said that it is bad"
 
 
 def test_return_serves_the_fallback_and_without_one_keeps_what_runs() -> None:
     alone = Memory("digits", active=Pointer(B, 1, 2))
-    assert event_from_directive(alone, "return", B, 3) is None
-    event = event_from_directive(replace(alone, fallback=Pointer(A, 0, 1)), "return", B, 3)
-    assert isinstance(event, Returned)
-    assert isinstance(event_from_directive(Memory("digits", "staging", 1, Target(B, 2)), "return", B, 3), Withdrawn)
+    back = Directed("return", Target(B, 3))
+    assert classify(alone, back) is None
+    pair = replace(alone, fallback=Pointer(A, 0, 1))
+    assert isinstance(classify(pair, back), Returned)
+    assert isinstance(classify(replace(pair, phase="proving", target=Target(B, 2)), back), Returned)
+    under_way = replace(pair, phase="fetching", target=Target(C, 2))
+    returned, command, events = settled(under_way, back)
+    assert [type(event) for event in events] == [Withdrawn, Returned]
+    assert (returned.phase, returned.active, command) == ("rolling-back", pair.fallback, Command.SERVE)
 
 
 def test_a_stuck_machine_tries_the_same_release_again_only_under_a_new_number() -> None:
     stuck = Memory("digits", "stuck", 4, active=Pointer(A, 1, 2, "failed"))
-    assert event_from_directive(stuck, "install", A, 2) is None
-    assert event_from_directive(stuck, "install", A, 3) == Wanted(Target(A, 3))
+    assert classify(stuck, install(A, 2)) is None
+    assert classify(stuck, install(A, 3)) == Wanted(Target(A, 3))
 
 
-RELEASES = st.sampled_from([A, B, C])
-NUMBERS = st.integers(0, 4)
-REASON = st.just("because")
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_power_cut_while_proving_resumes_once_if_the_worker_was_healthy_and_then_demotes() -> None:
+    memory = Memory("digits", "proving", 5, Target(B, 2), active=Pointer(B, 9, 2), fallback=Pointer(A, 1, 1, "proven"))
+    resumed, command = after(memory, Healthy(5), Started())
+    assert isinstance(classify(after(memory, Healthy(5))[0], Started()), RestartedHealthy)
+    assert (resumed.phase, resumed.active, command) == ("proving", memory.active, Command.PROVE)
+    demoted, command = after(resumed, Healthy(6), Started())
+    assert (demoted.phase, demoted.active, command) == ("rolling-back", memory.fallback, Command.SERVE)
+    assert demoted.refused == (Refused(B, 2, "the node stopped again during its probation"),)
+
+
+def test_a_power_cut_before_the_worker_was_seen_healthy_demotes_at_once() -> None:
+    memory = Memory("digits", "proving", 5, Target(B, 2), active=Pointer(B, 9, 2), fallback=Pointer(A, 1, 1, "proven"))
+    assert isinstance(classify(memory, Started()), RestartedAgain)
+    assert after(memory, Started())[0].active == memory.fallback
+
+
+def test_an_orderly_restart_is_held_against_nobody() -> None:
+    memory = Memory("digits", "proving", 5, Target(B, 2), active=Pointer(B, 9, 2), fallback=Pointer(A, 1, 1, "proven"))
+    for _ in range(9):
+        memory, command = after(memory, Started(was_orderly=True))
+        assert (memory.phase, command, memory.cuts) == ("proving", Command.PROVE, 0)
+
+
+def test_with_nothing_to_fall_back_on_probation_goes_on_after_every_power_cut() -> None:
+    memory = Memory("digits", "proving", 5, Target(B, 2), active=Pointer(B, 9, 2))
+    for _ in range(9):
+        memory, command = after(memory, Started())
+        assert (memory.phase, command) == ("proving", Command.PROVE)
+
+
+def test_a_release_that_takes_the_node_down_while_it_is_activated_is_refused_in_the_end() -> None:
+    memory = Memory("digits", "activating", 5, Target(B, 2), active=Pointer(A, 1, 1))
+    for _ in range(MAX_CUTS - 1):
+        memory, command = after(memory, Started())
+        assert (memory.phase, command) == ("activating", Command.ACTIVATE)
+    assert after(memory, Started(was_orderly=True))[0].cuts == MAX_CUTS - 1
+    memory, command = after(memory, Started())
+    assert (memory.phase, memory.active, command) == ("idle", Pointer(A, 1, 1), Command.SERVE)
+    assert memory.refused == (Refused(B, 2, f"the node stopped {MAX_CUTS} times while it was activated"),)
+
+
+def test_cuts_while_activating_are_not_counted_in_probation() -> None:
+    memory = Memory("digits", "activating", 5, Target(B, 2), active=Pointer(A, 1, 1))
+    memory, _ = after(memory, Started(), Passed(6, 9), Healthy(7))
+    assert isinstance(classify(memory, Started()), RestartedHealthy)
+
+
+# --- denials ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Denied:
+    """A deny set in memory."""
+
+    releases: dict[bytes, int] = field(default_factory=dict)
+    keys: set[bytes] = field(default_factory=set)
+
+    def is_denied(self, release: bytes, vouchers: tuple[bytes, ...]) -> bool:
+        return release in self.releases or not self.keys.isdisjoint(vouchers)
+
+    def is_final(self, release: bytes, vouchers: tuple[bytes, ...]) -> bool:
+        return self.releases.get(release, 0) > 1 or not self.keys.isdisjoint(vouchers)
+
+
+@pytest.mark.parametrize("phase", UNDER_WAY)
+def test_a_denied_target_is_refused_wherever_it_is_on_its_way(phase: Phase) -> None:
+    memory = Memory("digits", phase, 4, Target(B, 2), active=Pointer(A, 1, 1))
+    rest, command, events = settled(memory, weigh(memory, Denied({B: 1})))
+    assert [type(event) for event in events] == [TargetDenied]
+    assert (rest.phase, rest.target, rest.active, command) == ("idle", None, memory.active, Command.SERVE)
+    assert rest.refused == (Refused(B, 2, "denied"),)
+
+
+def test_a_key_is_denied_by_the_evidence_that_was_kept_with_the_release() -> None:
+    key = b"k" * 32
+    memory = Memory("digits", "fetching", 4, Target(B, 2), active=Pointer(A, 1, 1, vouchers=(key,)))
+    assert weigh(memory, Denied(keys={key})) == DenialsHeld(frozenset({A}), frozenset({A}))
+    assert weigh(replace(memory, target=Target(B, 2, "", (key,)), active=None), Denied(keys={key})).denied == {B}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_denied_active_release_gives_way_to_the_best_fallback_that_is_not_denied(phase: Phase) -> None:
+    target = {"proving": Target(C, 3)}.get(phase, Target(D, 4) if phase in UNDER_WAY else None)
+    memory = Memory(
+        "digits", phase, 5, target, active=Pointer(C, 9, 3),
+        fallback=Pointer(A, 1, 1, "proven"), earlier=Pointer(B, 5, 2),
+    )  # fmt: skip
+    back, command, events = settled(memory, weigh(memory, Denied({A: 1, C: 1})))
+    assert [type(event) for event in events] == [FallbackDenied, ActiveDenied]
+    assert (back.phase, back.active, back.fallback, command) == ("rolling-back", memory.earlier, None, Command.SERVE)
+    assert {(r.release, r.number) for r in back.refused} == {(A, 1), (C, 3)}
+    assert back.releases == (B,), "the bytes of what is denied are needed no more"
+
+
+@pytest.mark.parametrize("fail_mode", ["safe", "closed"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_last_release_denied_once_serves_on_and_is_flagged(phase: Phase, fail_mode: FailMode) -> None:
+    target = {"proving": Target(A, 1)}.get(phase, Target(B, 2) if phase in UNDER_WAY else None)
+    memory = Memory("digits", phase, 5, target, active=Pointer(A, 1, 1, fail_mode=fail_mode))
+    flagged, _, events = settled(memory, weigh(memory, Denied({A: 1})))
+    assert events == (LastDenied("once"),)
+    assert flagged.active is not None and flagged.active.release == A and flagged.is_last_denied
+    assert settled(flagged, weigh(flagged, Denied({A: 1}))) == (flagged, None, ()), "and is not told again"
+    assert flagged.phase == ("idle" if phase == "proving" else phase)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_last_release_denied_twice_ends_in_the_models_fail_mode(phase: Phase) -> None:
+    target = {"proving": Target(A, 1)}.get(phase, Target(B, 2) if phase in UNDER_WAY else None)
+    memory = Memory("digits", phase, 5, target, active=Pointer(A, 1, 1, denied="once"))
+    safe, _, events = settled(memory, weigh(memory, Denied({A: 2})))
+    assert events == (LastDenied("finally"),)
+    assert safe.active is not None and safe.active.denied == "finally"
+    assert settled(safe, weigh(safe, Denied({A: 2}))) == (safe, None, ())
+    closing = replace(memory, active=Pointer(A, 1, 1, fail_mode="closed"))
+    closed, command, events = settled(closing, weigh(closing, Denied({A: 2})))
+    assert [type(event) for event in events] == [LastClosed]
+    assert (closed.phase, closed.active, command) == ("rolling-back", None, Command.SERVE)
+    assert after(closed, Stopped(closed.epoch))[0].phase == "stuck"
+
+
+def test_a_denied_last_release_is_no_fallback_for_the_next() -> None:
+    memory = Memory("digits", "activating", 4, Target(B, 2), active=Pointer(A, 1, 1, "proven", denied="once"))
+    flipped, _ = after(memory, Passed(4, 9))
+    assert flipped.fallback is None and not flipped.is_last_denied
+
+
+def test_what_passed_waits_if_meanwhile_something_forbids_activating() -> None:
+    memory = Memory("digits", "activating", 4, Target(B, 2), active=Pointer(A, 1, 1))
+    event = classify(memory, Passed(4, 9, waits_for="denials"))
+    assert event == Postponed("denials")
+    waiting, command = step(memory, Postponed("denials"))
+    assert (waiting.phase, waiting.active, command) == ("activating", memory.active, Command.ACTIVATE)
+
+
+# --- walks ------------------------------------------------------------------------------------------------------------
+
+RELEASES = st.sampled_from([A, B, C, D])
+NUMBERS = st.integers(0, 5)
 MOVES = st.one_of(
-    st.tuples(st.just("directive"), st.sampled_from(["install", "hold", "return"]), RELEASES, NUMBERS),
-    st.tuples(st.just("answer"), st.sampled_from(range(9)), st.sampled_from([0, 0, 0, 0, 1]), st.booleans()),
+    st.tuples(st.just("directive"), st.sampled_from(["install", "install", "hold", "return"]), RELEASES, NUMBERS),
+    st.tuples(st.just("answer"), st.sampled_from(range(12)), st.sampled_from([0, 0, 0, 0, 1]), st.booleans()),
     st.tuples(st.just("natural"), st.sampled_from([True, True, True, False])),
-    st.tuples(st.just("restart")),
+    st.tuples(st.just("natural"), st.just(True)),
+    st.tuples(st.just("restart"), st.booleans()),
+    st.tuples(st.just("deny"), RELEASES),
+    st.tuples(st.just("given up"), RELEASES),
 )
+MAX_COMMANDS = 60
 
 
-def natural(memory: Memory, good: bool) -> Event | None:
-    """What the task of this phase would answer."""
+def natural(memory: Memory, good: bool, fail_mode: FailMode, *, blocked: bool = False) -> Answer | None:
+    """What the task of this phase would answer; None where none is running."""
     epoch = memory.epoch
     match memory.phase:
         case "checking":
             return Admitted(epoch) if good else Declined(epoch, "no")
         case "fetching":
-            return Fetched(epoch) if good else Spoiled(epoch, "bad")
+            bad: Answer = Blocked(epoch, "full") if blocked else Spoiled(epoch, "bad")
+            return Fetched(epoch) if good else bad
         case "staging":
             return Staged(epoch) if good else Spoiled(epoch, "bad")
         case "activating":
-            return Passed(epoch, 7) if good else Failed(epoch, "broke")
+            return Passed(epoch, 7, fail_mode) if good else Failed(epoch, "broke")
         case "proving":
             return Proved(epoch, "proven") if good else Failed(epoch, "broke")
         case "rolling-back":
-            return Served(epoch) if good and memory.active else Failed(epoch, "nothing left")
+            if memory.active is None:
+                return Stopped(epoch)
+            return Served(epoch) if good else Failed(epoch, "broke")
         case _:
             return None
 
 
-@given(st.lists(MOVES, max_size=60))
-@settings(max_examples=400, deadline=None)
-def test_no_walk_serves_what_never_passed_or_wants_what_was_refused(moves: list[tuple[object, ...]]) -> None:
-    memory, passed = Memory("digits"), set()
-    for move in moves:
-        event: Event | None
+class Walk:
+    """A machine in a world that may do anything to it, and what must hold after every step."""
+
+    def __init__(self, fail_mode: FailMode) -> None:
+        self.memory = Memory("digits")
+        self.fail_mode = fail_mode
+        self.deny = Denied()
+        self.passed: set[bytes] = set()
+        self.directive: Directed | None = None
+        self.commands = 0
+
+    def happen(self, happening: Happening) -> None:
+        """Classifies and steps, then looks at the levels again, as the shell does."""
+        event = classify(self.memory, happening)
+        if event is not None:
+            self.step(event)
+        self.level(weigh(self.memory, self.deny))
+        if self.directive is not None and self.directive.target.release not in self.deny.releases:
+            self.level(self.directive)
+
+    def level(self, happening: Directed | DenialsHeld) -> None:
+        for _ in range(8):
+            event = classify(self.memory, happening)
+            if event is None or not self.step(event):
+                return
+        raise AssertionError(f"{happening} never settles")
+
+    def step(self, event: Event) -> bool:
+        before = self.memory
+        self.memory, command = step(before, event)
+        if self.memory is before:
+            return False
+        self.commands += command is not None
+        assert (command is None) == (self.memory.epoch == before.epoch)
+        if isinstance(event, Passed):
+            assert before.target is not None and before.phase == "activating"
+            self.passed.add(before.target.release)
+        if isinstance(event, Wanted):
+            named = (event.target.release, event.target.number)
+            assert named not in {(r.release, r.number) for r in before.refused}, "refused, and wanted again"
+        if before.active is not None and self.memory.active is None:
+            assert isinstance(event, LastClosed) and before.active.fail_mode == "closed"
+        for late in (Admitted, Fetched, Staged, Healthy, Served, Stopped):
+            assert step(self.memory, late(before.epoch - 1)) == (self.memory, None)
+        return True
+
+    def check(self) -> None:
+        memory = self.memory
+        active, spare = memory.active, memory.kept[1:] if memory.active else memory.kept
+        assert all(pointer.release in self.passed for pointer in memory.kept)
+        assert len({pointer.release for pointer in memory.kept}) == len(memory.kept)
+        assert (memory.target is not None) == (memory.phase in (*UNDER_WAY, "proving"))
+        assert memory.fallback is not None or memory.earlier is None
+        for pointer in spare:
+            assert pointer.verdict != "failed" and not pointer.denied
+            assert pointer.release not in self.deny.releases, "a denied release may serve again"
+        if memory.target is not None and memory.phase in UNDER_WAY:
+            assert memory.target.release not in self.deny.releases, "a denied release is on its way"
+        if active is not None:
+            signatures = self.deny.releases.get(active.release, 0)
+            assert memory.is_last_denied == (signatures > 0), "known to be denied and not flagged, or the reverse"
+            assert not (signatures and memory.fallback), "denied, and something else could serve"
+            assert not (signatures > 1 and active.fail_mode == "closed"), "denied finally and not stopped"
+            assert active.verdict != "failed" or memory.fallback is None, "failed, and something else could serve"
+        if memory.phase in ("stuck", "rolling-back"):
+            assert memory.reason, "stuck, and doesn't say why"
+
+    def move(self, move: tuple[object, ...]) -> None:
+        memory = self.memory
         match move:
             case ("directive", str(action), bytes(release), int(number)):
-                event = event_from_directive(memory, action, release, number)
-                if isinstance(event, Wanted):
-                    assert (event.target.release, event.target.number) not in {
-                        (r.release, r.number) for r in memory.refused
-                    }
-                if event is not None:
-                    again = step(memory, event)[0]
-                    repeated = event_from_directive(again, action, release, number)
-                    assert again == memory or not isinstance(event, Wanted) or repeated is None, "not level-triggered"
+                self.directive = Directed(action, Target(release, number))
+                if release not in self.deny.releases:
+                    self.level(self.directive)
             case ("natural", bool(good)):
-                event = natural(memory, good)
+                answer = natural(memory, good, self.fail_mode)
+                if answer is not None:
+                    self.happen(answer)
             case ("answer", int(kind), int(age), bool(good)):
                 epoch = memory.epoch - age
-                event = (
-                    Admitted(epoch), Declined(epoch, "no"), Fetched(epoch), Spoiled(epoch, "bad"), Staged(epoch),
-                    Passed(epoch, 7), Failed(epoch, "broke"), Proved(epoch, "proven" if good else "unproven"),
-                    Served(epoch),
-                )[kind]  # fmt: skip
-                # The shell never says that nothing failed: without an active release there is nothing to judge.
-                if isinstance(event, Failed) and memory.phase == "idle" and memory.active is None:
-                    event = None
-            case _:
-                event = Restarted()
-        if event is None:
-            continue
-        before = memory
-        memory, command = step(before, event)
-        if isinstance(event, Passed) and memory is not before:
-            assert before.target is not None and before.phase == "activating"
-            passed.add(before.target.release)
-        for refusal in memory.refused:
-            repeated = event_from_directive(memory, "install", refusal.release, refusal.number)
-            assert not isinstance(repeated, Wanted), "what was refused is wanted again under the same number"
-        assert memory.active is None or memory.active.release in passed
-        assert memory.fallback is None or memory.fallback.release in passed
-        assert memory.fallback is None or memory.fallback.verdict != "failed"
-        assert memory.fallback is None or memory.active is None or memory.fallback.release != memory.active.release
-        assert (command is None) == (memory.epoch == before.epoch)
-        assert memory.target is not None or memory.phase in ("idle", "rolling-back", "stuck")
-        if before.active is not None and memory.active is None:
-            assert memory.phase == "rolling-back", "a model may lose what serves only by failing with no fallback"
+                answers: tuple[Answer, ...] = (
+                    Admitted(epoch), Declined(epoch, "no"), Fetched(epoch), Spoiled(epoch, "bad"),
+                    Blocked(epoch, "full"), Staged(epoch), Passed(epoch, 7, self.fail_mode, "" if good else "news"),
+                    Failed(epoch, "broke"),
+                    Healthy(epoch), Proved(epoch, "proven" if good else "unproven"), Served(epoch), Stopped(epoch),
+                )  # fmt: skip
+                # SERVE says Stopped only where nothing is active, Served only where something is.
+                if not (isinstance(answers[kind], Stopped) and memory.active) and not (
+                    isinstance(answers[kind], Served) and memory.active is None
+                ):
+                    self.happen(answers[kind])
+            case ("deny", bytes(release)):
+                self.deny.releases[release] = self.deny.releases.get(release, 0) + 1
+                self.level(weigh(self.memory, self.deny))
+            case ("given up", bytes(release)):
+                self.happen(GivenUp(release, "died too often"))
+            case ("restart", bool(was_orderly)):
+                self.happen(Started(was_orderly))
+
+    def run_dry(self, answers: Random | None = None) -> None:
+        """Lets the tasks answer until none is running: well, or as `answers` draws."""
+        self.commands = 0
+        while True:
+            good = answers is None or answers.random() < 0.6
+            blocked = answers is not None and answers.random() < 0.5
+            answer = natural(self.memory, good, self.fail_mode, blocked=blocked)
+            if answer is None:
+                break
+            self.happen(answer)
+            self.check()
+            assert self.commands <= MAX_COMMANDS, "never comes to rest"
+        assert self.memory.phase in ("idle", "stuck")
+
+
+def walk(moves: list[tuple[object, ...]], fail_mode: FailMode) -> Walk:
+    found = Walk(fail_mode)
+    for move in moves:
+        found.move(move)
+        found.check()
+    return found
+
+
+FAIL_MODES = st.sampled_from(["safe", "closed"])
+
+
+@given(st.lists(MOVES, max_size=60), FAIL_MODES)
+@settings(max_examples=400, deadline=None)
+def test_no_walk_serves_what_never_passed_or_is_denied_or_wants_what_was_refused(
+    moves: list[tuple[object, ...]], fail_mode: FailMode
+) -> None:
+    walk(moves, fail_mode)
+
+
+@given(st.lists(MOVES, max_size=40), FAIL_MODES, st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_every_walk_comes_to_rest_in_a_bounded_number_of_commands_whatever_the_tasks_answer(
+    moves: list[tuple[object, ...]], fail_mode: FailMode, answers: Random
+) -> None:
+    walk(moves, fail_mode).run_dry(answers)
+
+
+@given(st.lists(MOVES, max_size=40), FAIL_MODES, st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_restart_anywhere_ends_at_rest_with_what_is_wanted_or_a_reason(
+    moves: list[tuple[object, ...]], fail_mode: FailMode, was_orderly: bool
+) -> None:
+    found = walk(moves, fail_mode)
+    found.happen(Started(was_orderly))
+    found.check()
+    found.run_dry()
+    memory, directive = found.memory, found.directive
+    if directive is None or directive.action != "install" or directive.target.release in found.deny.releases:
+        return
+    wanted = directive.target
+    is_refused = any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused)
+    is_active = memory.active is not None and memory.active.release == wanted.release
+    assert is_active or is_refused
 
 
 def test_the_printed_diagram_is_the_one_in_the_documents() -> None:
