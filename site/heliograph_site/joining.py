@@ -39,18 +39,36 @@ def check_free(folder: Path) -> None:
         raise ConfigError(f"{folder} is not an empty folder: choose another")
 
 
+def make_beside(folder: Path) -> Path:
+    """Makes the empty folder in which all is written before it gets its place.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    folder = folder.absolute()
+    beside = folder.parent / f".{folder.name}.joining-{secrets.token_hex(4)}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir(mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be made ({error.strerror}): choose a folder you may write to") from error
+    return beside
+
+
 async def join(
     string: JoinString, folder: Path, http_port: int, rng: Random, deadlines: Deadlines = DEADLINES
 ) -> Assignment:
     """Enrols a new node and returns what it is; its folder is on disk then.
 
     Raises:
-        ConfigError: the folder is in use.
+        ConfigError: the folder is in use or can't be made; the token is still good.
         TransportError: broker or hub don't answer.
         IntegrityError: the realm's root isn't the one that the join string names.
         RefusedError: the hub did not take the token.
     """
     check_free(folder)
+    # Whoever can't write the folder shouldn't spend the token on finding out.
+    make_beside(folder).rmdir()
     file = string.node_file(http_port)
     key = PrivateKey.generate(os.urandom(32))
     ceremony = _Ceremony(string, key)
@@ -87,12 +105,10 @@ def put_in_place(folder: Path, node_file: bytes, key: PrivateKey, trusted: Trust
     """Writes the folder beside its place and renames it there, whole.
 
     Raises:
-        ConfigError: something lies there by now.
+        ConfigError: something lies there by now, or nothing can be written.
     """
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".{folder.name}.joining-{secrets.token_hex(4)}"
-    beside.mkdir(mode=0o700)
+    beside = make_beside(folder)
     try:
         write_key(beside, key)
         with Journal(beside / JOURNAL_FILE) as journal:
