@@ -117,9 +117,12 @@ class Demo:
             raise StepError(f"{name}: {error}") from error
         finally:
             step.seconds = round(time.monotonic() - began, 1)
-            mark = "[green]✓[/]" if step.ok else "[red]✗[/]"
             told = step.facts.get("told") or step.facts.get("error", "")
-            self.console.print(f"{mark} {name} [dim]({step.seconds:.1f} s)[/] {told}", highlight=False, soft_wrap=True)
+            # A step that was interrupted has neither held nor failed.
+            if step.ok or told:
+                mark = "[green]✓[/]" if step.ok else "[red]✗[/]"
+                line = f"{mark} {name} [dim]({step.seconds:.1f} s)[/] {told}"
+                self.console.print(line, highlight=False, soft_wrap=True)
 
     def wait(self, what: str, condition: Callable[[], Any], limit_s: float = 90.0) -> Any:
         """The first truthy answer of `condition`.
@@ -383,7 +386,7 @@ Ctrl-C ends everything and removes {realm.folder}.
 
 
 def main() -> int:
-    """Runs the demo; 0 only if every step held."""
+    """Runs the demo; 0 only if every step held, 130 if ctrl-C came before that."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--once", action="store_true", help="end after the last step; exit 0 only if every step held")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write steps, facts and bytes to FILE")
@@ -391,27 +394,32 @@ def main() -> int:
     console = Console()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="heliograph-demo-"))
-    held = False
+    held, keep, code = False, True, 1
     with Realm(folder / "realm", rate_bytes_per_s=RATE) as realm:
         demo = Demo(realm, folder, console)
         try:
             demo.run()
-            held = True
+            held, keep, code = True, False, 0
             if not args.once:
                 console.print(look(demo), highlight=False, markup=False, soft_wrap=True)
                 signal.pause()
         except StepError as error:
-            console.print(f"[red]stopped:[/] {error}\nlogs are in {realm.folder}", highlight=False)
-        except KeyboardInterrupt:
-            console.print("stopping")
+            console.print(f"[red]stopped:[/] {error}\nlogs are in {realm.folder}", highlight=False, soft_wrap=True)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Ending everything takes a moment; a second ctrl-C would leave processes behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            console.print("stopping hub and nodes; nothing of the demo is kept")
+            keep = False
+            if not held:
+                code = 143 if isinstance(stop, SystemExit) else 130
         finally:
             demo.traffic.stop()
             if args.json:
                 facts = {"steps": [asdict(step) for step in demo.steps], "nodes": demo.nodes(), "bytes": demo.bytes}
                 args.json.write_text(json.dumps(facts, indent=1) + "\n")
-    if held:
+    if not keep:
         shutil.rmtree(folder, ignore_errors=True)
-    return 0 if held else 1
+    return code
 
 
 if __name__ == "__main__":
