@@ -82,7 +82,8 @@ class Realm:
         )
         if done.returncode:
             told = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise RefusedError(f"{' '.join(map(str, args[:3]))} ended with {done.returncode}: {' '.join(told)[-600:]}")
+            # The command's name only: the third word may be a join string, which is a secret.
+            raise RefusedError(f"{' '.join(map(str, args[:2]))} ended with {done.returncode}: {' '.join(told)[-600:]}")
         return done.stdout
 
     def cli_json(self, *args: str | Path) -> Any:
