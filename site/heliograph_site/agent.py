@@ -71,6 +71,8 @@ TICK_S = 30.0
 class _Message:
     topic: str
     payload: bytes
+    is_live: bool
+    """Sent just now, not kept by the broker from before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +191,11 @@ class Agent:
     def collect(self) -> None:
         """Drops from the disk what no model needs. Never in a thread: nothing may be stored meanwhile."""
         needed: list[bytes] = []
+        coming: list[bytes] = []
         for memory in self._memories.values():
             needed += [pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None]
-            needed += [memory.target.release] if memory.target else []
-        gone = self._slots.collect(needed)
+            coming += [memory.target.release] if memory.target else []
+        gone = self._slots.collect(needed, coming)
         if gone:
             log.info("removed %d objects that no release needs", gone)
 
@@ -298,7 +301,7 @@ class Agent:
         if found is not None and found[0].name == "chunk":
             await self._downloads.on_chunk(payload)
         else:
-            await self._inbox.put(_Message(full, payload))
+            await self._inbox.put(_Message(full, payload, not retained))
 
     async def on_link(self, is_up: bool) -> None:
         """The link came or went."""
@@ -339,8 +342,8 @@ class Agent:
         await self._derive_all()
         while True:
             match await self._inbox.get():
-                case _Message(full, payload):
-                    await self._guard(full, self._on_document(full, payload))
+                case _Message(full, payload, is_live):
+                    await self._guard(full, self._on_document(full, payload, is_live))
                 case _LinkChanged(is_up):
                     log.info("link is %s", "up" if is_up else "down")
                     self.journal.save_link(is_up)
@@ -367,7 +370,7 @@ class Agent:
             log.exception("a message on %s met a fault of ours", full)
             self._incidents.add("fault", full, type(error).__name__)
 
-    async def _on_document(self, full: str, payload: bytes) -> None:
+    async def _on_document(self, full: str, payload: bytes, is_live: bool = False) -> None:
         found = parse_topic(full, self._file.realm)
         if found is None:
             raise UnknownTypeError("no such topic in this version")
@@ -377,6 +380,9 @@ class Agent:
         match row.name:
             case "root" | "head" | "set" | "desired" | "assigned":
                 await self._on_news(self._belief.take(row, names, payload))
+                if row.name == "head" and is_live:  # the hub repeats it whenever it comes back
+                    self._link.on_hub_back()
+                    self._downloads.on_hub_back()
             case "reply" | "offer" | "receipt":
                 document = self._belief.open(row, names, payload)
                 if isinstance(document, Reply):
@@ -410,7 +416,7 @@ class Agent:
 
     async def _on_reply(self, reply: Reply) -> None:
         self._link.check_reply(reply)
-        self._time.saw(reply.at)
+        self._time.saw(self._belief.trusted.within(reply.at))
         for receipt in reply.acked:
             self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)
         prefix = topic("set").build(self._file.realm).removesuffix("tuf/set")

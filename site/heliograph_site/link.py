@@ -82,7 +82,7 @@ class Link:
         self._renew = asyncio.Event()
         self._hello_now = asyncio.Event()
         self._unanswered = 0
-        self._asks: dict[int, asyncio.Future[Offer]] = {}
+        self._asks: dict[int, tuple[asyncio.Future[Offer], float]] = {}
         self._asked = 0
 
     @property
@@ -141,9 +141,18 @@ class Link:
             self._hello_now.set()
             return
         self._up.clear()
-        for ask in self._asks.values():
-            if not ask.done():
-                ask.set_exception(TransportError("the link went away"))
+        self._give_up_asks("the link went away", 0.0)
+
+    def on_hub_back(self) -> None:
+        """The hub spoke of itself just now: what it should have answered by now reached it never, and is asked anew."""
+        self._give_up_asks("the hub did not answer and is there now", self._deadlines.chunk_base_s)
+
+    def _give_up_asks(self, reason: str, least_s: float) -> None:
+        """Ends the asks that have waited at least so long."""
+        now = asyncio.get_running_loop().time()
+        for answer, began in self._asks.values():
+            if not answer.done() and now - began >= least_s:
+                answer.set_exception(TransportError(reason))
 
     # --- what goes out ------------------------------------------------------------------------------------------------
 
@@ -230,14 +239,15 @@ class Link:
             question: makes the ask of this number, when it can be sent.
 
         Raises:
-            TransportError: the link went away meanwhile.
+            TransportError: the link went away meanwhile, or the ask got lost on it.
         """
         await self._up.wait()
         self._asked += 1
         number = self._asked
         ask = question(number)
-        answer: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
-        self._asks[number] = answer
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Offer] = loop.create_future()
+        self._asks[number] = answer, loop.time()
         try:
             async with asyncio.timeout(self._deadlines.offer_s):
                 await self.publish("ask", ask.encode())
@@ -253,7 +263,7 @@ class Link:
         Raises:
             RefusedError: it has expired.
         """
-        answer = self._asks.get(offer.n)
+        answer, _ = self._asks.get(offer.n, (None, 0.0))
         if offer.run != self.run_id or answer is None or answer.done():
             return
         if offer.expires <= now:
