@@ -170,7 +170,7 @@ class Tasks:
                 manifest = listed.open_manifest(data)
             except IntegrityError as error:
                 return Declined(memory.epoch, str(error))
-            self._slots.store.put(data)
+            await self._store(model, data)
         self._agent.named(release, manifest)
         reason = why_unfit(manifest, self._hardware)
         if reason is not None:
@@ -183,6 +183,7 @@ class Tasks:
         assert memory.target is not None, "checking has a target"
         model, release = memory.model, memory.target.release
         back_off_s = self._deadlines.offer_s
+        unanswered_s = self._pace.poll_s  # a lost ask has waited its time already
         while True:
             self._agent.note(model, "an offer from the hub")
             try:
@@ -191,8 +192,8 @@ class Tasks:
                 await self._wait(model, str(error), self._pace.poll_s)
                 continue
             if offer is None:
-                reason, pause_s = "no answer from the hub", back_off_s
-                back_off_s = min(2 * back_off_s, self._deadlines.check_in_s)
+                reason, pause_s = "no answer from the hub", unanswered_s
+                unanswered_s = min(2 * unanswered_s, self._deadlines.check_in_s)
             elif offer.never:
                 return Declined(memory.epoch, f"the hub declines: {offer.reason}")
             elif offer.later_s is not None:
@@ -335,6 +336,15 @@ class Tasks:
                 except (RefusedError, TransportError):
                     pass  # no server, or it serves that still: SERVE has seen to that, or will
         return None
+
+    async def _store(self, model: str, data: bytes) -> None:
+        """Keeps a small object, once the disk takes it."""
+        while True:
+            try:
+                self._slots.store.put(data)
+                return
+            except OSError as error:
+                await self._wait(model, f"the disk: {error.strerror}", self._pace.retry_s)
 
     async def _server_answers(self) -> bool:
         try:
