@@ -32,7 +32,8 @@ import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.setns(os.open(sys.argv[1], os.O_RDONLY), 0x40000000):
     sys.exit("can't enter the far end of the link: " + os.strerror(ctypes.get_errno()))
-os.execvp(sys.argv[2], sys.argv[2:])
+if os.path.exists(sys.argv[1]):  # else the link was closed meanwhile, and nobody would end us
+    os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
