@@ -153,7 +153,7 @@ def init_realm(
         Sentences to be shown to the operator.
 
     Raises:
-        ConfigError: the name is not a name, or the folder holds something else.
+        ConfigError: the name is not a name, the folder holds something else or can't be made.
         RefusedError: there is a realm here already.
     """
     check_name(realm, "realm")
@@ -162,10 +162,13 @@ def init_realm(
         if (folder / "metadata" / "state").exists():
             raise RefusedError(f"{folder} holds a realm already: its keys are never overwritten, choose another folder")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder} is not empty and holds no realm: choose a new or empty folder")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        write_durably(marker, realm.encode(), mode=0o600)
+            raise ConfigError(f"{folder} holds something else than a realm: choose a new or empty folder")
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            write_durably(marker, realm.encode(), mode=0o600)
+        except OSError as error:
+            raise ConfigError(f"{folder} can't be made ({error.strerror}): choose a folder you may write to") from error
     elif marker.read_bytes() != realm.encode():
         begun = marker.read_bytes()[:40].decode(errors="replace")
         raise ConfigError(

@@ -426,7 +426,7 @@ def run(folder: Path, port: int, rate: int | None, node_rate: int | None, say: C
     """
     try:
         table = tomllib.loads((folder / HUB_FILE).read_text("utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{folder} is no hub folder: heliograph hub init {folder}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / HUB_FILE} can't be read: {error}") from error
