@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from heliograph.blob import MAX_UNPAGED_BYTES, Pager
 from heliograph.documents import Document
 from heliograph.errors import ConfigError, RefusedError
-from heliograph.manifest import COMPUTED, Golden, Manifest, is_safe_file_name, table_in
+from heliograph.manifest import COMPUTED, GATES, MEASURED_ONCE, Golden, Manifest, is_safe_file_name, table_in
 
 RELEASE_FILE = "release.toml"
 MODEL_SUFFIXES = {".tflite": "tflite", ".onnx": "onnx"}
@@ -270,8 +270,14 @@ def _check_gates(manifest: Manifest, folder: Path) -> None:
             raise RefusedError(f"{where}: gate {gate.name} stands twice: keep one limit")
         if gate.min_samples < 1:
             raise RefusedError(f"{where}: gate {gate.name} has min_samples 0: it would judge without a measurement")
-        if gate.name == "evaluation" and manifest.evaluation is None:
-            raise RefusedError(f"{where}: gate evaluation needs [evaluation] to say on what data")
+        if gate.name not in GATES:
+            near = difflib.get_close_matches(gate.name, GATES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(GATES)}"
+            raise RefusedError(f"{where}: gate {gate.name} is none that a node can judge; {hint}")
+        if gate.limit < 0 or (gate.name == "error-share" and gate.limit > 1):
+            raise RefusedError(f"{where}: gate {gate.name} has limit {gate.limit:g}: it is {GATES[gate.name]}")
+        if gate.name in MEASURED_ONCE and gate.min_samples > 1:
+            raise RefusedError(f"{where}: gate {gate.name} is measured once: its min_samples can only be 1")
     if manifest.soak.max_s < 1:
         raise RefusedError(f"{where}: soak.max_s is 0: probation needs time, at least 1 second")
     for name in manifest.crit:

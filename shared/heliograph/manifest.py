@@ -86,8 +86,23 @@ class Provenance(Part):
     source: Text = ""
 
 
+GATES: dict[str, str] = {
+    "p95-ms": "milliseconds that 95 % of the answers took at most",
+    "p99-ms": "the same for 99 %",
+    "p95-ratio": "p95 as a multiple of that of the release which answered before",
+    "error-share": "failed requests as a share of all, 0 to 1",
+    "cold-start-ms": "milliseconds from asking for a worker to a loaded model",
+    "memory-bytes": "PSS of the worker",
+}
+"""What a gate can be called. Each holds while what was measured is at most its limit."""
+MEASURED_ONCE = frozenset({"cold-start-ms"})
+
+
 class Gate(Part):
-    """A condition for being proven: `name` at most (or at least) `limit` over at least `min_samples`."""
+    """A condition for being proven: what `name` measures is at most `limit`, in at least `min_samples`.
+
+    Any name parses, so that an older node can decline a newer release in words.
+    """
 
     name: Name
     limit: float
@@ -233,8 +248,8 @@ MEANINGS: dict[str, str] = {
     "provenance.card":          "its model card",
     "provenance.source":        "the code that made it",
     "gates[]":                  "conditions for being proven on a node",
-    "gates[].name":             "what is measured",
-    "gates[].limit":            "the value that must hold",
+    "gates[].name":             "p95-ms, p99-ms, p95-ratio, error-share, cold-start-ms or memory-bytes",
+    "gates[].limit":            "the most that it may be",
     "gates[].min_samples":      "measurements needed before it is judged",
     "soak":                     "how long probation lasts",
     "soak.min_s":               "seconds under traffic at least",

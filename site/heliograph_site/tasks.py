@@ -16,11 +16,12 @@ from random import Random
 from typing import Any, Protocol, assert_never
 
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Hardware, Offer, Way
+from heliograph.documents import Hardware, Lane, Offer, Way
 from heliograph.errors import IntegrityError, RefusedError, TransportError
 from heliograph.manifest import Manifest
 from heliograph.trust import Target
 from heliograph_site.fetching import Downloads, in_thread, usable_ways
+from heliograph_site.gates import Probation, Verdict, judge_load, look_from_row, unknown_gates
 from heliograph_site.hardware import why_unfit
 from heliograph_site.machine import (
     Admitted,
@@ -51,11 +52,10 @@ class Pace:
     retry_s: float = 30.0  # disk too full, and other things of this machine
 
 
-MAX_DEATHS = 3
-"""Deaths of the worker during probation that end it."""
-MAX_ERROR_SHARE = 0.05
-MIN_ERRORS = 5
-"""Probation fails at so many failed requests, if they are more than that share of all."""
+WARM_S = 10.0
+"""Probation begins without a warm fallback if that takes longer."""
+AFFECTED = ("answered", "failed", "in_flight")
+"""Requests that a release got while it was the one that answers, by what became of them until the switch."""
 
 
 class Server(Protocol):
@@ -99,8 +99,21 @@ class Surroundings(Protocol):
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now; None if every duty vouches for it and freshness is proven."""
 
+    def record(self, lane: Lane, kind: str, body: dict[str, Any]) -> None:
+        """Keeps for the hub what happened."""
+
     def now(self) -> int:
         """The estimated time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trip:
+    """A release on probation that failed, and when; kept until the fallback answers."""
+
+    at: float
+    release: bytes
+    detect_s: float | None
+    """From the first request that it got to the trip."""
 
 
 class Tasks:
@@ -127,6 +140,7 @@ class Tasks:
         self._pace = pace
         self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
         self._spoils: dict[bytes, int] = {}
+        self._trips: dict[str, _Trip] = {}
 
     async def perform(self, command: Command, memory: Memory) -> Answer | None:
         """Does it, however long it takes; None when there is nothing to say."""
@@ -175,6 +189,8 @@ class Tasks:
         reason = why_unfit(manifest, self._hardware)
         if reason is not None:
             return Declined(memory.epoch, reason)
+        if unknown := unknown_gates(manifest):
+            return Declined(memory.epoch, f"{manifest.release} has gate {unknown[0]}, which this agent can't judge")
         while lacking := await in_thread(self._slots.lacking_bytes, manifest):
             await self._wait(model, f"{lacking} more bytes of free disk", self._pace.retry_s)
         return await self._ask(memory, manifest)
@@ -260,8 +276,8 @@ class Tasks:
         while True:
             began = time.monotonic()
             try:
-                await self._server.check(memory.model, release, timeout_s=limit_s)
-                return Passed(memory.epoch, self._agent.now())
+                loaded = await self._server.check(memory.model, release, timeout_s=limit_s)
+                return self._admit_loaded(memory, loaded) or Passed(memory.epoch, self._agent.now())
             except RefusedError as error:
                 return Failed(memory.epoch, str(error))
             except TransportError as error:
@@ -272,6 +288,18 @@ class Tasks:
                     return Failed(memory.epoch, f"not active within {limit_s:g} s: {error}")
                 await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
 
+    def _admit_loaded(self, memory: Memory, loaded: dict[str, Any]) -> Failed | None:
+        """What loading showed, against the gates that can be judged before the release answers anything."""
+        assert memory.target is not None, "activating has a target"
+        manifest = self._slots.manifest(memory.target.release)
+        if manifest is None:
+            return Failed(memory.epoch, "the manifest is gone from the disk")
+        verdict = judge_load(manifest.gates, loaded.get("cold_start_ms"), int(loaded.get("memory_bytes") or 0))
+        if verdict is None:
+            return None
+        self._tell_verdict(memory.model, memory.target.release, verdict)
+        return Failed(memory.epoch, verdict.reason)
+
     async def _prove(self, memory: Memory) -> Answer:
         assert memory.active is not None, "proving follows a flip"
         model, release = memory.model, memory.active.release
@@ -281,7 +309,8 @@ class Tasks:
         failed = await self._reach(memory, None)
         if failed is not None:
             return failed
-        probation = Probation(manifest.soak.min_s, manifest.soak.max_s, time.monotonic())
+        await self._warm(memory)
+        probation = Probation(manifest.gates, manifest.soak, time.monotonic())
         while True:
             try:
                 row = (await self._server.status()).get("models", {}).get(model, {})
@@ -292,13 +321,44 @@ class Tasks:
                 failed = await self._reach(memory, None)
                 if failed is not None:
                     return failed
-            verdict = probation.judge(row, time.monotonic())
-            if isinstance(verdict, Bad):
+            now = time.monotonic()
+            verdict = probation.judge(look_from_row(row), now)
+            if verdict is not None:
+                self._tell_verdict(model, release, verdict)
+            if verdict is not None and verdict.word == "failed":
+                self._trips[model] = _Trip(now, release, row.get("first_request_s"))
                 return Failed(memory.epoch, verdict.reason)
             if verdict is not None:
-                return Proved(memory.epoch, "proven" if verdict else "unproven")
+                return Proved(memory.epoch, verdict.word)
             self._agent.note(model, probation.waiting, is_news=False)
             await asyncio.sleep(self._pace.poll_s)
+
+    async def _warm(self, memory: Memory) -> None:
+        """Has a worker stand by for the fallback, where that isn't what answered last. Best effort."""
+        if memory.fallback is None:
+            return
+        fallback = memory.fallback.release
+        try:
+            row = (await self._server.status()).get("models", {}).get(memory.model, {})
+            standby = (row.get("standby") or {}).get("release")
+            if row and standby != fallback.hex():
+                await self._server.check(memory.model, fallback, timeout_s=WARM_S)
+        except (RefusedError, TransportError):
+            pass  # it is loaded when it is needed
+
+    def _tell_verdict(self, model: str, release: bytes, verdict: Verdict) -> None:
+        self._agent.record(
+            "audit",
+            "verdict",
+            {
+                "model": model,
+                "release": release,
+                "verdict": verdict.word,
+                "reason": verdict.reason[:400],
+                "traffic_s": round(verdict.traffic_s, 1),
+                "evidence": [row.row() for row in verdict.evidence],
+            },
+        )
 
     async def _serve(self, memory: Memory) -> Answer:
         if memory.active is None:
@@ -309,20 +369,52 @@ class Tasks:
     async def _reach(self, memory: Memory, limit_s: float | None) -> Failed | None:
         """Has the server serve what is active; waits for a server that isn't there."""
         assert memory.active is not None, "the caller looked"
-        answering_s = 0.0
+        began, answering_s = time.monotonic(), 0.0
         while True:
-            began = time.monotonic()
+            asked = time.monotonic()
             try:
-                await self._server.serve(memory.model, memory.active.release, timeout_s=limit_s or 60.0)
-                return None
+                answer = await self._server.serve(memory.model, memory.active.release, timeout_s=limit_s or 60.0)
             except RefusedError as error:
                 return Failed(memory.epoch, str(error))
             except TransportError as error:
                 if await self._server_answers():
-                    answering_s += time.monotonic() - began
+                    answering_s += time.monotonic() - asked
                 if limit_s is not None and answering_s >= limit_s:
                     return Failed(memory.epoch, f"not serving within {limit_s:g} s: {error}")
                 await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
+            else:
+                self._tell_switch(memory, answer, began)
+                return None
+
+    def _tell_switch(self, memory: Memory, answer: dict[str, Any], began: float) -> None:
+        """Records a switch that this call made, with its figures; back, it is an incident too."""
+        assert memory.active is not None, "it serves now"
+        before = answer.get("before")
+        is_back = memory.phase == "rolling-back"
+        trip = self._trips.pop(memory.model, None)
+        if answer.get("duration_ms") is None and trip is None:
+            return  # it answered already
+        before = before if isinstance(before, dict) else {}
+        body: dict[str, Any] = {
+            "model": memory.model,
+            "release": memory.active.release,
+            "from": bytes.fromhex(str(before.get("release") or "")),
+            "duration_ms": answer.get("duration_ms"),
+        }
+        if not is_back:
+            self._agent.record("audit", "switched", body | {"failed": int(answer.get("failed") or 0)})
+            return
+        now = time.monotonic()
+        body |= {name: int(before.get(name) or 0) for name in AFFECTED}
+        body |= {
+            "reason": memory.reason[:400],
+            "detect_ms": None if trip is None or trip.detect_s is None else round(1000 * trip.detect_s),
+            "restore_ms": round(1000 * (now - (trip.at if trip is not None else began))),
+        }
+        if trip is not None:
+            body["from"] = trip.release
+        for lane in ("incident", "audit"):
+            self._agent.record(lane, "rolled-back", body)
 
     async def _rest(self, memory: Memory) -> Answer | None:
         """Drops what is half done: objects that nothing needs, and the worker of what was just refused."""
@@ -357,57 +449,3 @@ class Tasks:
         self._agent.note(model, reason)
         about_s = min(about_s, self._deadlines.check_in_s)
         await asyncio.sleep(about_s * self._rng.uniform(1.0, 1.25))
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """Probation is over, badly."""
-
-    reason: str
-
-
-class Probation:
-    """Judges the active release by what the server counts. Pure: time and counts come as arguments.
-
-    Only time with traffic counts, and a failed request lets it begin anew. Silence never proves anything.
-    """
-
-    def __init__(self, min_s: float, max_s: float, now: float) -> None:
-        self._min_s = min_s
-        self._max_s = max_s
-        self._began = self._looked = now
-        self._base: tuple[int, int, int] | None = None
-        self._last = (0, 0, 0)
-        self._good_s = 0.0
-
-    @property
-    def waiting(self) -> str:
-        """What is still missing, in words."""
-        return f"{self._good_s:.0f} of {self._min_s:g} s of traffic without errors"
-
-    def judge(self, row: dict[str, Any], now: float) -> Bad | bool | None:
-        """True: proven, False: unproven, None: not yet.
-
-        `row` is the server's of this model, {} if there is none: `state`, `reason`, and the counts `requests`,
-        `errors` and `restarts`, which begin anew whenever the server does.
-        """
-        passed_s, self._looked = now - self._looked, now
-        if row:
-            if row.get("state") == "failed":
-                return Bad(str(row.get("reason") or "the server gave it up"))
-            counts = (int(row.get("requests", 0)), int(row.get("errors", 0)), int(row.get("restarts", 0)))
-            if self._base is None or counts[0] < self._last[0]:
-                self._base = self._last = counts
-            requests, errors, deaths = (now - base for now, base in zip(counts, self._base, strict=True))
-            if deaths >= MAX_DEATHS:
-                return Bad(f"its worker died {deaths} times during probation")
-            if errors >= MIN_ERRORS and errors > MAX_ERROR_SHARE * requests:
-                return Bad(f"{errors} of {requests} requests failed during probation")
-            if counts[1] > self._last[1] or counts[2] > self._last[2]:
-                self._good_s = 0.0
-            elif counts[0] > self._last[0]:
-                self._good_s += passed_s
-            self._last = counts
-            if requests and self._good_s >= self._min_s:
-                return True
-        return False if now - self._began >= self._max_s else None

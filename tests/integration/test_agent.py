@@ -128,9 +128,15 @@ class ScriptedServer:
 
     async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
         self._answer()
-        if self.row.get(model, {}).get("active") != release.hex():
-            self.row[model] = {"active": release.hex(), "state": "ready", "requests": 0, "errors": 0, "restarts": 0}
-        return {"ok": True}
+        row = self.row.get(model)
+        if row is not None and row["active"] == release.hex():
+            return {"ok": True, "duration_ms": None, "failed": 0, "before": None}
+        self.row[model] = {"active": release.hex(), "state": "ready", "requests": 0, "errors": 0, "restarts": 0}
+        before = None
+        if row is not None:
+            answered = row["requests"] - row["errors"]
+            before = {"release": row["active"], "answered": answered, "failed": row["errors"], "in_flight": 0}
+        return {"ok": True, "duration_ms": 1.5, "failed": 0, "before": before}
 
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         self._answer()
@@ -237,7 +243,7 @@ def test_a_release_arrives_in_full_and_the_next_as_a_delta_and_all_is_reported(
             assert agent._slots.store.read(Digest(manifest.file("model.tflite").sha256)) == new
             assert not list((node.folder / "incoming").iterdir())
             await until(lambda: delivered(agent), "records receipted")
-            assert agent.outbox.status()["audit"].receipted == 12
+            assert agent.outbox.status()["audit"].receipted == 12 + 2 * 2, "each time six steps, a switch, a verdict"
             assert agent.outbox.status()["incident"].written == 0
             await until(is_reported, "reported", 10)
 

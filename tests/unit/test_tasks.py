@@ -1,4 +1,4 @@
-"""Probation, hardware fit, and the node's small files."""
+"""Hardware fit and the node's small files."""
 
 import base64
 from dataclasses import replace
@@ -12,68 +12,9 @@ from heliograph.manifest import File, Golden, Manifest, Variant
 from heliograph.wire import pack
 from heliograph_site.folder import JOIN_PREFIX, JoinString, read_node_file
 from heliograph_site.hardware import detect, why_unfit
-from heliograph_site.tasks import Bad, Probation
 
 HERE = Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={"tflite": "2.14.0"})
 STRING = JoinString("10.0.0.1", 1883, "lab", "shop-1", "till-2", b"t" * 32, b"r" * 32)
-
-
-def row(requests: int, errors: int = 0, restarts: int = 0, state: str = "ready") -> dict[str, object]:
-    return {"requests": requests, "errors": errors, "restarts": restarts, "state": state, "reason": "it broke"}
-
-
-def test_only_time_with_traffic_counts_towards_proof() -> None:
-    probation = Probation(10, 1000, 0.0)
-    assert probation.judge(row(5), 1.0) is None
-    for second in range(2, 60):
-        assert probation.judge(row(5), float(second)) is None, "silence never proves"
-    verdicts = [probation.judge(row(5 + n), 59.0 + n) for n in range(1, 11)]
-    assert verdicts[:-1] == [None] * 9 and verdicts[-1] is True
-
-
-def test_silence_to_the_end_is_unproven() -> None:
-    probation = Probation(10, 60, 0.0)
-    assert probation.judge(row(0), 59.0) is None
-    assert probation.judge(row(0), 60.0) is False
-    assert Probation(0, 60, 0.0).judge(row(0), 1.0) is None, "no minimum is no proof either"
-
-
-def test_a_failed_request_lets_the_soak_begin_anew() -> None:
-    probation = Probation(3, 1000, 0.0)
-    probation.judge(row(10), 0.0)
-    for second in (1, 2):
-        probation.judge(row(10 + 100 * second), float(second))
-    assert probation.judge(row(310, errors=1), 3.0) is None
-    assert [probation.judge(row(310 + n, errors=1), 3.0 + n) for n in (1, 2, 3)] == [None, None, True]
-
-
-@pytest.mark.parametrize(
-    ("seen", "says"),
-    [
-        (row(100, errors=20), "20 of 100 requests failed"),
-        (row(0, restarts=3), "worker died 3 times"),
-        (row(0, state="failed"), "it broke"),
-    ],
-)
-def test_probation_ends_badly_for_what_the_release_does(seen: dict[str, object], says: str) -> None:
-    probation = Probation(10, 1000, 0.0)
-    probation.judge(row(0), 0.0)
-    verdict = probation.judge(seen, 1.0)
-    assert isinstance(verdict, Bad) and says in verdict.reason
-
-
-def test_errors_and_deaths_from_before_probation_are_not_held_against_it() -> None:
-    probation = Probation(1, 1000, 0.0)
-    assert probation.judge(row(100, errors=50, restarts=9), 0.0) is None
-    assert probation.judge(row(101, errors=50, restarts=9), 1.0) is True
-
-
-def test_a_server_that_began_anew_counts_from_its_new_beginning() -> None:
-    probation = Probation(2, 1000, 0.0)
-    probation.judge(row(1000), 0.0)
-    probation.judge({}, 1.0)
-    assert probation.judge(row(3), 2.0) is None
-    assert probation.judge(row(4), 4.0) is True
 
 
 def manifest(variant: Variant, min_agent: str = "0") -> Manifest:

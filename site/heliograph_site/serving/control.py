@@ -49,6 +49,10 @@ class ServerControl:
     async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
         """Makes the release the one that answers. The one before stays warm as standby; no request fails.
 
+        Returns:
+            `duration_ms` (null if it answered already), `failed` requests of the release before during the switch, and
+            `before`: its `release`, and the requests it got in its turn: `answered`, `failed`, `in_flight`.
+
         Raises:
             RefusedError: it can't serve; what answered before goes on.
             TransportError: no answer from the server.

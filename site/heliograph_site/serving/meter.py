@@ -1,6 +1,8 @@
-"""Counts and recent latency of one loaded release. Pure: durations come as arguments."""
+"""Counts and latencies of one loaded release. Pure: durations come as arguments."""
 
 from collections import deque
+
+from heliograph.sketch import Sketch
 
 RING = 1024
 """Latencies kept: quantiles speak of the last so many answers."""
@@ -14,12 +16,15 @@ class Meter:
         self.errors = 0
         self.busy_ns = 0
         self.failed_ns = 0
+        self.sketch = Sketch()
+        """Of every answer since the release was loaded."""
         self._recent: deque[int] = deque(maxlen=RING)
 
     def answered(self, took_ns: int) -> None:
         """A request was answered with outputs."""
         self.requests += 1
         self.busy_ns += took_ns
+        self.sketch.add(took_ns)
         self._recent.append(took_ns)
 
     def failed(self, took_ns: int) -> None:

@@ -10,6 +10,7 @@ Rules:
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -118,14 +119,19 @@ class Server:
                 "memory_bytes": measured.memory_bytes,
             }
 
-    async def serve(self, model: str, release: bytes, timeout_s: float) -> None:
+    async def serve(self, model: str, release: bytes, timeout_s: float) -> dict[str, Any]:
         """Makes a release the one that answers; the one before stays as standby.
+
+        Returns the switch's figures: `duration_ms` (null if it answered already), requests of the release before that
+        `failed` meanwhile, and `before`: that release and its turn (null if there was none).
 
         Raises:
             HeliographError: it can't; nothing has changed.
         """
+        began = time.monotonic()
         seats = self._seats(model)
         async with seats.lock:
+            failed = seats.active.meter.errors if seats.active is not None else 0
             slot = seats.holding(release)
             if slot is None:
                 slot = self._slot(model, release)
@@ -135,9 +141,12 @@ class Server:
                     slot.close()
                     raise
             if slot is seats.active:
-                return
+                return {"duration_ms": None, "failed": 0, "before": None}
+            turn = None if seats.active is None else {"release": seats.active.release.hex(), **seats.active.turn()}
+            slot.begin_turn()
             before, standby = seats.active, seats.standby
             seats.active, seats.unreadable = slot, None
+            failed = before.meter.errors - failed if before is not None else 0
             if seats.spare is slot:
                 seats.spare = None
             if before is not None and (before.state == "failed" or before.release == release):
@@ -150,6 +159,7 @@ class Server:
                     self._retire(standby)
             seats.standby = before
             log.info("%s answers now", slot.manifest.release)
+            return {"duration_ms": round((time.monotonic() - began) * 1000, 1), "failed": failed, "before": turn}
 
     async def drop(self, model: str, release: bytes) -> None:
         """Ends the spare or standby that holds the release.
@@ -275,7 +285,8 @@ def _described(seats: _Seats) -> dict[str, Any]:
         described: dict[str, Any] = {
             "active": release.hex() if release else None, "version": None, "state": "failed" if release else "empty",
             "reason": reason, "requests": 0, "errors": 0, "latency_ms": {}, "restarts": 0, "waiting": 0,
-            "memory_bytes": 0, "worker": None, "runtime": "",
+            "memory_bytes": 0, "worker": None, "runtime": "", "sketch": "", "cold_start_ms": None,
+            "first_request_s": None,
         }  # fmt: skip
     else:
         described = {"active": seats.active.release.hex(), **_slot_status(seats.active)}
@@ -299,4 +310,7 @@ def _slot_status(slot: Slot) -> dict[str, Any]:
         "memory_bytes": memory_bytes(slot.pid),
         "worker": slot.pid,
         "runtime": slot.runtime,
+        "sketch": slot.meter.sketch.encode().hex(),
+        "cold_start_ms": slot.measured.cold_start_ms if slot.measured is not None else None,
+        "first_request_s": slot.turn()["first_request_s"],
     }

@@ -94,6 +94,8 @@ class Slot:
         self.measured: Measured | None = None
         self.meter = Meter()
         self.restarts = 0
+        self._turn = (0, 0)
+        self._first_at: float | None = None
         self._objects = objects
         self._forks = forks
         self._limits = limits
@@ -212,6 +214,20 @@ class Slot:
         """Returns when no admitted request waits for an answer."""
         await self._idle.wait()
 
+    def begin_turn(self) -> None:
+        """From now on it is the one that answers."""
+        self._turn, self._first_at = (self.meter.requests, self.meter.errors), None
+
+    def turn(self) -> dict[str, Any]:
+        """What became of the requests it got since then, and seconds since the first of them came (None: none did)."""
+        requests, errors = self.meter.requests - self._turn[0], self.meter.errors - self._turn[1]
+        return {
+            "answered": requests - errors,
+            "failed": errors,
+            "in_flight": self._waiting,
+            "first_request_s": None if self._first_at is None else round(time.monotonic() - self._first_at, 3),
+        }
+
     @property
     def waiting(self) -> int:
         """Requests admitted and not answered."""
@@ -239,6 +255,8 @@ class Slot:
         if refusal is not None:
             raise UnavailableError(refusal.reason, refusal.sentence, refusal.retry_after_s)
         began = time.monotonic_ns()
+        if self._first_at is None:
+            self._first_at = began / 1e9
         job = _Job(_infer_head(inputs), [tensor.data for tensor in inputs], loop.create_future())
         self._waiting += 1
         self._idle.clear()

@@ -2,7 +2,8 @@
 
     POST /control/check {"model", "release", "files"?, "timeout_s"?} -> {"ok": true, "cold_start_ms",
                                                 "golden_max_error", "memory_bytes"} | {"ok": false, "reason"}
-    POST /control/serve {"model", "release", "timeout_s"?}           -> {"ok": true} | {"ok": false, "reason"}
+    POST /control/serve {"model", "release", "timeout_s"?}           -> {"ok": true, "duration_ms", "failed", "before"}
+                                                                        | {"ok": false, "reason"}
     POST /control/drop  {"model", "release"}                         -> {"ok": true} | {"ok": false, "reason"}
     GET  /control/status                                             -> {"pid", "http", "models": {…}}
 
@@ -39,8 +40,7 @@ def steering(server: Server, facts: Mapping[str, Any]) -> Handler:
         return await server.check(*_named(body), files, _seconds(body))
 
     async def serve(body: dict[str, Any]) -> dict[str, Any]:
-        await server.serve(*_named(body), _seconds(body))
-        return {}
+        return await server.serve(*_named(body), _seconds(body))
 
     async def drop(body: dict[str, Any]) -> dict[str, Any]:
         await server.drop(*_named(body))
