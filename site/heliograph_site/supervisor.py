@@ -26,6 +26,7 @@ STARTING_S = 20.0
 GRACE_S = 15.0
 LOOK_S = 0.1
 USAGE = 2
+REFUSED = 4
 _PR_SET_PDEATHSIG = 1
 
 
@@ -113,7 +114,7 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _say(f"{folder} is run already: stop that first, or look with `heliograph node status`")
-            return USAGE
+            return REFUSED
         return supervise(folder)
 
 
