@@ -1,0 +1,80 @@
+"""What the control process makes of single messages, with no link and nothing running."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heliograph import trust
+from heliograph.documents import Assignment, Heads, Offer, Reply
+from heliograph.errors import TransportError, TrustError
+from heliograph.protocol import topic
+from heliograph.signing import PrivateKey
+from heliograph_hub import ceremony
+from heliograph_site.agent import Agent
+from heliograph_site.folder import NodeFile
+from heliograph_site.joining import put_in_place
+from heliograph_site.journal import Held
+from realms import NOW, Realm
+
+KEY = PrivateKey.generate(b"k" * 32)
+NAMES: dict[str, Any] = {"realm": "demo", "site": "shop", "node": "till", "key": KEY.keyid}
+NONCE = b"n" * 16
+YEAR_2040 = 2_208_988_800
+
+
+@pytest.fixture
+def agent(tmp_path: Path, realm: Realm) -> Iterator[Agent]:
+    trusted = trust.with_set(realm.bootstrap(), realm.publish().pack(), NOW)
+    assignment = realm.sign("assign", "assignment", Assignment(**NAMES, number=1, ring="canary"))
+    file = NodeFile(realm="demo", site="shop", node="till", host="127.0.0.1", port=1, root="0" * 64)
+    put_in_place(tmp_path / "till", file.encode(), KEY, trusted, Held("assignment", "", 1, assignment))
+    agent = Agent(tmp_path / "till")
+    agent._link.nonce = NONCE
+    yield agent
+    agent.journal.close()
+    agent.outbox.close()
+
+
+def take(agent: Agent, payload: bytes) -> None:
+    asyncio.run(agent._on_document(topic("reply").build("demo", site="shop", node="till"), payload))
+
+
+def reply(realm: Realm, nonce: bytes = NONCE, at: int = NOW + 60) -> bytes:
+    return realm.sign("timestamp", "reply", Reply(**NAMES, nonce=nonce, at=at, heads=Heads()))
+
+
+def test_only_the_reply_to_the_last_hello_tells_the_time(agent: Agent, realm: Realm) -> None:
+    with pytest.raises(TrustError, match="a reply to another hello"):
+        take(agent, reply(realm, b"o" * 16))
+    assert agent.now() < NOW
+    take(agent, reply(realm))
+    assert NOW + 60 <= agent.now() < NOW + 120
+    with pytest.raises(TrustError, match="a reply to another hello"):
+        take(agent, reply(realm, at=NOW + 600))
+
+
+def test_a_stolen_timestamp_key_can_not_reply_a_far_year(agent: Agent, realm: Realm) -> None:
+    take(agent, reply(realm, at=YEAR_2040))
+    assert agent.now() <= NOW + ceremony.LIFE_S["targets"] + 60 < YEAR_2040
+
+
+def test_a_head_tells_that_the_hub_is_there_only_when_it_is_sent_now_and_signed(agent: Agent, realm: Realm) -> None:
+    head = agent._belief.trusted.timestamp
+    forged = realm.publish(signers={"timestamp": []}).timestamp
+    assert head is not None
+
+    async def scenario() -> None:
+        lost: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
+        agent._link._asks[1] = lost, float("-inf")  # an ask of long ago
+        full = topic("head").build("demo")
+        await agent._on_document(full, head, is_live=False)
+        with pytest.raises(TrustError):
+            await agent._on_document(full, forged, is_live=True)
+        assert not lost.done()
+        await agent._on_document(full, head, is_live=True)
+        assert isinstance(lost.exception(), TransportError)
+
+    asyncio.run(scenario())
