@@ -1,10 +1,12 @@
 """The node's memory on disk: `DIR/journal.sqlite`, one SQLite file with one writer, the agent.
 
-It holds each machine's memory and pointers, the trusted metadata, the newest directive of each model and the node's
-assignment as signed, names of releases, counters, and the last estimate of the time. It decides nothing.
+It holds each machine's memory and pointers with their evidence, the denials, the trusted metadata, the newest directive
+of each model and the node's assignment as signed, names of releases, counters, and the last estimate of the time. It
+decides nothing.
 
 Rule 1: what a method saved is on disk when it returns (WAL, `synchronous=FULL`), whole or not at all.
-Rule 2: the pointer rows of a model change in the same transaction as its machine's memory.
+Rule 2: the pointer rows of a model change in the same transaction as its machine's memory, and the denials in the same
+    transaction as what every machine makes of them.
 Rule 3: a file written by a newer version is refused, never guessed at; an older one is migrated, once, on opening.
 
 The server process reads pointers through `Journal.pointers` without writing; it may do so while the agent runs.
@@ -15,14 +17,14 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 from heliograph.documents import Phase, Verdict
 from heliograph.errors import ConfigError
 from heliograph.wire import pack, unpack
-from heliograph_site.machine import Memory, Pointer, Refused, Target
+from heliograph_site.machine import FailMode, Memory, Pointer, Refused, Standing, Target
 
 
 @contextmanager
@@ -67,6 +69,44 @@ def _first(db: Database) -> None:
     db.conn.execute("CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
 
 
+@migrations(name="0002")
+def _evidence(db: Database) -> None:
+    """A third slot, and with each target and pointer the path it was listed under and the keys that vouched for it."""
+    for column in (
+        "target_path TEXT NOT NULL DEFAULT ''",
+        "target_vouchers BLOB NOT NULL DEFAULT x''",
+        "tries INTEGER NOT NULL DEFAULT 0",
+        "cuts INTEGER NOT NULL DEFAULT 0",
+        "is_healthy INTEGER NOT NULL DEFAULT 0",
+    ):
+        db.conn.execute(f"ALTER TABLE machine ADD COLUMN {column}")
+    db.conn.execute("ALTER TABLE pointer RENAME TO pointer_1")
+    db.conn.execute(
+        "CREATE TABLE pointer (model TEXT NOT NULL,"
+        " slot TEXT NOT NULL CHECK (slot IN ('active', 'fallback', 'earlier')),"
+        " release BLOB NOT NULL, config INTEGER NOT NULL, policy INTEGER NOT NULL, activated_at INTEGER NOT NULL,"
+        " verdict TEXT NOT NULL, number INTEGER NOT NULL, path TEXT NOT NULL DEFAULT '',"
+        " vouchers BLOB NOT NULL DEFAULT x'', fail_mode TEXT NOT NULL DEFAULT 'safe',"
+        " proven INTEGER NOT NULL DEFAULT 0, denied TEXT NOT NULL DEFAULT '', PRIMARY KEY (model, slot))"
+    )
+    db.conn.execute(
+        "INSERT INTO pointer (model, slot, release, config, policy, activated_at, verdict, number)"
+        " SELECT model, slot, release, config, policy, activated_at, verdict, number FROM pointer_1"
+    )
+    db.conn.execute("DROP TABLE pointer_1")
+
+
+_INSERT_POINTER = (
+    "INSERT INTO pointer (model, slot, release, activated_at, number, verdict, config, policy,"
+    " path, vouchers, fail_mode, proven, denied) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_SELECT_POINTER = (
+    "SELECT release, activated_at, number, verdict, config, policy, path, vouchers, fail_mode, proven, denied"
+    " FROM pointer WHERE model = ? AND slot = ?"
+)
+_KEYID_BYTES = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """The newest document of a kind (`directive`, `assignment`) for a name, as its signed bytes."""
@@ -86,8 +126,10 @@ class TimeMark:
     boottime_s: float
 
 
-def open_database(path: Path, known: Migrations, *, read_only: bool = False) -> Database:
+def open_database(path: Path, known: Migrations, *, read_only: bool = False, older: bool = False) -> Database:
     """Opens a SQLite file durably (WAL, `synchronous=FULL`) and migrates it; read-only, it is left as it is.
+
+    `older`: the reader makes do with what any earlier version wrote.
 
     Raises:
         ConfigError: not a database, damaged, absent (read-only), or written by a newer version.
@@ -106,7 +148,7 @@ def open_database(path: Path, known: Migrations, *, read_only: bool = False) -> 
                 f"{path} was written by a newer version (schema {max(newer)}): install that version or a later one"
             )
         if read_only:
-            if known.pending(db):
+            if known.pending(db) and not older:
                 raise ConfigError(f"{path} has an older schema: run the node once to bring it up to date")
             return db
         conn.execute("PRAGMA journal_mode=WAL")
@@ -139,60 +181,85 @@ class Journal:
 
     # --- machines ---------------------------------------------------------------------------------------------------
 
-    def save(self, memory: Memory) -> None:
-        """The machine's whole memory and its pointer rows, in one transaction, on disk when this returns."""
-        refused = pack([[r.release, r.number, r.reason] for r in memory.refused])
-        target = memory.target
+    def save(self, *memories: Memory, denials: bytes | None = None) -> None:
+        """Whole memories with their pointer rows, and the denials if given, in one transaction; on disk on return."""
         with self._db.atomic():
-            self._conn.execute(
-                "INSERT OR REPLACE INTO machine VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    memory.model,
-                    memory.phase,
-                    memory.epoch,
-                    target.release if target else None,
-                    target.number if target else None,
-                    int(memory.full_only),
-                    refused,
-                    memory.reason,
-                ),
-            )
-            self._conn.execute("DELETE FROM pointer WHERE model = ?", (memory.model,))
-            for slot, pointer in (("active", memory.active), ("fallback", memory.fallback)):
-                if pointer is not None:
-                    self._conn.execute(
-                        "INSERT INTO pointer VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                        (
-                            memory.model,
-                            slot,
-                            pointer.release,
-                            pointer.config,
-                            pointer.policy,
-                            pointer.activated_at,
-                            pointer.verdict,
-                            pointer.number,
-                        ),
-                    )
+            if denials is not None:
+                self._conn.execute("INSERT OR REPLACE INTO state VALUES ('denials', ?)", (denials,))
+            for memory in memories:
+                self._save_machine(memory)
+                self._save_pointers(memory)
+
+    def _save_machine(self, memory: Memory) -> None:
+        target = memory.target
+        self._conn.execute(
+            "INSERT OR REPLACE INTO machine (model, phase, epoch, target, target_number, full_only, refused, reason,"
+            " target_path, target_vouchers, tries, cuts, is_healthy) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                memory.model,
+                memory.phase,
+                memory.epoch,
+                target.release if target else None,
+                target.number if target else None,
+                int(memory.full_only),
+                pack([[r.release, r.number, r.reason] for r in memory.refused]),
+                memory.reason,
+                target.path if target else "",
+                b"".join(target.vouchers) if target else b"",
+                memory.tries,
+                memory.cuts,
+                int(memory.is_healthy),
+            ),
+        )
+
+    def _save_pointers(self, memory: Memory) -> None:
+        self._conn.execute("DELETE FROM pointer WHERE model = ?", (memory.model,))
+        slots = (("active", memory.active), ("fallback", memory.fallback), ("earlier", memory.earlier))
+        for slot, pointer in slots:
+            if pointer is not None:
+                self._conn.execute(
+                    _INSERT_POINTER,
+                    (
+                        memory.model,
+                        slot,
+                        pointer.release,
+                        pointer.activated_at,
+                        pointer.number,
+                        pointer.verdict,
+                        pointer.config,
+                        pointer.policy,
+                        pointer.path,
+                        b"".join(pointer.vouchers),
+                        pointer.fail_mode,
+                        pointer.proven,
+                        pointer.denied,
+                    ),
+                )
 
     def load(self, model: str) -> Memory:
         """The machine's memory as last saved; a new one for a model never seen."""
         row = self._conn.execute(
-            "SELECT phase, epoch, target, target_number, full_only, refused, reason FROM machine WHERE model = ?",
+            "SELECT phase, epoch, target, target_number, full_only, refused, reason, target_path, target_vouchers,"
+            " tries, cuts, is_healthy FROM machine WHERE model = ?",
             (model,),
         ).fetchone()
         if row is None:
             return Memory(model)
-        phase, epoch, target, target_number, full_only, refused, reason = row
+        phase, epoch, target, number, full_only, refused, reason, path, vouchers, tries, cuts, is_healthy = row
         return Memory(
             model,
             cast(Phase, phase),
             epoch,
-            Target(target, target_number) if target is not None else None,
+            Target(target, number, path, _keyids(vouchers)) if target is not None else None,
             bool(full_only),
             self._pointer(model, "active"),
             self._pointer(model, "fallback"),
             tuple(Refused(*entry) for entry in unpack(refused)),
             reason,
+            self._pointer(model, "earlier"),
+            tries,
+            cuts,
+            bool(is_healthy),
         )
 
     def models(self) -> tuple[str, ...]:
@@ -200,17 +267,15 @@ class Journal:
         return tuple(row[0] for row in self._conn.execute("SELECT model FROM machine ORDER BY model"))
 
     def _pointer(self, model: str, slot: str) -> Pointer | None:
-        row = self._conn.execute(
-            "SELECT release, activated_at, number, verdict, config, policy FROM pointer WHERE model = ? AND slot = ?",
-            (model, slot),
-        ).fetchone()
+        row = self._conn.execute(_SELECT_POINTER, (model, slot)).fetchone()
         return None if row is None else _pointer_from_row(row)
 
     @staticmethod
     def pointers(path: Path, slot: str = "active") -> dict[str, Pointer]:
         """The committed pointers of `slot` by model, read without writing; {} where no journal is yet.
 
-        `Pointer.release` is the manifest's digest.
+        `Pointer.release` is the manifest's digest. The evidence is left out, so that a journal of any version will do:
+        what was served is served before the agent has brought the file up to date.
 
         Raises:
             ConfigError: the file is damaged or of a newer version.
@@ -259,6 +324,12 @@ class Journal:
         row = self._conn.execute('SELECT model, version FROM "release" WHERE digest = ?', (digest,)).fetchone()
         return f"{row[0]}@{row[1]}" if row else None
 
+    # --- denials -----------------------------------------------------------------------------------------------------
+
+    def denials(self) -> bytes | None:
+        """The denials held, as `save` was given them; None before the first."""
+        return self._get("denials")
+
     # --- one-row state ------------------------------------------------------------------------------------------------
 
     def trusted(self) -> bytes | None:
@@ -295,6 +366,14 @@ class Journal:
         """Writes the state of the link."""
         self._put(("link", b"up" if is_up else b"down"))
 
+    def was_orderly(self) -> bool:
+        """Whether the agent's last life ended because it was asked to; also before the first."""
+        return self._get("life") != b"running"
+
+    def save_life(self, is_running: bool) -> None:
+        """Writes that the agent runs, or that it ends in order."""
+        self._put(("life", b"running" if is_running else b"ended"))
+
     def waiting(self) -> dict[str, str]:
         """What each model waits for, in words; only models that wait."""
         return dict(unpack(self._get("waiting") or pack({})))
@@ -315,7 +394,7 @@ class Journal:
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A read-only connection; its errors come out as ConfigError."""
-    db = open_database(path, migrations, read_only=True)
+    db = open_database(path, migrations, read_only=True, older=True)
     try:
         yield db.conn
     except sqlite3.DatabaseError as error:
@@ -325,5 +404,20 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _pointer_from_row(row: tuple[Any, ...]) -> Pointer:
-    release, activated_at, number, verdict, config, policy = row
-    return Pointer(bytes(release), activated_at, number, cast(Verdict, verdict), config, policy)
+    release, activated_at, number, verdict, config, policy, *evidence = row
+    pointer = Pointer(bytes(release), activated_at, number, cast(Verdict, verdict), config, policy)
+    if not evidence:
+        return pointer
+    path, vouchers, fail_mode, proven, denied = evidence
+    return replace(
+        pointer,
+        path=path,
+        vouchers=_keyids(vouchers),
+        fail_mode=cast(FailMode, fail_mode),
+        proven=proven,
+        denied=cast(Standing, denied),
+    )
+
+
+def _keyids(joined: bytes) -> tuple[bytes, ...]:
+    return tuple(joined[at : at + _KEYID_BYTES] for at in range(0, len(joined), _KEYID_BYTES))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,7 @@ from heliograph_site.machine import Memory, Pointer, Refused, Target
 
 DATA = Path(__file__).parents[1] / "data"
 A, B = b"a" * 32, b"b" * 32
-FULL = Memory(
+V1 = Memory(
     "digits",
     "proving",
     7,
@@ -29,22 +30,47 @@ FULL = Memory(
     (Refused(b"c" * 32, 2, "golden outputs differ"),),
     "because",
 )
+FULL = replace(
+    V1,
+    target=Target(B, 3, "digits/1.1.0", (b"k" * 32, b"l" * 32)),
+    active=Pointer(B, 1700000100, 3, "unproven", 1, 2, "digits/1.1.0", (b"k" * 32, b"l" * 32), "closed", 0, "once"),
+    fallback=Pointer(A, 1700000000, 1, "proven", 0, 0, "digits/1.0.0", (b"m" * 32,), "safe", 5),
+    earlier=Pointer(b"d" * 32, 1600000000, 0, "unproven"),
+    tries=2,
+    cuts=1,
+    is_healthy=True,
+)
+BARE: dict[str, Any] = {"path": "", "vouchers": (), "fail_mode": "safe", "proven": 0, "denied": ""}
 
 digests = st.binary(min_size=32, max_size=32)
+keyids = st.lists(digests, max_size=3).map(tuple)
 pointers = st.builds(
-    Pointer, digests, st.integers(0, 2**40), st.integers(0, 2**40), st.sampled_from(["proven", "unproven", "failed"])
+    Pointer,
+    digests,
+    st.integers(0, 2**40),
+    st.integers(0, 2**40),
+    st.sampled_from(["proven", "unproven", "failed"]),
+    path=st.sampled_from(["", "digits/1.0.0"]),
+    vouchers=keyids,
+    fail_mode=st.sampled_from(["safe", "closed"]),
+    proven=st.integers(0, 2**40),
+    denied=st.sampled_from(["", "once", "finally"]),
 )
 memories = st.builds(
     Memory,
     st.just("digits"),
     st.sampled_from(["idle", "fetching", "rolling-back", "stuck"]),
     st.integers(0, 2**40),
-    st.none() | st.builds(Target, digests, st.integers(0, 2**40)),
+    st.none() | st.builds(Target, digests, st.integers(0, 2**40), st.sampled_from(["", "digits/2.0.0"]), keyids),
     st.booleans(),
     st.none() | pointers,
     st.none() | pointers,
     st.lists(st.builds(Refused, digests, st.integers(0, 99), st.text(max_size=40)), max_size=4).map(tuple),
     st.text(max_size=40),
+    st.none() | pointers,
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.booleans(),
 )
 
 
@@ -77,6 +103,38 @@ def test_a_crash_between_memory_and_pointers_leaves_both_as_before(tmp_path: Pat
         assert journal.load("digits") == before
 
 
+def test_denials_and_what_every_machine_makes_of_them_are_saved_together_or_not_at_all(tmp_path: Path) -> None:
+    other = replace(FULL, model="tones")
+    with Journal(tmp_path / "j") as journal:
+        journal.save(FULL, other, denials=b"one")
+        moved = [
+            replace(memory, phase="rolling-back", active=memory.fallback, fallback=None) for memory in (FULL, other)
+        ]
+        with sqlite3.connect(tmp_path / "j") as conn:
+            conn.execute(
+                "CREATE TRIGGER crash BEFORE INSERT ON pointer WHEN NEW.model = 'tones'"
+                " BEGIN SELECT RAISE(ABORT, 'power cut'); END"
+            )
+        with pytest.raises(sqlite3.IntegrityError, match="power cut"):
+            journal.save(*moved, denials=b"two")
+        assert (journal.denials(), journal.load("digits"), journal.load("tones")) == (b"one", FULL, other)
+    with sqlite3.connect(tmp_path / "j") as conn:
+        conn.execute("DROP TRIGGER crash")
+    with Journal(tmp_path / "j") as journal:
+        journal.save(*moved, denials=b"two")
+        assert [journal.denials(), journal.load("digits"), journal.load("tones")] == [b"two", *moved]
+
+
+def test_a_life_that_nobody_ended_was_not_orderly(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        assert journal.was_orderly()
+        journal.save_life(True)
+    with Journal(tmp_path / "j") as journal:
+        assert not journal.was_orderly()
+        journal.save_life(False)
+        assert journal.was_orderly()
+
+
 def test_what_was_saved_survives_a_killed_process(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path\n"
@@ -103,8 +161,9 @@ def test_the_server_reads_pointers_without_writing_while_the_agent_holds_the_jou
     with Journal(path) as journal:
         assert Journal.pointers(path) == {}
         journal.save(FULL)
-        assert Journal.pointers(path) == {"digits": FULL.active}
-        assert Journal.pointers(path, "fallback") == {"digits": FULL.fallback}
+        assert FULL.active is not None and FULL.fallback is not None
+        assert Journal.pointers(path) == {"digits": replace(FULL.active, **BARE)}
+        assert Journal.pointers(path, "fallback") == {"digits": replace(FULL.fallback, **BARE)}
 
 
 def test_documents_and_counters_are_held_by_kind_and_name(tmp_path: Path) -> None:
@@ -136,21 +195,35 @@ def test_documents_and_counters_are_held_by_kind_and_name(tmp_path: Path) -> Non
 def test_a_journal_of_version_1_loads(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "j") as conn:
         conn.executescript((DATA / "journal-1.sql").read_text())
+    assert Journal.pointers(tmp_path / "j") == {"digits": V1.active}, "the server need not wait for the agent"
+    with pytest.raises(ConfigError, match="older schema"):
+        Journal(tmp_path / "j", read_only=True)
     with Journal(tmp_path / "j") as journal:
-        assert journal.load("digits") == FULL
+        assert journal.load("digits") == V1
+        assert journal.denials() is None
+        assert journal.was_orderly()
         assert journal.held("directive") == (Held("directive", "digits", 3, b"statement"),)
         assert journal.time_mark() == TimeMark(1700000000, "boot", 12.5)
+        assert journal.release_name(B) == "digits@1.1.0"
+
+
+def test_a_journal_of_version_2_loads(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "j") as conn:
+        conn.executescript((DATA / "journal-2.sql").read_text())
+    with Journal(tmp_path / "j", read_only=True) as journal:
+        assert journal.load("digits") == FULL
+        assert journal.denials() == b"denials"
         assert journal.release_name(B) == "digits@1.1.0"
 
 
 def test_a_journal_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     Journal(tmp_path / "j").close()
     with sqlite3.connect(tmp_path / "j") as conn:
-        conn.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('journal', '0002', '')")
+        conn.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('journal', '0003', '')")
     before = (tmp_path / "j").read_bytes()
     for read_only in (False, True):
         with pytest.raises(
-            ConfigError, match=r"j was written by a newer version \(schema 0002\): install that version"
+            ConfigError, match=r"j was written by a newer version \(schema 0003\): install that version"
         ):
             Journal(tmp_path / "j", read_only=read_only)
     with pytest.raises(ConfigError, match="newer version"):
