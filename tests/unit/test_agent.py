@@ -43,7 +43,8 @@ def take(agent: Agent, payload: bytes) -> None:
 
 
 def reply(realm: Realm, nonce: bytes = NONCE, at: int = NOW + 60) -> bytes:
-    return realm.sign("timestamp", "reply", Reply(**NAMES, nonce=nonce, at=at, heads=Heads()))
+    signed: bytes = realm.sign("timestamp", "reply", Reply(**NAMES, nonce=nonce, at=at, heads=Heads()))
+    return signed
 
 
 def test_only_the_reply_to_the_last_hello_tells_the_time(agent: Agent, realm: Realm) -> None:
