@@ -23,6 +23,7 @@ from heliograph import trust, vouching
 from heliograph.blob import sha256
 from heliograph.delta import recipe
 from heliograph.delta.patch import rebuild_segment
+from heliograph.deny import DenySet
 from heliograph.errors import RefusedError, TransportError, TrustError
 from heliograph.lab import free_port, spawn
 from heliograph.manifest import Manifest
@@ -138,12 +139,14 @@ class ScriptedNode:
         self.up = asyncio.Event()
         self.trusts = asyncio.Event()
         self.retained: dict[str, bytes] = {}
+        self.denied = DenySet()
+        self.told: list[str] = []
         self.content_bytes = 0
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator["ScriptedNode"]:
         down = f"heliograph/v1/{self.realm}/node/{self.site}/{self.node}/down/+"
-        retained = [topic(name).filter(self.realm) for name in ("root", "set", "desired")]
+        retained = [topic(name).filter(self.realm) for name in ("deny", "root", "set", "desired")]
         gone = (topic("gone").build(self.realm, site=self.site, node=self.node), b"")
         self.mqtt = Mqtt(
             Broker(self.host, self.port),
@@ -174,6 +177,7 @@ class ScriptedNode:
         if row.name == "chunk":
             self.chunks.put_nowait(doc.Chunk.decode(payload))
         elif row.name in ("root", "set"):
+            self.told.append(row.name)
             self.retained[row.name] = payload
             if self.trusted is None and sha256(self.retained.get("root", b"")) == self.root:
                 self.trusted = trust.bootstrap(self.retained["root"], self.root)
@@ -181,6 +185,11 @@ class ScriptedNode:
                 with contextlib.suppress(TrustError):  # an older one that was retained
                     self.trusted = trust.with_set(self.trusted, self.retained["set"], 1)
                     self.trusts.set()
+        elif row.name == "deny":
+            self.told.append("deny")
+            head = self.trusted.heads.deny if self.trusted else doc.Denials()
+            if self.trusted is not None and self.trusted.is_complete:
+                self.denied = self.denied.with_list(payload, self.trusted, head)
         elif row.name == "desired":
             self.desired[names["ring"]] = tuple(unpack(payload))
         else:
@@ -228,7 +237,7 @@ class ScriptedNode:
         numbers = doc.Numbers(assignment=self.assignment.number if self.assignment else 0)
         hello = doc.Hello(
             run=self.run, nonce=nonce, agent="0", schemas={}, hardware=HARDWARE, numbers=numbers,
-            tuf=self.trusted.versions if self.trusted else {},
+            tuf=self.trusted.versions if self.trusted else {}, deny=self.denied.head,
         )  # fmt: skip
         await self.say("hello", hello.encode())
         replies = [await self.next("reply")]
@@ -278,8 +287,8 @@ class ScriptedNode:
     async def report(self, n: int, **models: doc.ModelReport) -> None:
         reported = doc.Reported(
             realm=self.realm, site=self.site, node=self.node, run=self.run, n=n, estimate=1, agent="0", schemas={},
-            ring=self.assignment.ring, assignment=self.assignment.number, tuf=self.trusted.versions, deny=doc.Denials(),
-            bytes_received=self.mqtt.bytes_received, models=models,
+            ring=self.assignment.ring, assignment=self.assignment.number, tuf=self.trusted.versions,
+            deny=self.denied.head, bytes_received=self.mqtt.bytes_received, models=models,
         )  # fmt: skip
         await self.say("reported", sign_statement("reported", reported.encode(), [self.key]))
 
@@ -564,3 +573,76 @@ def test_ctrl_c_ends_the_hub_cleanly_and_a_port_that_is_taken_is_named(hub, tmp_
     assert hub.run.process.wait(STEP_S) == 0, hub.log.read_text()
     assert "stopped" in hub.log.read_text() and "Traceback" not in hub.log.read_text()
     assert not (hub.folder / "hub.sock").exists()
+
+
+@in_loop
+async def test_a_denial_reaches_a_node_before_all_else_and_the_release_never_goes_out_again(hub, releases):
+    hub.publish(releases["1.0.0"], "digits@1.0.0")
+    hub.publish(releases["1.1.0"], "digits@1.1.0")
+    bad = bytes.fromhex(hub.json("release", "show", "digits@1.1.0")["digest"])
+    hub.command("rollout", "start", "digits@1.1.0")
+    join = hub.command("fleet", "token", "lab/pi-1").strip()
+    async with ScriptedNode(join).connected() as node:
+        await node.enroll()
+        await node.hello()
+        assert hub.json("fleet", "show", "lab/pi-1")["deny"] == {"count": 0, "digest": "", "acknowledged": False}
+        node.told.clear()
+        told = hub.command("release", "deny", "digits@1.1.0", "--key", hub.key("deny-1"), "--reason", "wrong labels")
+        assert "a node that has nothing else serves it on" in told and "denied now: digits@1.1.0" in told
+        await _until(lambda: "set" in node.told, "the set that names the denial")
+        assert node.told[0] == "deny", "published before anything else"
+        assert node.denied.is_denied(bad).document.reason == "wrong labels"
+        assert node.trusted.heads.deny == node.denied.head and node.denied.holds_all(node.trusted.heads.deny)
+
+        offer = await node.ask(bad)
+        assert offer.never and "is denied by its digest: wrong labels" in offer.reason
+        for words in (("rollout", "start"), ("rollout", "promote"), ("release", "sign")):
+            key = ("--key", hub.key("sign-digits")) if words[0] == "release" else ()
+            assert "denied" in hub.command(*words, "digits@1.1.0", *key, code=4)
+        assert "DENIED by digest: wrong labels" in hub.command("rollout", "status", "digits@1.1.0")
+        assert "DENIED by digest: wrong labels" in hub.command("release", "show", "digits@1.1.0")
+        listed = {row["release"]: row["denied"] for row in hub.json("release", "list")}
+        assert listed["digits@1.0.0"] is None and listed["digits@1.1.0"]["final"] is False
+
+        await node.report(1)
+        await _until(lambda: hub.json("fleet", "show", "lab/pi-1")["deny"]["acknowledged"], "the node's word")
+        assert "denials 1, all that are in force" in hub.command("fleet", "show", "lab/pi-1")
+
+    told = hub.command("release", "deny", "digits@1.1.0", "--key", hub.key("deny-2"))
+    assert "with 2 signatures: final" in told
+    hub.kill()
+    hub.start()
+    fresh = ScriptedNode(join, node.key)
+    async with fresh.connected():
+        fresh.trusted, fresh.assignment = node.trusted, node.assignment
+        replies = await fresh.hello()
+        below = [name for reply in replies for name, _ in reply.documents]
+        assert below[0] == "deny/all", "before roots, sets and directives"
+        assert fresh.denied.is_final(bad)
+        assert "deny/all" not in [name for reply in await fresh.hello() for name, _ in reply.documents]
+
+
+@in_loop
+async def test_a_stolen_signing_key_is_denied_and_what_it_signed_is_not_offered_except_what_is_kept(hub, releases):
+    hub.publish(releases["1.0.0"], "digits@1.0.0")
+    hub.publish(releases["1.1.0"], "digits@1.1.0")
+    good, bad = (bytes.fromhex(hub.json("release", "show", f"digits@1.{n}.0")["digest"]) for n in (0, 1))
+    (stolen,) = [row["keyid"] for row in hub.json("key", "list") if row["role"] == "sign-digits"]
+    keep = ("--keep", "digits@1.0.0", "--reason", "stolen")
+    assert "can't sign this denial" in hub.command("key", "deny", stolen, "--key", hub.key("deny-1"), *keep, code=4)
+    told = hub.command("key", "deny", stolen[:16], "--key", hub.key("deny-key-1"), *keep)
+    assert "1 of 2 signatures, 1 more to go; nothing is denied yet" in told
+    told = hub.command("key", "deny", stolen[:16], "--key", hub.key("deny-key-2"), *keep)
+    assert "with 2 signatures: final" in told and told.endswith("denied now: digits@1.1.0\n")
+    assert "denied" in hub.command("rollout", "start", "digits@1.1.0", code=4)
+    hub.command("rollout", "start", "digits@1.0.0")
+    assert [row["denied"] for row in hub.json("key", "list") if row["keyid"] == stolen] == [True]
+    async with ScriptedNode(hub.command("fleet", "token", "lab/pi-1").strip()).connected() as node:
+        await node.enroll()
+        await node.hello()
+        assert node.denied.is_denied(bad, [bytes.fromhex(stolen)]) and node.denied.is_denied(bad) is None
+        assert node.denied.is_denied(good, [bytes.fromhex(stolen)]) is None
+        assert (await node.ask(bad)).never
+    for words in (("digits@9.9.9",), ("digits",), ("f" * 63,)):
+        assert hub.command("release", "deny", *words, "--key", hub.key("deny-1"), code=3 if "@9" in words[0] else 2)
+    assert "no key" in hub.command("key", "deny", "f" * 16, "--key", hub.key("deny-key-1"), code=3)

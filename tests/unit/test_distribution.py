@@ -5,12 +5,15 @@ import json
 import pytest
 
 from heliograph.blob import LEAF_BYTES, sha256
-from heliograph.documents import Ask, Chunk, Want
+from heliograph.documents import Ask, Chunk, Deny, Want
 from heliograph.errors import NotFoundError
 from heliograph.objects import ObjectStore
 from heliograph.sender import Sender
+from heliograph.statement import signed_bytes
 from heliograph.transfer import BlobFetch
+from heliograph_hub.authority import Authority, init_realm, load_key
 from heliograph_hub.database import Database
+from heliograph_hub.denial import Denials
 from heliograph_hub.distribution import (
     RECIPE_LATER_S,
     RECIPE_PATIENCE_S,
@@ -57,8 +60,23 @@ def _in_force(release, ring="canary", action="install"):
     return {ring: {"digits": Signed(ring, "digits", 1, release.digest, action, True)}}
 
 
-def _answer(registry, ask, in_force, recipes=None, now_s=0.0):
-    return answer(registry, recipes or Recipes(registry), "dev", NODE, ask, in_force, NOW, now_s)
+def _answer(registry, ask, in_force, recipes=None, now_s=0.0, denials=None):
+    return answer(registry, recipes or Recipes(registry), "dev", NODE, ask, in_force, NOW, now_s, denials)
+
+
+@pytest.fixture
+def denied(registry, tmp_path):
+    """Denies digests, as an operator with one deny key, and gives the denials."""
+    init_realm(tmp_path / "realm", "dev", NOW)
+    key = load_key(tmp_path / "realm" / "keys" / "deny-1.key")
+    denials = Denials(registry._database, registry.objects, Authority(tmp_path / "realm"))
+
+    def deny(*digests):
+        payload = Deny(realm="dev", releases=digests, reason="wrong labels", at=NOW).encode()
+        denials.add("deny", payload, {key.keyid: key.sign(signed_bytes("deny", payload))}, NOW)
+        return denials
+
+    return deny
 
 
 # --- offers -----------------------------------------------------------------------------------------------------------
@@ -224,3 +242,24 @@ def test_the_total_rate_is_kept_and_nodes_take_turns(registry):
     assert abs(sent["a"] - sent["b"]) <= 32_768
     distribution.forget("lab", "a")
     assert {outgoing.node for outgoing in _drain(distribution, 1e6)} <= {"b"}
+
+
+def test_a_denied_release_is_never_offered_whatever_is_directed_and_others_still_are(registry, denied):
+    old, new = registry.all()
+    denials = denied(new.digest)
+    offer = _answer(registry, _ask(registry, new, old), _in_force(new), denials=denials)
+    assert (offer.never, offer.ways, offer.later_s) == (True, (), None)
+    assert offer.reason == "digits@1.1.0 is denied by its digest: wrong labels"
+    assert _answer(registry, _ask(registry, old), _in_force(old), denials=denials).ways
+    unknown = Ask(run=b"r" * 8, n=4, model="digits", release=b"?" * 32, free_bytes=1)
+    assert _answer(registry, unknown, {}, denials=denied(b"?" * 32)).reason.startswith("this release is denied")
+
+
+def test_a_way_whose_recipe_is_denied_is_not_offered_any_more_and_the_release_still_is(registry, denied):
+    old, new = registry.all()
+    ask = _ask(registry, new, old)
+    (pair,) = registry.pairs(new, ask.bases)
+    made = registry.make_recipe(*pair, NOW)
+    assert [way.kind for way in _answer(registry, ask, _in_force(new)).ways] == ["delta", "full"]
+    denials = denied(made.recipe)
+    assert [way.kind for way in _answer(registry, ask, _in_force(new), denials=denials).ways] == ["full"]
