@@ -27,5 +27,5 @@ def test_the_join_string_is_never_an_argument(tmp_path: Path) -> None:
 
 def test_a_command_reads_what_it_is_given(tmp_path: Path) -> None:
     realm = Realm(tmp_path)
-    with pytest.raises(RefusedError, match=r"node join - ended with 2: .*the join string is damaged"):
+    with pytest.raises(RefusedError, match=r"node join ended with 2: .*the join string is damaged"):
         realm.cli("node", "join", "-", tmp_path / "node", stdin=f"{TOKEN}\n")
