@@ -392,6 +392,8 @@ class Tasks:
         before = answer.get("before")
         is_back = memory.phase == "rolling-back"
         trip = self._trips.pop(memory.model, None)
+        if trip is not None and trip.release == memory.active.release:
+            return  # with nothing else left it goes on as it is
         if answer.get("duration_ms") is None and trip is None:
             return  # it answered already
         before = before if isinstance(before, dict) else {}

@@ -23,6 +23,7 @@ from heliograph.lab import Proxy, Running, free_port, spawn
 from heliograph.mqtt import Broker, Mqtt, Timing
 from heliograph.names import Digest
 from heliograph.protocol import topic
+from heliograph_hub.client import HubClient
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock
 from heliograph_site.joining import join
@@ -327,6 +328,13 @@ def test_failed_requests_during_probation_bring_back_what_served_before(
             assert memory.active == good and memory.fallback is None
             assert "requests failed during probation" in memory.refused[0].reason
             assert good is not None and node.server.row["proves"]["active"] == good.release.hex()
+            await until(lambda: delivered(agent), "told")
+            rows = HubClient(str(hub.folder)).get("/v1/fleet/proves/n1/records/incident")
+            told = {row["kind"]: row["body"] for row in rows}
+            assert set(told) == {"release-refused", "rolled-back"}
+            back = told["rolled-back"]
+            assert back["reason"] == memory.refused[0].reason and back["from"] == memory.refused[0].release.hex()
+            assert back["failed"] > 0 and back["restore_ms"] >= 0
 
     asyncio.run(live())
 

@@ -27,6 +27,7 @@ from heliograph.blob import Digest
 from heliograph.errors import RefusedError, TransportError
 from heliograph.manifest import Manifest
 from heliograph.objects import ObjectStore
+from heliograph.sketch import Sketch
 from heliograph_hub.bundle import pack
 from heliograph_site.journal import Journal
 from heliograph_site.machine import Memory, Pointer
@@ -610,6 +611,34 @@ def test_a_release_is_checked_switched_to_and_switched_back(node: Node, folders:
     node.drop(new)
     assert node.digits()["standby"] is None
     eventually(lambda: not is_running(after["worker"]), "the dropped worker to end")
+
+
+def test_every_switch_says_how_long_it_took_and_whom_it_affected(node: Node, folders: dict[str, Path]) -> None:
+    old, new = node.install(folders["1.0.0"]), node.install(folders["1.1.0"])
+    node.point(old)
+    node.start()
+    assert node.wait_ready()["first_request_s"] is None
+    for _ in range(3):
+        assert node.ask("POST", INFER, bundles.sample_request())[0] == 200
+    row = node.digits()
+    sketch = Sketch.decode(bytes.fromhex(row["sketch"]))
+    assert (sketch.count, row["requests"]) == (3, 3) and 0 < sketch.min <= sketch.max < 10**10
+    assert row["cold_start_ms"] > 0 and row["first_request_s"] >= 0
+    there = node.serve(new)
+    assert there["duration_ms"] > 0 and there["failed"] == 0
+    assert there["before"] == {
+        "release": old.hex(), "answered": 3, "failed": 0, "in_flight": 0,
+        "first_request_s": there["before"]["first_request_s"],
+    }  # fmt: skip
+    row = node.digits()
+    assert (row["first_request_s"], Sketch.decode(bytes.fromhex(row["sketch"])).count) == (None, 0)
+    assert Sketch.decode(bytes.fromhex(row["standby"]["sketch"])) == sketch, "what to compare with"
+    again = node.serve(new)
+    assert (again["duration_ms"], again["before"]) == (None, None), "nothing was switched"
+    assert node.ask("POST", INFER, bundles.sample_request())[0] == 200
+    back = node.serve(old)
+    assert (back["before"]["release"], back["before"]["answered"]) == (new.hex(), 1)
+    assert node.serve(new)["before"]["answered"] == 0, "of this turn, not of those before"
 
 
 def test_a_third_release_drops_the_first(node: Node, folders: dict[str, Path], tmp_path: Path) -> None:

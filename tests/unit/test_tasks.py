@@ -1,17 +1,24 @@
-"""Hardware fit and the node's small files."""
+"""What tasks make of gates, hardware fit, and the node's small files."""
 
+import asyncio
 import base64
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
-from heliograph.documents import Hardware
+from heliograph.deadlines import Deadlines
+from heliograph.documents import Hardware, Phase
 from heliograph.errors import ConfigError
-from heliograph.manifest import File, Golden, Manifest, Variant
+from heliograph.manifest import File, Gate, Golden, Manifest, Variant
 from heliograph.wire import pack
 from heliograph_site.folder import JOIN_PREFIX, JoinString, read_node_file
 from heliograph_site.hardware import detect, why_unfit
+from heliograph_site.machine import Command, Declined, Failed, Memory, Passed, Target
+from heliograph_site.slots import Slots
+from heliograph_site.tasks import Pace, Tasks
 
 HERE = Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={"tflite": "2.14.0"})
 STRING = JoinString("10.0.0.1", 1883, "lab", "shop-1", "till-2", b"t" * 32, b"r" * 32)
@@ -93,3 +100,61 @@ def test_node_toml_comes_back_as_it_was_written(tmp_path: Path) -> None:
         read_node_file(folder)
     with pytest.raises(ConfigError, match="is not a node's folder: run `heliograph node join` first"):
         read_node_file(folder / "nowhere")
+
+
+class Around:
+    """What `Tasks` needs of an agent to check a release that lies here already, and what it told."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, str, dict[str, Any]]] = []
+
+    def target(self, model: str, release: bytes) -> object:
+        return object()
+
+    def note(self, model: str, waiting: str, *, is_news: bool = True) -> None:
+        pass
+
+    def named(self, release: bytes, manifest: Manifest) -> None:
+        pass
+
+    def why_not_yet(self, model: str, release: bytes) -> None:
+        return None
+
+    def now(self) -> int:
+        return 1
+
+    def record(self, lane: str, kind: str, body: dict[str, Any]) -> None:
+        self.records.append((lane, kind, body))
+
+
+class Loads:
+    """A server that loads anything: slowly, into much memory."""
+
+    async def check(self, model: str, release: bytes, files: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
+        return {"cold_start_ms": 900.0, "golden_max_error": 0.0, "memory_bytes": 10**9}
+
+
+def performed(folder: Path, command: Command, phase: Phase, *gates: Gate) -> tuple[object, Around]:
+    """What comes of a command for a release with these gates, whose manifest lies here."""
+    slots, around = Slots(folder), Around()
+    release = slots.store.put(
+        manifest(Variant(name="plain", files=("m",))).model_copy(update={"gates": gates}).encode()
+    )
+    tasks = Tasks(around, slots, None, Loads(), HERE, Random(1), Deadlines(), Pace())
+    return asyncio.run(tasks.perform(command, Memory("digits", phase, 1, Target(release, 1)))), around
+
+
+def test_a_release_with_a_gate_that_this_agent_can_not_judge_is_declined_in_words(tmp_path: Path) -> None:
+    event, _ = performed(tmp_path, Command.CHECK, "checking", Gate(name="temperature", limit=80))
+    assert event == Declined(1, "digits@1.0.0 has gate temperature, which this agent can't judge")
+
+
+def test_what_takes_too_long_to_load_never_answers_and_the_verdict_is_recorded(tmp_path: Path) -> None:
+    event, around = performed(tmp_path, Command.ACTIVATE, "activating", Gate(name="cold-start-ms", limit=500))
+    reason = "cold start 900 ms over its limit of 500 ms"
+    assert event == Failed(1, reason)
+    [(lane, kind, body)] = around.records
+    assert (lane, kind, body["verdict"], body["reason"]) == ("audit", "verdict", "failed", reason)
+    assert body["evidence"] == [["cold-start-ms", 500.0, 900.0, 1, True]]
+    event, around = performed(tmp_path, Command.ACTIVATE, "activating", Gate(name="memory-bytes", limit=2e9))
+    assert isinstance(event, Passed) and around.records == []
