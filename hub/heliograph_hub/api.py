@@ -120,7 +120,11 @@ class Operations:
             "candidate": asked.candidate,
             "role": role,
             "bytes": asked.data.hex(),
-            "keyids": sorted(keyid.hex() for keyid in service.authority.set.role_keys(role)[1]),
+            "keyids": sorted(
+                keyid.hex()
+                for keyid in service.authority.set.role_keys(role)[1]
+                if not service.denials.held.is_key_denied(keyid)
+            ),
             "said": [asked.note] if asked.note else [],
         }
 
@@ -223,10 +227,14 @@ class Operations:
             raise ConfigError("signatures must be a map of key ids to signatures")
         signatures = {_hex({"keyid": keyid}, "keyid", 32): _hex(given, keyid, 64) for keyid in given}
         standing = service.denials.add(type_, payload, signatures, _now())
+        said = []
         if standing.in_force_at is not None:
-            service.announce()
+            try:
+                service.announce()
+            except HeliographError as error:
+                said.append(f"the denial is published, but the timestamp that is to name it can't be signed: {error}")
         denied = [release.name for release in service.registry.all() if self._denied(release) is not None]
-        return _denial(standing, self._names()) | {"denied": denied}
+        return _denial(standing, self._names()) | {"denied": denied, "said": said}
 
     async def list_keys(self) -> Answer:
         """The keys of each role, and which of them are denied."""

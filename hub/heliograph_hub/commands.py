@@ -313,6 +313,8 @@ def _deny(type_: str, asked: dict[str, Any], what: str, files: list[Path], where
     message = signed_bytes(type_, payload)
     signatures = {key.keyid.hex(): key.sign(message).hex() for key in keys}
     answer = client.post("/v1/denials", {"type": type_, "payload": request["payload"], "signatures": signatures})
+    for line in answer["said"]:
+        _say(line)
     if request["have"]:
         _say("signed was the denial there is, with its reason and time")
     if as_json:

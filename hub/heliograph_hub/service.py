@@ -82,6 +82,8 @@ class Service:
         self.desired = Desired(self.database)
         self.denials = Denials(self.database, self.objects, self.authority)
         self.denials.note_vouchers(self.authority.set.models)
+        self.named_denials = self.authority.set.heads.deny.count
+        """What the timestamp on disk named when this began: more than the database has, if that is an older copy."""
         self.fleet = Fleet(self.database, self.realm, self._sign_assignment)
         self.recipes = Recipes(self.registry)
         self.distribution = Distribution(self.registry, Sender(rate, node_rate))
@@ -104,17 +106,19 @@ class Service:
 
     def announce(self) -> None:
         """Signs what changed and has it published; call after every commit that changes what nodes should know."""
-        lists = self.desired.lists()
+        # Denials go before everything, even if nothing can be signed here any more.
         denied = self.denials.announced()
+        deny = {topic("deny").build(self.realm): denied} if denied is not None else {}
+        self.retained = deny | self.retained | deny
+        self._to_publish.set()
+        lists = self.desired.lists()
         heads = Heads(deny=self.denials.head, directives={ring: sha256(payload) for ring, payload in lists.items()})
         desired = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
         signed = self.authority.publish_set(_now(), heads)
-        # Denials go before everything; then what others hang on: roots, lists, the set that names them, the head.
-        deny = {topic("deny").build(self.realm): denied} if denied is not None else {}
+        # Then what others hang on: roots, lists, the set that names them, the head.
         roots = {full: payload for full, payload in signed.items() if "/tuf/root/" in full}
         last = {topic(name).build(self.realm): signed[topic(name).build(self.realm)] for name in ("set", "head")}
         self.retained = deny | roots | desired | last
-        self._to_publish.set()
 
     async def send_assignment(self, site: str, node: str, assigned: bytes) -> None:
         """Tells a node what it is, if it listens now; else its next hello or report brings it."""
@@ -381,7 +385,10 @@ class Service:
 
     def greeting(self, broker: BrokerProcess) -> list[str]:
         """What `hub run` says once it listens."""
+        named, held = self.named_denials, self.denials.head.count
+        lost = f"DENIALS ARE MISSING: the timestamp names {named}, the database has {held}: restore a newer copy"
         return [
+            *([lost] if named > held else []),
             f"hub of realm {self.realm} in {self.folder}, broker {broker.kind} on {HOST}:{self.port}",
             *broker.notes,
             f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",

@@ -30,8 +30,11 @@ from heliograph.manifest import Manifest
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey, sign_statement
+from heliograph.statement import signed_bytes
 from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import pack, unpack
+from heliograph_hub.authority import init_realm, load_key
+from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.service import Service, init
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
@@ -646,3 +649,49 @@ async def test_a_stolen_signing_key_is_denied_and_what_it_signed_is_not_offered_
     for words in (("digits@9.9.9",), ("digits",), ("f" * 63,)):
         assert hub.command("release", "deny", *words, "--key", hub.key("deny-1"), code=3 if "@9" in words[0] else 2)
     assert "no key" in hub.command("key", "deny", "f" * 16, "--key", hub.key("deny-key-1"), code=3)
+
+
+def _denying(service: Service, *names: str) -> None:
+    payload = doc.Deny(realm="test", releases=(b"r" * 32,), at=1).encode()
+    keys = [load_key(service.folder / "keys" / f"{name}.key") for name in names]
+    message = signed_bytes("deny", payload)
+    service.denials.add("deny", payload, {key.keyid: key.sign(message) for key in keys}, 1)
+
+
+def test_a_denial_is_announced_though_the_realm_expired_long_ago(tmp_path):
+    init_realm(tmp_path, "test", 1_000_000_000)
+    service = Service(tmp_path, free_port())
+    _denying(service, "deny-1")
+    with pytest.raises(TrustError, match="expired"):
+        service.announce()
+    assert list(service.retained) == ["heliograph/v1/test/deny/all"]
+    service.database.close()
+
+
+def test_denials_come_first_in_a_reply_and_once_more_behind_a_set(tmp_path):
+    init(tmp_path / "hub", "test")
+    service = Service(tmp_path / "hub", free_port())
+    key = PrivateKey.generate(b"k" * 32)
+    service.fleet.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    service.fleet.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
+    _denying(service, "deny-1")
+    service.announce()
+    assert next(iter(service.retained)) == "heliograph/v1/test/deny/all"
+    hello = doc.Hello(
+        run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
+    )
+    node = service.fleet.node("lab", "pi-1")
+    (reply,) = service.replies(node, hello, ())
+    assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "assigned", "tuf/set", "deny/all"]
+    known = hello.model_copy(update={"tuf": service.authority.set.versions, "numbers": doc.Numbers(assignment=1)})
+    (reply,) = service.replies(node, known, ())
+    assert [name for name, _ in reply.documents] == ["deny/all"] and reply.heads.deny == service.denials.head
+    (reply,) = service.replies(node, known.model_copy(update={"deny": service.denials.head}), ())
+    assert reply.documents == ()
+    service.database.close()
+    (tmp_path / "hub" / "hub.sqlite").unlink()
+    again = Service(tmp_path / "hub", free_port())
+    assert again.greeting(BrokerProcess(tmp_path / "hub", 1, "127.0.0.1"))[0].startswith(
+        "DENIALS ARE MISSING: the timestamp names 1, the database has 0"
+    )
+    again.database.close()
