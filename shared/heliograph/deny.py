@@ -189,15 +189,14 @@ class DenySet:
             raise IntegrityError(f"list of {len(listed)} denials, a list has at most {MAX_LISTED}")
         digests: set[bytes] = {sha256(statement.payload) for statement in listed}
         named = list_digest(digests)
-        is_whole = message.older is None or older is not None
-        is_named = is_whole and head.count > 0 and named == head.digest
+        is_named = head.count > 0 and named == head.digest
         judge = _Judge(self, trusted)
         for statement in listed:
             judge.take(statement, is_listed=is_named)
         if is_named:
             judge.drop_unverified_but(digests)
         grown = judge.result()
-        if is_whole and digests <= grown.denials.keys():
+        if digests <= grown.denials.keys():
             lists = (*(digest for digest in grown.lists if digest != named), named)[-_MAX_LISTS:]
             grown = replace(grown, lists=lists)
         return grown

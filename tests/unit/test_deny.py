@@ -262,6 +262,18 @@ def test_attack_the_list_is_withheld_and_nothing_new_is_activated() -> None:
     assert DenySet().holds_all(NO_HEAD), "before the first denial nothing is missing"
 
 
+def test_attack_as_many_other_denials_stand_for_those_that_the_timestamp_names() -> None:
+    head = head_of([denied(BAD), denied(WORSE)])
+    one = DenySet().with_list(listed(denied(GOOD), denied(RECIPE), denied(WORSE)), trusted(), head)
+    assert one.count > head.count and not one.holds_all(head)
+
+
+def test_attack_a_list_names_older_ones_that_exist_nowhere() -> None:
+    statements = [denied(BAD), denied(WORSE)]
+    payload = DenyAll(statements=tuple(statements), older=OlderDenials(length=1 << 20, sha256=GOOD)).encode()
+    assert DenySet().with_list(payload, trusted(), head_of(statements)).holds_all(head_of(statements))
+
+
 def test_a_list_that_is_newer_than_the_timestamp_is_in_force_at_once() -> None:
     old, new = head_of([denied(BAD)]), head_of([denied(BAD), denied(WORSE)])
     one = DenySet().with_list(listed(denied(BAD), denied(WORSE)), trusted(), old)
