@@ -10,7 +10,10 @@ Rule 3: level, not edge. Directives are held as signed; what they mean is worked
     metadata, directive, assignment or time, and whenever a machine comes to rest.
 Rule 4: what a reply brings and what is retained is the same document and goes the same way.
 Rule 5: what is hostile or unknown is counted, recorded at a bounded rate, and changes nothing.
-Rule 6: nothing here stops what is served: the server process is another.
+Rule 6: nothing here stops what is served but a machine's command: the server process is another.
+Rule 7: denials go first: they are subscribed to first and taken first out of a reply, and are saved in the transaction
+    that holds what every machine makes of them. What a broker kept comes in any order, so that whenever the link is
+    back, directives wait for the hub's reply, or until it is late.
 """
 
 import asyncio
@@ -21,19 +24,20 @@ import sqlite3
 import sys
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
 
 import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Ask, Document, Hello, Lane, LaneReceipt, Offer, Receipt, Reply
+from heliograph.deny import DenySet
+from heliograph.documents import Ask, Denials, Document, Hello, Lane, LaneReceipt, Offer, OlderDenials, Receipt, Reply
 from heliograph.errors import HeliographError, TransportError, TrustError
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Timing
-from heliograph.names import Ring
-from heliograph.protocol import SCHEMAS, parse_topic, topic
+from heliograph.names import Digest, Ring
+from heliograph.protocol import SCHEMAS, below_realm, parse_topic, topic
 from heliograph.trust import Target
 from heliograph.vouching import UnknownTypeError
 from heliograph_site import hardware
@@ -44,14 +48,20 @@ from heliograph_site.folder import agent_lock, read_key, read_node_file
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.link import Link
 from heliograph_site.machine import (
+    Answer,
     Command,
     Event,
+    FallbackDenied,
     GivenUp,
     Happening,
     Memory,
+    Passed,
     Started,
+    TargetDenied,
     classify,
+    settled,
     step,
+    weigh,
 )
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.reporting import Incidents, Reporter
@@ -84,6 +94,17 @@ class _LinkChanged:
 class _Answer:
     model: str
     happening: Happening
+
+
+@dataclass(frozen=True, slots=True)
+class _Older:
+    blob: bytes
+    """What the list of denials had no room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReplyIsLate:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +152,14 @@ class Agent:
         self._tasks = Tasks(
             self, self._slots, self._downloads, self._server, self._hardware, self._rng, deadlines, self._pace
         )
-        self._inbox: asyncio.Queue[_Message | _LinkChanged | _Answer | _Tick] = asyncio.Queue(INBOX_LENGTH)
+        self._inbox: asyncio.Queue[_Message | _LinkChanged | _Answer | _Older | _ReplyIsLate | _Tick] = asyncio.Queue(
+            INBOX_LENGTH
+        )
         self._group: asyncio.TaskGroup | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._is_back = False
+        """Whether all that was missed is known, or the hub is too late to tell."""
+        self._missed: dict[str, bytes] = {}
 
     # --- what others ask of it ----------------------------------------------------------------------------------------
 
@@ -156,6 +182,11 @@ class Agent:
     def metadata_versions(self) -> dict[str, int]:
         """Version of each trusted metadata file."""
         return self._belief.trusted.versions
+
+    @property
+    def denials(self) -> Denials:
+        """How many denials are in force here, and their digest."""
+        return self._belief.denials.head
 
     @property
     def memories(self) -> dict[str, Memory]:
@@ -193,7 +224,7 @@ class Agent:
         needed: list[bytes] = []
         coming: list[bytes] = []
         for memory in self._memories.values():
-            needed += [pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None]
+            needed += [pointer.release for pointer in memory.kept]
             coming += [memory.target.release] if memory.target else []
         gone = self._slots.collect(needed, coming)
         if gone:
@@ -202,6 +233,18 @@ class Agent:
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now."""
         return self._belief.why_not_yet(model, release)
+
+    def why_unsure(self) -> str | None:
+        """What is missing to know what is denied."""
+        return self._belief.why_unsure()
+
+    def is_recipe_denied(self, recipe: bytes) -> bool:
+        """Whether a way by this recipe is not to be used."""
+        return self._belief.denials.is_recipe_denied(recipe) is not None
+
+    async def tell(self, model: str, answer: Answer) -> None:
+        """A task's answer before its last."""
+        await self._inbox.put(_Answer(model, answer))
 
     def record(self, lane: Lane, kind: str, body: dict[str, Any]) -> None:
         """Keeps for the hub what happened."""
@@ -217,7 +260,7 @@ class Agent:
 
         def question(number: int) -> Ask:
             memory = self._memories[model]
-            releases = [pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None]
+            releases = [pointer.release for pointer in memory.kept]
             return Ask(
                 run=self.run_id,
                 n=number,
@@ -255,6 +298,7 @@ class Agent:
                 await stop.wait()
                 raise _StopRequestedError
         except* _StopRequestedError:
+            self.journal.save_life(False)
             log.info("stopped")
         finally:
             self.save_counters()
@@ -284,7 +328,7 @@ class Agent:
             for model, memory in list(self._memories.items()):
                 row = rows.get(model) or {}
                 active = memory.active
-                if active is None or row.get("active") != active.release.hex() or memory.phase != "idle":
+                if active is None or row.get("active") != active.release.hex():
                     continue
                 if row.get("state") == "failed":
                     reason = str(row.get("reason") or "the server gave it up")
@@ -326,6 +370,7 @@ class Agent:
             schemas=SCHEMAS,
             hardware=self._hardware,
             tuf=self.metadata_versions,
+            deny=self.denials,
             numbers=self._belief.numbers(),
             acked=acked,
         )
@@ -337,8 +382,11 @@ class Agent:
     # --- the one consumer ---------------------------------------------------------------------------------------------
 
     async def _consume(self) -> None:
+        started = Started(self.journal.was_orderly())
+        self.journal.save_life(True)
         for model in tuple(self._memories):
-            await self._step(model, Started())
+            await self._step(model, started)
+        await self._obey(self._belief.denials)
         await self._derive_all()
         while True:
             match await self._inbox.get():
@@ -350,8 +398,15 @@ class Agent:
                     self.save_counters()
                     self._link.on_change(is_up)
                     self._reporter.on_link(is_up)
+                    self._is_back = False
+                    if is_up and self._group is not None:
+                        self._group.create_task(self._wait_for_reply(), name="first reply")
                 case _Answer(model, happening):
-                    await self._step(model, happening)
+                    await self._step(model, self._as_heard(model, happening))
+                case _Older(blob):
+                    await self._guard("deny/all", self._on_older(blob))
+                case _ReplyIsLate():
+                    await self._catch_up()
                 case _Tick():
                     self._time.save()
                     await self._derive_all()
@@ -378,7 +433,9 @@ class Agent:
         if names.items() & self._names.items() != self._names.items() and "node" in names:
             raise TrustError("a topic of another node")
         match row.name:
-            case "root" | "head" | "set" | "desired" | "assigned":
+            case "desired" if not self._is_back:
+                self._missed[full] = payload
+            case "deny" | "root" | "head" | "set" | "desired" | "assigned":
                 await self._on_news(self._belief.take(row, names, payload))
                 if row.name == "head" and is_live:  # the hub repeats it whenever it comes back
                     self._link.on_hub_back()
@@ -393,6 +450,11 @@ class Agent:
                 raise UnknownTypeError(f"{row.name} is nothing that this version reads")
 
     async def _on_news(self, news: News) -> None:
+        if news.denials is not None:
+            await self._obey(news.denials)
+            self._reporter.say()
+        if news.older is not None:
+            self._fetch_older(news.older)
         self._time.saw(self._belief.trusted.at)
         if news.hello:
             self._link.greet_now()
@@ -420,7 +482,9 @@ class Agent:
         for receipt in reply.acked:
             self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)
         prefix = topic("set").build(self._file.realm).removesuffix("tuf/set")
-        for below, payload in reply.documents:
+        deny = below_realm(topic("deny").build(self._file.realm))
+        deny_first = sorted(reply.documents, key=lambda document: document[0] != deny)
+        for below, payload in deny_first:
             own = topic("assigned").build(self._file.realm, **self._names)
             full = own if below == "assigned" else prefix + below
             found = parse_topic(full, self._file.realm)
@@ -430,6 +494,34 @@ class Agent:
             await self._guard(full, self._on_document(full, payload))
         if not reply.more:
             self._link.answered()
+            await self._catch_up()
+
+    async def _wait_for_reply(self) -> None:
+        await asyncio.sleep(self._deadlines.reply_s)
+        await self._inbox.put(_ReplyIsLate())
+
+    async def _catch_up(self) -> None:
+        """Takes the directives that waited for what goes before them."""
+        self._is_back = True
+        missed, self._missed = self._missed, {}
+        for full, payload in missed.items():
+            await self._guard(full, self._on_document(full, payload))
+
+    def _fetch_older(self, older: OlderDenials) -> None:
+        """Gets the blob that the list of denials names, once at a time."""
+        running = self._running.get("")
+        if running is not None and not running.done():
+            return
+
+        async def fetch() -> None:
+            blob = await self._downloads.small(Digest(older.sha256), older.length)
+            await self._inbox.put(_Older(blob))
+
+        assert self._group is not None, "only while running"
+        self._running[""] = self._group.create_task(fetch(), name="older denials")
+
+    async def _on_older(self, blob: bytes) -> None:
+        await self._on_news(self._belief.with_older(blob))
 
     # --- machines -----------------------------------------------------------------------------------------------------
 
@@ -472,6 +564,31 @@ class Agent:
                 await self._start(command, after)
             todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
 
+    async def _obey(self, denials: DenySet) -> None:
+        """Saves denials with what every machine makes of them, in one transaction; then has it done."""
+        moves: list[tuple[Memory, Memory, Command | None, tuple[Event, ...]]] = []
+        for memory in self._memories.values():
+            after, command, events = settled(memory, weigh(memory, denials))
+            if events:
+                moves.append((memory, after, command, events))
+        self.journal.save(*(after for _, after, _, _ in moves), denials=denials.to_bytes())
+        self._belief.holds(denials)
+        for _, after, _, _ in moves:
+            self._memories[after.model] = after
+        for before, after, command, events in moves:
+            for event in events:
+                self._record_denied(before, event)
+            self._record(before, events[-1], after)
+            if command is not None:
+                await self._start(command, after)
+
+    def _as_heard(self, model: str, happening: Happening) -> Happening:
+        """A task's answer with what forbids activating at this moment, which may be later than it was given."""
+        target = self._memories[model].target
+        if isinstance(happening, Passed) and target is not None:
+            return replace(happening, waits_for=self.why_not_yet(model, target.release) or "")
+        return happening
+
     async def _start(self, command: Command, memory: Memory) -> None:
         old = self._running.pop(memory.model, None)
         if old is not None:
@@ -504,6 +621,32 @@ class Agent:
         if len(after.refused) and after.refused != before.refused:
             self.outbox.append("incident", "release-refused", self.now(), body)
         self._reporter.say()
+
+    def _record_denied(self, before: Memory, event: Event) -> None:
+        """One incident for every release that a denial took out of use here, or would have."""
+        match event:
+            case TargetDenied():
+                releases = [before.target.release] if before.target else []
+            case FallbackDenied():
+                releases = sorted(event.releases)
+            case _:
+                releases = [before.active.release] if before.active else []
+        known = {pointer.release: pointer.vouchers for pointer in before.kept}
+        if before.target is not None:
+            known.setdefault(before.target.release, before.target.vouchers)
+        for release in releases:
+            denial = self._belief.denials.is_denied(release, known.get(release, ()))
+            body = {
+                "model": before.model,
+                "release": release,
+                "event": type(event).__name__,
+                "denial": denial.digest if denial else b"",
+                "is_final": self._belief.denials.is_final(release, known.get(release, ())),
+                "reason": denial.document.reason[:400] if denial and denial.document else "",
+            }
+            name = self.journal.release_name(release) or release.hex()[:16]
+            log.warning("%s is denied: %s", name, body["reason"])
+            self.outbox.append("incident", "denied", self.now(), body)
 
 
 def main() -> int:

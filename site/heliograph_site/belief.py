@@ -1,16 +1,19 @@
-"""What the agent believes and was told: trusted metadata, directives of its ring, its assignment; kept in the journal.
+"""What the agent believes and was told: denials, trusted metadata, directives of its ring, its assignment.
 
 Rule 1: nothing is kept that did not verify, and a set only whole (`heliograph.trust`).
 Rule 2: documents are kept as signed and verified again whenever they are used; a number counts only as long as the
     signatures of its document do.
 Rule 3: what a directive means to a machine now is worked out from these and the time alone: level, not edge.
+Rule 4: denials are handed over, not kept here: they go to the journal in one transaction with what every machine makes
+    of them, and count from then on (`holds`).
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from heliograph.documents import Assignment, Directive, Document, Numbers
+from heliograph.deny import DenySet, older_blob
+from heliograph.documents import Assignment, Directive, Document, Numbers, OlderDenials
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, TrustError
 from heliograph.names import Ring
 from heliograph.protocol import Topic, topic
@@ -23,10 +26,10 @@ from heliograph.trust import (
     with_root,
     with_set,
 )
-from heliograph.vouching import admit, open_document
+from heliograph.vouching import AdmissibleTarget, admit, open_document
 from heliograph.wire import unpack
 from heliograph_site.journal import Held, Journal
-from heliograph_site.machine import Directed, Memory, Target, Withdrawn
+from heliograph_site.machine import UNDER_WAY, Directed, Memory, Target, Withdrawn
 
 log = logging.getLogger("heliograph.agent")
 
@@ -44,6 +47,8 @@ class News:
         ring: and it names another ring.
         models: directives or their standing may mean something else now.
         again: a document (full topic, payload) that failed before and is worth another look.
+        denials: they have grown, or are judged by other keys: to be saved with what every machine makes of them.
+        older: a blob that the list of denials needs to be whole.
     """
 
     hello: bool = False
@@ -51,6 +56,8 @@ class News:
     ring: bool = False
     models: bool = False
     again: tuple[str, bytes] | None = None
+    denials: DenySet | None = None
+    older: OlderDenials | None = None
 
 
 class Belief:
@@ -58,6 +65,7 @@ class Belief:
 
     Attributes:
         trusted: the newest complete state of the metadata.
+        denials: what is denied, as saved.
         assignment: what this node is; None before the first.
     """
 
@@ -76,6 +84,9 @@ class Belief:
             raise ConfigError(f"{journal.path} holds no trusted metadata: join anew")
         self.trusted: TrustedSet = state_from_bytes(state)
         self.assignment: Assignment | None = self._held_assignment()
+        denials = journal.denials()
+        self.denials = DenySet() if denials is None else DenySet.from_bytes(denials)
+        self._deny_list: bytes | None = None
         self._directives: dict[str, Held] = {held.name: held for held in journal.held("directive")}
         self._unverified: tuple[str, bytes] | None = None
 
@@ -114,12 +125,16 @@ class Belief:
         )
 
     def take(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
-        """Takes a document of the rows root, head, set, desired, assigned; on disk when this returns.
+        """Takes a document of the rows deny, root, head, set, desired, assigned; on disk when this returns.
+
+        Denials are not on disk yet: the caller saves those in the news, and then says so by `holds`.
 
         Raises:
             TrustError, IntegrityError: it is not to be believed; what else it held may have been kept.
         """
         match row.name:
+            case "deny":
+                return self._take_denials(payload)
             case "root":
                 if int(names["number"]) <= self.trusted.versions["root"]:
                     return News()
@@ -152,8 +167,10 @@ class Belief:
                 if is_under_way and self.trusted.is_fresh(now) and memory.phase != "proving":
                     return Withdrawn(str(error)), str(error)
                 return None, str(error)
-            duties = (key for duty in DUTIES for key in self.trusted.signers(f"{duty}-{model}"))
-            target = replace(target, path=admitted.target.path, vouchers=tuple(sorted(set(duties))))
+            why = self._why_denied(model, admitted)
+            if why is not None:
+                return (Withdrawn(why) if memory.phase in UNDER_WAY else None), why
+            target = replace(target, path=admitted.target.path, vouchers=self._vouchers(model))
         return Directed(directive.action, target), ""
 
     def why_not_yet(self, model: str, release: bytes) -> str | None:
@@ -165,7 +182,45 @@ class Belief:
             admitted = admit(self.trusted, held.statement, self.ring, self._now())
         except HeliographError as error:
             return str(error)
-        return None if admitted.target.sha256 == release else "the release that the newest directive names"
+        if admitted.target.sha256 != release:
+            return "the release that the newest directive names"
+        return self.why_unsure() or self._why_denied(model, admitted)
+
+    def why_unsure(self) -> str | None:
+        """What is missing to know what is denied; None if every denial that the newest timestamp names is held."""
+        head = self.trusted.heads.deny
+        return None if self.denials.holds_all(head) else f"the {head.count} denials that the newest timestamp names"
+
+    def holds(self, denials: DenySet) -> None:
+        """These denials are on disk, with what every machine makes of them."""
+        self.denials = denials
+
+    def with_older(self, blob: bytes) -> News:
+        """Takes the list of denials again, with the blob that it names."""
+        return News() if self._deny_list is None else self._take_denials(self._deny_list, blob)
+
+    def _take_denials(self, payload: bytes, older: bytes | None = None) -> News:
+        head = self.trusted.heads.deny
+        grown = self.denials.with_list(payload, self.trusted, head, older)
+        self._deny_list = payload
+        missing = None if older is not None or grown.holds_all(head) else older_blob(payload)
+        is_same = grown == self.denials and grown.lists == self.denials.lists
+        return News(models=not is_same, denials=None if is_same else grown, older=missing)
+
+    def _vouchers(self, model: str) -> tuple[bytes, ...]:
+        """Ids of the keys that signed or approved the model's releases that are listed now."""
+        return tuple(sorted({keyid for duty in DUTIES for keyid in self.trusted.signers(f"{duty}-{model}")}))
+
+    def _why_denied(self, model: str, admitted: AdmissibleTarget) -> str | None:
+        """Which denial stands against installing the release, or against who directs it."""
+        vouchers = self._vouchers(model)
+        denial = self.denials.forbids(admitted.target.sha256, vouchers)
+        if denial is not None:
+            said = denial.document.reason if denial.document is not None else ""
+            return f"denied: {said or 'no reason given'}"
+        if any(self.denials.is_key_denied(keyid) for keyid in admitted.keyids if keyid not in vouchers):
+            return "denied: a key that directs it"
+        return None
 
     def _trust(self, trusted: TrustedSet, *, hello: bool) -> News:
         if trusted == self.trusted:
@@ -174,7 +229,14 @@ class Belief:
         self.trusted = trusted
         log.info("trusted metadata is now %s", trusted.versions)
         again, self._unverified = self._unverified, None
-        return News(hello=hello, models=True, again=again)
+        denials = self.denials.with_trusted(trusted)
+        older: OlderDenials | None = None
+        if self._deny_list is not None and not denials.holds_all(trusted.heads.deny):
+            news = self._take_denials(self._deny_list)  # which the newer timestamp may name
+            denials, older = news.denials or denials, news.older
+        is_same = denials == self.denials and denials.lists == self.denials.lists
+        hello = hello or not denials.holds_all(trusted.heads.deny)
+        return News(hello=hello, models=True, again=again, denials=None if is_same else denials, older=older)
 
     def _take_desired(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
         if names["ring"] != self.ring:

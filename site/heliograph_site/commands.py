@@ -75,7 +75,7 @@ def _show(facts: dict[str, Any]) -> None:
     models = Table("model", "phase", "active", "verdict", "fallback", "note", box=None)
     for name, model in facts["models"].items():
         refused = [f"{_name(r)} refused: {r['reason']}" for r in model["refused"][:1]]
-        note = model["reason"] or model["waiting"] or "; ".join(refused)
+        note = model["flag"] or model["reason"] or model["waiting"] or "; ".join(refused)
         models.add_row(
             name, model["phase"], _name(model["active"]), model["verdict"] or "-", _name(model["fallback"]), note
         )
@@ -88,7 +88,10 @@ def _show(facts: dict[str, Any]) -> None:
         records.add_row(lane, *(str(row[key]) for key in ("next_seq", "acked_seq", "kept", "merged", "lost")))
     console.print(records)
     versions = ", ".join(f"{role} {version}" for role, version in facts["trust"]["versions"].items())
+    deny = facts["trust"]["deny"]
     console.print(f"metadata: {versions or 'none'}", highlight=False)
+    digest = f", digest {deny['digest'][:16]}" if deny["digest"] else ""
+    console.print(f"denials: {deny['count']}{digest}", highlight=False)
 
 
 def _name(pointer: dict[str, Any] | None) -> str:

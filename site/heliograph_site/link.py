@@ -100,7 +100,7 @@ class Link:
         while True:
             self._renew.clear()
             realm, names = self._file.realm, self._names
-            filters = [(topic(name).filter(realm), topic(name).qos) for name in ("root", "set", "head")]
+            filters = [(topic(name).filter(realm), topic(name).qos) for name in ("deny", "root", "set", "head")]
             if self._listener.ring is not None:
                 filters.append((topic("desired").filter(realm, ring=self._listener.ring), 1))
             filters += [(topic(name).filter(realm, **names), topic(name).qos) for name in (*DOWN_KINDS, "chunk")]

@@ -55,6 +55,10 @@ class Node(Protocol):
         """Of the trusted set."""
 
     @property
+    def denials(self) -> Denials:
+        """In force here."""
+
+    @property
     def bytes_received(self) -> int:
         """Since it was enrolled."""
 
@@ -174,7 +178,7 @@ class Reporter:
             ring=self._node.ring,
             assignment=self._node.assignment,
             tuf=self._node.metadata_versions,
-            deny=Denials(),
+            deny=self._node.denials,
             bytes_received=self._node.bytes_received,
             models={model: self._model(memory) for model, memory in self._node.memories.items()},
         )
@@ -188,7 +192,7 @@ class Reporter:
             held=held(memory),
             refused=tuple(Refusal(release=r.release, number=r.number, reason=r.reason[:400]) for r in memory.refused),
             verdict=memory.active.verdict if memory.active else None,
-            waiting=(memory.reason or self._waiting.get(memory.model, ""))[:400],
+            waiting=(flag(memory) or memory.reason or self._waiting.get(memory.model, ""))[:400],
         )
 
     async def _send_records(self) -> None:
@@ -260,9 +264,14 @@ class Incidents:
         self.suppressed = 0
 
 
+def flag(memory: Memory) -> str:
+    """What people must know at once about what is served; empty if nothing."""
+    return "serves a denied release, because nothing else is left" if memory.is_last_denied else ""
+
+
 def held(memory: Memory) -> tuple[bytes, ...]:
     """Releases whose whole image stands verified, each once."""
-    whole = [pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None]
+    whole = [pointer.release for pointer in memory.kept]
     if memory.target is not None and memory.phase in ("activating", "proving"):
         whole.append(memory.target.release)
     return tuple(dict.fromkeys(whole))

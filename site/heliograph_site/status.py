@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from heliograph.deny import DenySet
 from heliograph.documents import LANES, Lane
 from heliograph.errors import RefusedError, TransportError
 from heliograph.trust import state_from_bytes
@@ -11,7 +12,7 @@ from heliograph_site.folder import is_agent_running, read_node_file
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.machine import Memory, Pointer
 from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
-from heliograph_site.reporting import held
+from heliograph_site.reporting import flag, held
 from heliograph_site.serving.control import ServerControl
 
 _NO_RECORDS = LaneStatus(0, 0, 0, 0, 0, 0, 0)
@@ -29,6 +30,8 @@ def status(folder: Path) -> dict[str, Any]:
         waiting = journal.waiting()
         state = journal.trusted()
         versions = state_from_bytes(state).versions if state is not None else {}
+        denials = journal.denials()
+        deny = (DenySet() if denials is None else DenySet.from_bytes(denials)).head
         mark = journal.time_mark()
         models = {
             model: _model(journal, journal.load(model), waiting.pop(model, ""))
@@ -48,7 +51,7 @@ def status(folder: Path) -> dict[str, Any]:
         "models": models,
         "trust": {
             "versions": versions,
-            "deny": {"count": 0, "digest": None},
+            "deny": {"count": deny.count, "digest": deny.digest.hex() or None},
             "estimate": mark.at if mark else None,
         },
         "outbox": {
@@ -83,6 +86,7 @@ def _model(journal: Journal, memory: Memory, waiting: str) -> dict[str, Any]:
         "refused": [{**name(r.release), "number": r.number, "reason": r.reason} for r in memory.refused],
         "target": name(memory.target.release) if memory.target else None,
         "verdict": memory.active.verdict if memory.active else None,
+        "flag": flag(memory),
         "reason": memory.reason,
         "waiting": waiting,
     }

@@ -26,10 +26,12 @@ from heliograph_site.hardware import why_unfit
 from heliograph_site.machine import (
     Admitted,
     Answer,
+    Blocked,
     Command,
     Declined,
     Failed,
     Fetched,
+    Healthy,
     Memory,
     Passed,
     Proved,
@@ -54,6 +56,8 @@ class Pace:
 
 WARM_S = 10.0
 """Probation begins without a warm fallback if that takes longer."""
+HEALTHY_LOOKS = 3
+"""Times in a row that a worker on probation must be seen ready before a power cut is forgiven it."""
 AFFECTED = ("answered", "failed", "in_flight")
 """Requests that a release got while it was the one that answers, by what became of them until the switch."""
 
@@ -69,6 +73,9 @@ class Server(Protocol):
 
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         """Ends a spare worker."""
+
+    async def stop(self, model: str) -> None:
+        """Has nothing of the model answer any more."""
 
     async def status(self) -> dict[str, Any]:
         """What is served."""
@@ -98,6 +105,15 @@ class Surroundings(Protocol):
 
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now; None if every duty vouches for it and freshness is proven."""
+
+    def why_unsure(self) -> str | None:
+        """What is missing to know what is denied: until it is here, nothing new is started."""
+
+    def is_recipe_denied(self, recipe: bytes) -> bool:
+        """Whether a way by this recipe is not to be used."""
+
+    async def tell(self, model: str, answer: Answer) -> None:
+        """Says something on the way, before the command's last answer."""
 
     def record(self, lane: Lane, kind: str, body: dict[str, Any]) -> None:
         """Keeps for the hub what happened."""
@@ -139,7 +155,6 @@ class Tasks:
         self._deadlines = deadlines
         self._pace = pace
         self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
-        self._spoils: dict[bytes, int] = {}
         self._trips: dict[str, _Trip] = {}
 
     async def perform(self, command: Command, memory: Memory) -> Answer | None:
@@ -170,10 +185,15 @@ class Tasks:
     async def _check(self, memory: Memory) -> Answer:
         assert memory.target is not None, "checking has a target"
         model, release = memory.model, memory.target.release
-        spoils = self._spoils.get(release, 0)
-        if spoils > 1:
-            # Full images spoil only by a fault that asking at once again would meet again.
-            await self._wait(model, "bytes that were signed for did not verify: trying again later", 2.0**spoils)
+        if memory.tries > 1:
+            # What spoils in full images, or a disk that takes nothing, would meet the same fault at once again.
+            await self._wait(
+                model,
+                "bytes spoiled, or the disk took nothing: trying again later",
+                self._pace.retry_s * 2.0 ** (memory.tries - 2),
+            )
+        while (unsure := self._agent.why_unsure()) is not None:
+            await self._wait(model, unsure, self._pace.poll_s)
         while (listed := self._agent.target(model, release)) is None:
             await self._wait(model, "metadata that lists the release", self._pace.poll_s)
         manifest = self._slots.manifest(release)
@@ -216,7 +236,11 @@ class Tasks:
                 reason, pause_s = f"the hub says later: {offer.reason}", float(offer.later_s)
                 back_off_s = self._deadlines.offer_s
             else:
-                ways = tuple(way for way in offer.ways if way.kind == "full" or not memory.full_only)
+                ways = tuple(
+                    way
+                    for way in offer.ways
+                    if way.recipe is None or not (memory.full_only or self._agent.is_recipe_denied(way.recipe.sha256))
+                )
                 lost = [
                     f.name for f in self._slots.missing(manifest) if f.length and not usable_ways(self._slots, f, ways)
                 ]
@@ -236,16 +260,13 @@ class Tasks:
         offered, ways = self._ways.get(memory.model, (b"", ()))
         if manifest is None or offered != release:
             return Spoiled(memory.epoch, "the manifest is gone from the disk")
-        while True:
-            try:
-                await self._downloads.release(self._slots, manifest, ways, self._progress(memory.model))
-            except IntegrityError as error:
-                self._spoils[release] = self._spoils.get(release, 0) + 1
-                return Spoiled(memory.epoch, str(error))
-            except OSError as error:
-                await self._wait(memory.model, f"the disk: {error.strerror}", self._pace.retry_s)
-                continue
-            return Fetched(memory.epoch)
+        try:
+            await self._downloads.release(self._slots, manifest, ways, self._progress(memory.model))
+        except IntegrityError as error:
+            return Spoiled(memory.epoch, str(error))
+        except OSError as error:
+            return Blocked(memory.epoch, f"the disk: {error.strerror}")
+        return Fetched(memory.epoch)
 
     def _progress(self, model: str) -> Callable[[int, int], None]:
         def tell(held: int, of: int) -> None:
@@ -262,6 +283,8 @@ class Tasks:
             await in_thread(self._slots.verify, manifest)
         except IntegrityError as error:
             return Spoiled(memory.epoch, str(error))
+        except OSError as error:
+            return Blocked(memory.epoch, f"the disk: {error.strerror}")
         return Staged(memory.epoch)
 
     # --- activate, prove, serve ---------------------------------------------------------------------------------------
@@ -277,7 +300,7 @@ class Tasks:
             began = time.monotonic()
             try:
                 loaded = await self._server.check(memory.model, release, timeout_s=limit_s)
-                return self._admit_loaded(memory, loaded) or Passed(memory.epoch, self._agent.now())
+                return self._judge_loaded(memory, loaded)
             except RefusedError as error:
                 return Failed(memory.epoch, str(error))
             except TransportError as error:
@@ -288,7 +311,7 @@ class Tasks:
                     return Failed(memory.epoch, f"not active within {limit_s:g} s: {error}")
                 await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
 
-    def _admit_loaded(self, memory: Memory, loaded: dict[str, Any]) -> Failed | None:
+    def _judge_loaded(self, memory: Memory, loaded: dict[str, Any]) -> Passed | Failed:
         """What loading showed, against the gates that can be judged before the release answers anything."""
         assert memory.target is not None, "activating has a target"
         manifest = self._slots.manifest(memory.target.release)
@@ -296,7 +319,7 @@ class Tasks:
             return Failed(memory.epoch, "the manifest is gone from the disk")
         verdict = judge_load(manifest.gates, loaded.get("cold_start_ms"), int(loaded.get("memory_bytes") or 0))
         if verdict is None:
-            return None
+            return Passed(memory.epoch, self._agent.now(), manifest.fail_mode)
         self._tell_verdict(memory.model, memory.target.release, verdict)
         return Failed(memory.epoch, verdict.reason)
 
@@ -311,6 +334,7 @@ class Tasks:
             return failed
         await self._warm(memory)
         probation = Probation(manifest.gates, manifest.soak, time.monotonic())
+        looks = 0
         while True:
             try:
                 row = (await self._server.status()).get("models", {}).get(model, {})
@@ -330,6 +354,9 @@ class Tasks:
                 return Failed(memory.epoch, verdict.reason)
             if verdict is not None:
                 return Proved(memory.epoch, verdict.word)
+            looks = looks + 1 if row.get("state") == "ready" else 0
+            if looks == HEALTHY_LOOKS and not memory.is_healthy:
+                await self._agent.tell(model, Healthy(memory.epoch))
             self._agent.note(model, probation.waiting, is_news=False)
             await asyncio.sleep(self._pace.poll_s)
 
@@ -362,9 +389,17 @@ class Tasks:
 
     async def _serve(self, memory: Memory) -> Answer:
         if memory.active is None:
-            return Stopped(memory.epoch)
+            return await self._stop(memory)
         limit_s = self._deadlines.rollback_s if memory.phase == "rolling-back" else None
         return await self._reach(memory, limit_s) or Served(memory.epoch)
+
+    async def _stop(self, memory: Memory) -> Stopped:
+        while True:
+            try:
+                await self._server.stop(memory.model)
+                return Stopped(memory.epoch)
+            except (TransportError, RefusedError) as error:
+                await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
 
     async def _reach(self, memory: Memory, limit_s: float | None) -> Failed | None:
         """Has the server serve what is active; waits for a server that isn't there."""
@@ -422,8 +457,8 @@ class Tasks:
         """Drops what is half done: objects that nothing needs, and the worker of what was just refused."""
         self._ways.pop(memory.model, None)
         self._agent.collect()
-        kept = {pointer.release for pointer in (memory.active, memory.fallback) if pointer is not None}
-        for refusal in memory.refused[:1]:
+        kept = {pointer.release for pointer in memory.kept}
+        for refusal in memory.refused[:4]:
             if refusal.release not in kept:
                 try:
                     await self._server.drop(memory.model, refusal.release)

@@ -28,6 +28,7 @@ from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock
 from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
+from heliograph_site.machine import Event, Memory
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.status import status
 from heliograph_site.tasks import Pace
@@ -41,6 +42,7 @@ TENSOR = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.5]}
 BUNDLE = """
 model = "{model}"
 version = "{version}"
+fail_mode = "{fail_mode}"
 [[variants]]
 name = "plain"
 files = ["model.tflite"]
@@ -77,14 +79,18 @@ class Hub:
     def operate(self, *args: str) -> None:
         assert main([*args, "--hub", str(self.folder)]) == 0, args
 
-    def release(self, tmp: Path, model: str, version: str, content: bytes, soak: float = 0) -> str:
+    def release(
+        self, tmp: Path, model: str, version: str, content: bytes, soak: float = 0, fail_mode: str = "safe"
+    ) -> str:
         """Adds, signs, approves and rolls out to canary."""
         bundle = tmp / f"{model}-{version}"
         bundle.mkdir()
         (bundle / "model.tflite").write_bytes(content)
         (bundle / "in.json").write_text(json.dumps({"requests": [{"inputs": [TENSOR]}]}))
         (bundle / "out.json").write_text(json.dumps({"responses": [{"outputs": [TENSOR]}]}))
-        (bundle / "release.toml").write_text(BUNDLE.format(model=model, version=version, soak=soak))
+        (bundle / "release.toml").write_text(
+            BUNDLE.format(model=model, version=version, soak=soak, fail_mode=fail_mode)
+        )
         self.operate("release", "add", str(bundle))
         name, keys = f"{model}@{version}", self.folder / "keys"
         self.operate("release", "sign", name, "--key", str(keys / f"sign-{model}.key"))
@@ -92,6 +98,11 @@ class Hub:
         self.operate("release", "approve", name, *approvers)
         self.operate("rollout", "start", name)
         return name
+
+    def deny(self, name: str, *keys: int) -> None:
+        """Denies a release by the deny keys of these numbers."""
+        files = [arg for n in keys for arg in ("--key", str(self.folder / "keys" / f"deny-{n}.key"))]
+        self.operate("release", "deny", name, *files, "--reason", "wrong labels")
 
     def token(self, capsys: pytest.CaptureFixture[str], name: str) -> JoinString:
         capsys.readouterr()
@@ -142,6 +153,10 @@ class ScriptedServer:
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         self._answer()
         return {"ok": True}
+
+    async def stop(self, model: str) -> None:
+        self._answer()
+        self.row.pop(model, None)
 
     async def status(self) -> dict[str, Any]:
         self._answer()
@@ -484,6 +499,170 @@ def test_hostile_messages_are_recorded_at_a_bounded_rate_and_change_nothing(
             await until(lambda: delivered(agent), "and it still talks")
 
     asyncio.run(live())
+
+
+def test_a_release_denied_while_it_is_fetched_is_refused_and_what_serves_goes_on(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run() -> None:
+        async with Proxy(hub.port, rate_bytes_per_s=100_000) as proxy:
+            node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "fetches", proxy.port)
+            await asyncio.to_thread(hub.release, tmp_path, "fetches", "1.0.0", b"one" * 3000)
+            async with node.running() as agent:
+                await until(at_rest_with(agent, "fetches", "1.0.0"), "1.0.0 proven")
+                good = agent.memories["fetches"].active
+                await asyncio.to_thread(hub.release, tmp_path, "fetches", "1.1.0", Random(5).randbytes(2_000_000))
+                await until(lambda: agent.memories["fetches"].phase == "fetching", "on its way")
+                await asyncio.to_thread(hub.deny, "fetches@1.1.0", 1)
+                await until(lambda: agent.memories["fetches"].phase == "idle", "stopped")
+                memory = agent.memories["fetches"]
+                assert (memory.active, memory.target) == (good, None)
+                assert [refusal.reason for refusal in memory.refused] == ["denied"]
+                await until(lambda: not list((node.folder / "incoming").iterdir()), "its bytes are gone")
+                await until(lambda: delivered(agent), "told")
+                assert agent.outbox.status()["incident"].written == 2, "refused, and denied"
+
+    asyncio.run(run())
+    facts = status(tmp_path / "node")
+    assert facts["trust"]["deny"]["count"] == 1 and facts["trust"]["deny"]["digest"]
+
+
+def test_a_denied_active_release_gives_way_to_its_fallback_and_is_gone_for_good(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "active")
+    hub.release(tmp_path, "active", "1.0.0", b"one" * 3000)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "active", "1.0.0"), "1.0.0 proven")
+            await asyncio.to_thread(hub.release, tmp_path, "active", "1.1.0", b"two" * 3000)
+            await until(at_rest_with(agent, "active", "1.1.0"), "1.1.0 proven")
+            bad = agent.memories["active"].active
+            assert bad is not None and bad.path == "active/1.1.0" and len(bad.vouchers) == 3
+            await asyncio.to_thread(hub.deny, "active@1.1.0", 1)
+            await until(at_rest_with(agent, "active", "1.0.0"), "1.0.0 serves again")
+            memory = agent.memories["active"]
+            assert memory.active is not None and memory.fallback is None
+            assert node.server.row["active"]["active"] == memory.active.release.hex()
+            await until(lambda: not agent._slots.store.has(Digest(bad.release)), "its bytes are gone")
+            await until(is_acknowledged, "the hub knows")
+
+    def is_acknowledged() -> bool:
+        capsys.readouterr()
+        hub.operate("fleet", "show", "active/n1", "--json")
+        return bool(json.loads(capsys.readouterr().out)["deny"]["acknowledged"])
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("fail_mode", ["safe", "closed"])
+def test_the_last_release_denied_once_serves_on_flagged_and_denied_twice_ends_in_its_fail_mode(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], fail_mode: str
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "last")
+    hub.release(tmp_path, "last", "1.0.0", b"one" * 3000, fail_mode=fail_mode)
+
+    def active() -> Any:
+        return status(node.folder)["models"]["last"]["active"]
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "last", "1.0.0"), "1.0.0 proven")
+            await asyncio.to_thread(hub.deny, "last@1.0.0", 1)
+            await until(lambda: agent.memories["last"].is_last_denied, "flagged")
+            assert "last" in node.server.row
+            facts = (await asyncio.to_thread(status, node.folder))["models"]["last"]
+            assert facts["flag"] == "serves a denied release, because nothing else is left"
+            await asyncio.to_thread(hub.deny, "last@1.0.0", 2)
+            if fail_mode == "safe":
+                await until(lambda: getattr(agent.memories["last"].active, "denied", "") == "finally", "told again")
+                assert "last" in node.server.row
+                return
+            await until(lambda: agent.memories["last"].phase == "stuck", "stopped")
+            assert "last" not in node.server.row
+            assert agent.memories["last"].reason == "denied finally, and nothing else is left to serve"
+        async with node.running() as agent:
+            await until(lambda: agent.memories["last"].phase == "stuck", "stopped after a restart too")
+            assert "last" not in node.server.row
+
+    asyncio.run(live())
+    assert (active() is None) == (fail_mode == "closed")
+
+
+def test_a_node_that_returns_learns_of_denials_before_anything_else(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "returns")
+    hub.release(tmp_path, "returns", "1.0.0", b"one" * 3000)
+
+    async def leave() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "returns", "1.0.0"), "1.0.0 proven")
+            await asyncio.to_thread(hub.release, tmp_path, "returns", "1.1.0", b"two" * 3000)
+            await until(at_rest_with(agent, "returns", "1.1.0"), "1.1.0 proven")
+            await until(lambda: delivered(agent), "told")
+
+    async def come_back() -> None:
+        async with node.running() as agent:
+            seen: list[tuple[str, str]] = []
+            record = agent._record
+
+            def keep(before: Memory, event: Event, after: Memory) -> None:
+                active = agent.journal.release_name(after.active.release) if after.active else ""
+                seen.append((type(event).__name__, str(active)))
+                record(before, event, after)
+
+            agent._record = keep  # type: ignore[method-assign]  # the order in which it takes the news is what is tested
+            await until(at_rest_with(agent, "returns", "1.2.0"), "1.2.0 proven")
+            names = [event for event, _ in seen]
+            assert ("ActiveDenied", "returns@1.0.0") in seen
+            assert names.index("ActiveDenied") < names.index("Wanted")
+            memory = agent.memories["returns"]
+            assert [agent.journal.release_name(pointer.release) for pointer in memory.kept] == [
+                "returns@1.2.0",
+                "returns@1.0.0",
+            ]
+
+    asyncio.run(leave())
+    hub.release(tmp_path, "returns", "1.2.0", b"new" * 3000)
+    hub.deny("returns@1.1.0", 1)
+    asyncio.run(come_back())
+
+
+def test_a_release_under_which_the_power_fails_twice_is_demoted(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "power")
+    hub.release(tmp_path, "power", "1.0.0", b"one" * 3000)
+
+    async def prove() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "power", "1.0.0"), "1.0.0 proven")
+            await asyncio.to_thread(hub.release, tmp_path, "power", "1.1.0", b"two" * 3000, 50)
+            await until(lambda: agent.memories["power"].is_healthy, "1.1.0 on probation, and healthy")
+
+    async def resume(after_cut: int) -> None:
+        with Journal(node.folder / JOURNAL_FILE) as journal:
+            journal.save_life(True)  # as a power cut leaves it
+        async with node.running() as agent:
+            if after_cut == 1:
+                await until(lambda: agent.memories["power"].cuts == 1, "probation goes on")
+                assert agent.memories["power"].phase == "proving"
+                return
+            await until(at_rest_with(agent, "power", "1.0.0"), "1.0.0 serves again")
+            refused = agent.memories["power"].refused
+            assert [refusal.reason for refusal in refused] == ["the node stopped again during its probation"]
+
+    async def restart_in_order() -> None:
+        async with node.running() as agent:
+            await until(lambda: agent.is_up, "up")
+            assert (agent.memories["power"].phase, agent.memories["power"].cuts) == ("proving", 0)
+
+    asyncio.run(prove())
+    asyncio.run(restart_in_order())
+    asyncio.run(resume(1))
+    asyncio.run(resume(2))
 
 
 def test_a_second_agent_on_the_same_folder_is_refused(

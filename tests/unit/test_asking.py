@@ -50,6 +50,9 @@ class Surroundings:
     def note(self, model: str, waiting: str, *, is_news: bool = True) -> None:
         self.waited_for.append(waiting)
 
+    def why_unsure(self) -> str | None:
+        return None
+
     def named(self, release: bytes, manifest: Manifest) -> None:
         assert release == RELEASE
 

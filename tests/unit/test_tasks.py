@@ -117,6 +117,9 @@ class Around:
     def named(self, release: bytes, manifest: Manifest) -> None:
         pass
 
+    def why_unsure(self) -> None:
+        return None
+
     def why_not_yet(self, model: str, release: bytes) -> None:
         return None
 

@@ -69,6 +69,14 @@ class ServerControl:
         """
         return await self._call("POST", "/control/drop", {"model": model, "release": release.hex()}, 0.0)
 
+    async def stop(self, model: str) -> None:
+        """Has nothing of the model answer any more; done already if nothing does.
+
+        Raises:
+            TransportError: no answer from the server.
+        """
+        await self._call("POST", "/control/stop", {"model": model}, 0.0)
+
     async def status(self) -> dict[str, Any]:
         """What the server serves, and how.
 

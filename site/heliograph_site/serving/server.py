@@ -178,6 +178,15 @@ class Server:
                 self._retire(seats.standby)
                 seats.standby = None
 
+    async def stop(self, model: str) -> None:
+        """Ends every worker of the model, which answers no new request from now on; those admitted are finished."""
+        seats = self._seats(model)
+        async with seats.lock:
+            for slot in (seats.active, seats.standby, seats.spare):
+                if slot is not None:
+                    self._retire(slot)
+            seats.active = seats.standby = seats.spare = seats.unreadable = None
+
     def status(self) -> dict[str, Any]:
         """All that the agent wants to know."""
         return {

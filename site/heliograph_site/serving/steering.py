@@ -5,6 +5,7 @@
     POST /control/serve {"model", "release", "timeout_s"?}           -> {"ok": true, "duration_ms", "failed", "before"}
                                                                         | {"ok": false, "reason"}
     POST /control/drop  {"model", "release"}                         -> {"ok": true} | {"ok": false, "reason"}
+    POST /control/stop  {"model"}                                    -> {"ok": true}
     GET  /control/status                                             -> {"pid", "http", "models": {…}}
 
 A release is named by the hex digest of its manifest. What is not of this form is answered with 400;
@@ -46,8 +47,13 @@ def steering(server: Server, facts: Mapping[str, Any]) -> Handler:
         await server.drop(*_named(body))
         return {}
 
+    async def stop(body: dict[str, Any]) -> dict[str, Any]:
+        await server.stop(_model(body))
+        return {}
+
     acts: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
         "/control/check": check, "/control/serve": serve, "/control/drop": drop,
+        "/control/stop": stop,
     }  # fmt: skip
 
     async def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -68,11 +74,15 @@ def steering(server: Server, facts: Mapping[str, Any]) -> Handler:
 
 
 def _named(body: dict[str, Any]) -> tuple[str, bytes]:
+    return _model(body), _digest(body.get("release"), "release")
+
+
+def _model(body: dict[str, Any]) -> str:
     model = body.get("model")
     if not isinstance(model, str):
         raise RequestError("model is not text")
     try:
-        return check_name(model, "model"), _digest(body.get("release"), "release")
+        return check_name(model, "model")
     except ConfigError as error:
         raise RequestError(str(error)) from error
 
