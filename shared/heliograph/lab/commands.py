@@ -57,7 +57,6 @@ def lab_run(
                 lab.run(once, draw)
         except KeyboardInterrupt:
             pass
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was started is ended in any case
         _say("stopping")
 
 
@@ -174,17 +173,20 @@ def _ms(value: float | None) -> str:
 
 @contextlib.contextmanager
 def _ends_in_order() -> Iterator[None]:
-    """SIGTERM ends the lab as Ctrl-C does."""
+    """The first Ctrl-C or SIGTERM ends the lab; more of them don't disturb that."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(_number: int, _frame: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop), signal.getsignal(signal.SIGINT)
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
