@@ -1,0 +1,127 @@
+"""What a node believes of denials: nothing new while one that is named is missing, and nothing that one names."""
+
+from pathlib import Path
+
+import pytest
+from tests.realms import MODEL, NOW, Realm
+
+from heliograph.blob import sha256
+from heliograph.deny import DenySet, encode_list, list_digest
+from heliograph.documents import Assignment, Denials, Deny, DenyKey, Heads
+from heliograph.protocol import topic
+from heliograph.trust import state_to_bytes, with_set
+from heliograph.wire import pack
+from heliograph_site.belief import Belief, News
+from heliograph_site.journal import Journal
+from heliograph_site.machine import Directed, Memory, Target, Withdrawn
+
+KEY = b"n" * 32
+NODE = {"site": "shop", "node": "till"}
+OTHER = b"o" * 32
+
+
+class Node:
+    """A node of a realm with one release, directed to its ring."""
+
+    def __init__(self, folder: Path) -> None:
+        self.realm = Realm(7)
+        self.release = self.realm.list_release("1.0.0", b"manifest")
+        trusted = with_set(self.realm.bootstrap(), self.realm.publish().pack(), NOW)
+        self.journal = Journal(folder / "j")
+        self.journal.save_trusted(state_to_bytes(trusted))
+        self.belief = Belief(self.journal, (self.realm.name, "shop", "till"), KEY, lambda: NOW)
+        assignment = Assignment(realm=self.realm.name, **NODE, key=KEY, number=1, ring="canary")
+        self.belief.take(topic("assigned"), NODE, self.realm.sign("assign", "assignment", assignment))
+        directive = self.realm.sign("ring-canary", "directive", self.realm.directive(self.release))
+        self.belief.take(topic("desired"), {"ring": "canary"}, pack([directive]))
+
+    def deny(self, *releases: bytes) -> bytes:
+        """A denial of these releases, signed."""
+        return self.realm.sign("deny", "deny", Deny(realm=self.realm.name, releases=releases, reason="wrong", at=NOW))
+
+    def name(self, *statements: bytes) -> News:
+        """Takes a set whose timestamp names the list of these denials."""
+        held = DenySet.recall(statements, self.belief.trusted)
+        self.realm.heads = Heads(deny=Denials(count=len(statements), digest=list_digest(held.denials)))
+        return self.belief.take(topic("set"), {}, self.realm.publish().pack())
+
+    def hear(self, payload: bytes) -> News:
+        """Takes a list of denials, as the agent does."""
+        news = self.belief.take(topic("deny"), {}, payload)
+        if news.denials is not None:
+            self.journal.save(denials=news.denials.to_bytes())
+            self.belief.holds(news.denials)
+        return news
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_what_is_directed_comes_with_the_keys_that_signed_and_approved_it(node: Node) -> None:
+    vouchers = {key.keyid for duty in ("sign", "approve") for key in node.realm.signers(f"{duty}-{MODEL}")}
+    happening, _ = node.belief.wanted(MODEL, Memory(MODEL))
+    assert isinstance(happening, Directed)
+    assert (happening.target.path, set(happening.target.vouchers)) == (f"{MODEL}/1.0.0", vouchers)
+    assert node.belief.why_not_yet(MODEL, node.release) is None
+
+
+def test_nothing_is_activated_before_every_denial_that_is_named_is_held(node: Node) -> None:
+    denial = node.deny(OTHER)
+    assert node.name(denial).hello, "and the hub is asked"
+    missing = "the 1 denials that the newest timestamp names"
+    assert node.belief.why_unsure() == missing
+    assert node.belief.why_not_yet(MODEL, node.release) == missing
+    node.hear(encode_list([denial])[0])
+    assert node.belief.why_unsure() is None
+    assert node.belief.why_not_yet(MODEL, node.release) is None
+
+
+def test_denials_are_held_after_a_restart_and_count_from_when_they_are_saved(node: Node) -> None:
+    payload = encode_list([node.deny(OTHER)])[0]
+    news = node.belief.take(topic("deny"), {}, payload)
+    assert news.denials is not None and node.belief.denials.count == 0
+    node.hear(payload)
+    again = Belief(node.journal, (node.realm.name, "shop", "till"), KEY, lambda: NOW)
+    assert again.denials == node.belief.denials and again.denials.is_denied(OTHER)
+    assert node.hear(payload) == News(), "a repetition is no news"
+
+
+def test_a_denied_release_is_not_wanted_and_stops_where_it_is_on_its_way(node: Node) -> None:
+    node.hear(encode_list([node.deny(node.release)])[0])
+    assert node.belief.wanted(MODEL, Memory(MODEL)) == (None, "denied: wrong")
+    under_way = Memory(MODEL, "fetching", 2, Target(node.release, 1))
+    assert node.belief.wanted(MODEL, under_way)[0] == Withdrawn("denied: wrong")
+    assert node.belief.why_not_yet(MODEL, node.release) == "denied: wrong"
+
+
+@pytest.mark.parametrize("role", ["ring-canary", f"sign-{MODEL}"])
+def test_nothing_is_activated_on_the_word_of_a_denied_key(node: Node, role: str) -> None:
+    key = node.realm.signers(role)[0].keyid
+    document = DenyKey(realm=node.realm.name, keys=(key,), reason="stolen", at=NOW)
+    node.hear(encode_list([node.realm.sign("deny-key", "deny-key", document)])[0])
+    happening, why = node.belief.wanted(MODEL, Memory(MODEL))
+    assert happening is None
+    assert why == ("denied: a key that directs it" if role == "ring-canary" else "denied: stolen")
+
+
+def test_what_a_list_has_no_room_for_is_asked_for_by_name(node: Node) -> None:
+    statements = [node.deny(bytes([n]) * 32) for n in range(12)]
+    payload, older = encode_list(statements, 2000)
+    assert older is not None
+    node.name(*statements)
+    news = node.hear(payload)
+    assert news.older is not None and news.older.sha256 == sha256(older)
+    assert node.belief.why_unsure() is not None
+    whole = node.belief.with_older(older)
+    assert whole.denials is not None and whole.older is None
+    node.belief.holds(whole.denials)
+    assert node.belief.why_unsure() is None and node.belief.denials.count == 12
+
+
+def test_a_list_that_came_before_the_timestamp_that_names_it_is_not_asked_for_again(node: Node) -> None:
+    denial = node.deny(OTHER)
+    node.hear(encode_list([denial])[0])
+    assert not node.name(denial).hello
+    assert node.belief.why_unsure() is None
