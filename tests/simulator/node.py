@@ -1,0 +1,698 @@
+"""A node's shell in virtual time: what `heliograph_site.agent`, `tasks` and `fetching` do with asyncio, done with tasks
+that are generators. It decides nothing: the machine, belief, denials, fetcher and slots are the real ones.
+
+Every effect (a save, an object, a message, a switch) may be the last thing before the node dies, or the one it dies
+before: `_do` asks the weather both times.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from heliograph.blob import LEAF_BYTES, leaf_count
+from heliograph.deadlines import DEADLINES
+from heliograph.delta.recipe import parse
+from heliograph.deny import DenySet
+from heliograph.documents import LANES, Chunk, Records, Way
+from heliograph.errors import HeliographError, IntegrityError
+from heliograph.manifest import File, Manifest
+from heliograph.names import Digest
+from heliograph.protocol import topic
+from heliograph.transfer import BlobFetch, Fetcher
+from heliograph.trust import state_to_bytes
+from heliograph_site.belief import Belief, News
+from heliograph_site.fetching import usable_ways
+from heliograph_site.journal import Held
+from heliograph_site.machine import (
+    Admitted,
+    Answer,
+    Blocked,
+    Command,
+    Declined,
+    Event,
+    Failed,
+    Fetched,
+    GivenUp,
+    Happening,
+    Healthy,
+    Memory,
+    Passed,
+    Proved,
+    Served,
+    Spoiled,
+    Staged,
+    Started,
+    Stopped,
+    classify,
+    settled,
+    step,
+    weigh,
+)
+from heliograph_site.outbox import Outbox
+from heliograph_site.slots import PartialBlob, Rebuild, Slots
+from simulator import catalogue, disk
+from simulator.clock import Bell, Steps, Task
+from simulator.road import Message
+from simulator.server import Server
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+T = TypeVar("T")
+POLL_S = 5.0
+HEALTHY_S = 10.0
+SMALL, BULK = 1, 10
+
+
+class Died(BaseException):
+    """The agent is gone, or the whole node if the power went; nothing on the node catches this."""
+
+    def __init__(self, who: str, power: bool) -> None:
+        super().__init__(who)
+        self.who = who
+        self.power = power
+
+
+class Node:
+    """One node: what its disk keeps, its server process, and while it lives its agent.
+
+    Attributes:
+        serves_traffic: whether anybody asks it anything; without, nothing is ever proven.
+        is_disk_full, is_disk_bad: the disk takes nothing; what is fetched rots at once.
+    """
+
+    def __init__(self, world: "World", name: str, folder: Path) -> None:
+        self.world, self.name = world, name
+        self.site, self.node = name.split("/")
+        self.clock, self.rng, self.road = world.clock, world.rng, world.road
+        self.folder = folder
+        self.journal = disk.Journal(folder / "journal", state_to_bytes(world.hub.trusted))
+        self.journal.hold(Held("assignment", "", *world.hub.assignments[name]))
+        self.slots = Slots(folder)
+        self.server = Server(folder, self.journal)
+        self.serves_traffic = self.rng.random() < 0.7
+        self.is_disk_full = self.is_disk_bad = self.had_bad_disk = False
+        self.was_orderly = True
+        self.is_alive = False
+        self.life = 0
+        self.outbox_path = folder / "outbox.sqlite"
+        self.written: dict[str, int] = {}
+        self.memories: dict[str, Memory] = {}
+        self.belief: Belief
+        self.outbox: Outbox | None = None
+        self._tasks: dict[str, Task] = {}
+        self._loops: list[Task] = []
+
+    def now(self) -> int:
+        return catalogue.NOW + int(self.clock.now)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The agent starts, with what the disk kept."""
+        self.life += 1
+        self.is_alive = True
+        self.run = self.rng.randbytes(8)
+        keyid = catalogue.key(self.name).public.keyid
+        self.belief = Belief(self.journal, (catalogue.REALM, self.site, self.node), keyid, self.now)  # type: ignore[arg-type]
+        self.memories = {model: self.journal.load(model) for model in self.journal.models()}
+        self.fetcher = Fetcher()
+        self._sinks: dict[bytes, PartialBlob] = {}
+        self._tasks, self._loops = {}, []
+        self._arrived, self._offered, self._turn_over = Bell(), Bell(), Bell()
+        self._turn: object = None
+        self._asked = 0
+        self._asks: dict[int, Any] = {}
+        self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
+        self._nonce: bytes | None = None
+        self._pumps = 0
+        self._sent: dict[str, tuple[int, float]] = {}
+        if self.world.has_records:
+            self.outbox = Outbox(self.outbox_path, self.run, self.world.outbox_cap)
+        self.was_orderly = self.journal.was_orderly()
+        started = Started(self.was_orderly)
+        self._do("journal save", lambda: self.journal.save_life(True))
+        for model in tuple(self.memories):
+            self.happen(model, started)
+        self.obey(self.belief.denials)
+        self._derive_all()
+        for loop in (self._connecting(), self._greeting(), self._ticking(), self._watching(), self._recording()):
+            self._spawn(loop)
+
+    def die(self, *, power: bool) -> None:
+        """Nothing more happens here until the next start."""
+        self.is_alive = False
+        self.road.disconnect(self.name, tells=False)
+        for task in (*self._tasks.values(), *self._loops):
+            task.cancel()
+        if self.outbox is not None:
+            self.outbox.close()
+            self.outbox = None
+        if power:
+            self.server.die()
+            torn = disk.tear(self.slots.incoming, self.rng)
+            self.world.met["torn writes"] += torn
+
+    def stop(self) -> None:
+        """An orderly end."""
+        self.journal.save_life(False)
+        self.die(power=False)
+
+    def _spawn(self, steps: Steps) -> None:
+        task = Task(self.clock, steps, lambda result: None, self.world.guard)
+        self._loops.append(task)
+        self.clock.after(0.0, task.go_on)
+
+    def _do(self, what: str, effect: Callable[[], T]) -> T:
+        self.world.effect(self.name, f"before {what}")
+        result = effect()
+        self.world.effect(self.name, f"after {what}")
+        return result
+
+    def _alive(self, what: Callable[[], None]) -> Callable[[], None]:
+        """The same, but only if this life lasts until then."""
+        life = self.life
+
+        def later() -> None:
+            if self.is_alive and self.life == life:
+                what()
+
+        return later
+
+    # --- loops --------------------------------------------------------------------------------------------------------
+
+    def _connecting(self) -> Steps:
+        while True:
+            self.road.connect(self.name)
+            yield self.rng.uniform(1.0, 8.0)
+
+    def topics(self) -> set[tuple[str, str]]:
+        """What this node subscribes to."""
+        if not self.life:
+            return set()
+        return {("deny", ""), ("head", ""), ("set", ""), ("desired", str(self.belief.ring))}
+
+    def on_link(self, is_up: bool) -> None:
+        """The link came or went."""
+        if not self.is_alive:
+            return
+        if is_up:
+            self.clock.after(0.0, self.guarded(self.greet))
+        else:
+            self.fetcher.on_link_lost(lambda: self.rng.randbytes(4))
+            self._asks = dict.fromkeys(self._asks, ("lost",))
+            self._offered.ring()
+        self.pump()
+
+    def guarded(self, what: Callable[[], None]) -> Callable[[], None]:
+        return self._alive(what)
+
+    def _greeting(self) -> Steps:
+        silent = 0
+        while True:
+            yield 30.0 * 2 ** min(silent, 5) if self._nonce is not None else DEADLINES.check_in_s
+            silent = silent + 1 if self._nonce is not None else 0
+            self.greet()
+
+    def greet(self) -> None:
+        """Says hello."""
+        self._nonce = self.rng.randbytes(16)
+        body = (self._nonce, self.belief.trusted.versions.get("timestamp", 0), self.belief.denials.digest)
+        self._publish("hello", body)
+
+    def _ticking(self) -> Steps:
+        while True:
+            yield 30.0
+            self._derive_all()
+
+    def _watching(self) -> Steps:
+        while True:
+            yield POLL_S
+            for model, memory in tuple(self.memories.items()):
+                active = memory.active
+                if active is not None and self.server.is_up and active.release in self.server.broken:
+                    self.happen(model, GivenUp(active.release, "its worker died too often"))
+
+    def _recording(self) -> Steps:
+        while self.outbox is not None:
+            yield self.rng.uniform(5.0, 30.0)
+            for lane in LANES:
+                sent_at = self._sent.get(lane, (0, -1e9))[1]
+                if not self.road.links[self.name].is_up or self.clock.now - sent_at < DEADLINES.receipt_s:
+                    continue
+                batch = self._do("outbox batch", lambda lane=lane: self.outbox.batch(lane, 8_000))  # type: ignore[misc, union-attr]
+                if batch is not None:
+                    self.world.oracle.handed_out(self, batch)
+                    names = {"realm": catalogue.REALM, "site": self.site, "node": self.node}
+                    body = Records(**names, run=batch.run, lane=lane, first=batch.first, rows=batch.rows)
+                    self._sent[lane] = (batch.next, self.clock.now)
+                    self._publish("records", body)
+
+    def record(self, lane: Any, kind: str, body: dict[str, Any]) -> None:
+        """Keeps for the hub what happened."""
+        if self.outbox is not None:
+            outbox = self.outbox
+
+            def write() -> None:
+                outbox.append(lane, kind, self.now(), body)
+                self.written[lane] = self.written.get(lane, 0) + 1
+
+            self._do("outbox append", write)
+
+    def _publish(self, kind: str, body: Any, qos: int = 1) -> bool:
+        return self._do(f"publish {kind}", lambda: self.road.up(self.name, (kind, {}, body), qos=qos))
+
+    # --- what the link brings -----------------------------------------------------------------------------------------
+
+    def on_message(self, message: Message) -> None:
+        """One message; whatever is wrong with it ends there."""
+        if not self.is_alive:
+            return
+        kind, names, body = message
+        try:
+            match kind:
+                case "chunk":
+                    self._on_chunk(body)
+                case "reply":
+                    self._on_reply(*body)
+                case "offer":
+                    self._on_offer(*body)
+                case "receipt":
+                    if self.outbox is not None:
+                        outbox = self.outbox
+                        self._do("receipt", lambda: outbox.receipt(*body))
+                        self._sent.pop(body[1], None)
+                case _:
+                    self._on_document(kind, names, body)
+        except HeliographError as error:
+            self.world.tell(self.name, f"refuses {kind}: {error}")
+
+    def _on_document(self, kind: str, names: dict[str, str], payload: bytes) -> None:
+        news = self._do(f"take {kind}", lambda: self.belief.take(topic(kind), names, payload))
+        self._on_news(news)
+
+    def _on_news(self, news: News) -> None:
+        if news.denials is not None:
+            self.obey(news.denials)
+        if news.hello:
+            self.greet()
+        if news.ring:
+            self.road.subscribe(self.name, ("desired", str(self.belief.ring)))
+        if news.again is not None:
+            kind, names = "desired", {"ring": str(self.belief.ring)}
+            self.on_message((kind, names, news.again[1]))
+        if news.models:
+            self._derive_all()
+
+    def _on_reply(self, nonce: bytes, documents: list[Message]) -> None:
+        if nonce != self._nonce:
+            return
+        for message in sorted(documents, key=lambda message: message[0] != "deny"):
+            self.on_message(message)
+        self._nonce = None
+
+    def _on_offer(self, run: bytes, number: int, model: str, release: bytes, word: str, what: Any) -> None:
+        if run == self.run and self._asks.get(number, 0) is None:
+            self._asks[number] = (word, what)
+            self._offered.ring()
+
+    def _on_chunk(self, payload: bytes) -> None:
+        try:
+            arrival = self.fetcher.on_chunk(Chunk.decode(payload), self.clock.now)
+        finally:
+            self.clock.after(0.0, self._alive(self.pump))
+        if arrival is None:
+            return
+        self.world.oracle.written(self, arrival)
+        part = self._sinks.get(arrival.fetch.blob)
+        if part is not None:
+            self._do("leaf write", lambda: part.take(arrival))
+        self._arrived.ring()
+
+    def pump(self) -> None:
+        """Sends what is wanted now, and looks again when the fetcher says so."""
+        self._pumps += 1
+        if not self.road.links[self.name].is_up:
+            return
+        number = self._pumps
+        now = self.clock.now
+        self.fetcher.on_time(now)
+        for want in self.fetcher.wants(now):
+            self._publish("want", want, qos=0)
+        deadline = self.fetcher.next_deadline(now)
+        if deadline is not None:
+            again = self._alive(lambda: self.pump() if self._pumps == number else None)
+            self.clock.after(max(0.001, deadline - now), again)
+
+    # --- machines -----------------------------------------------------------------------------------------------------
+
+    def happen(self, model: str, happening: Happening) -> None:
+        """Saves what follows, then has it done; comes to rest, then looks at the directive again."""
+        todo: Happening | None = happening
+        while todo is not None:
+            before = self.memories[model]
+            if isinstance(todo, Passed) and before.target is not None:
+                todo = replace(todo, waits_for=self.belief.why_not_yet(model, before.target.release) or "")
+            event = classify(before, todo)
+            if event is None:
+                return
+            after, command = step(before, event)
+            if after is before:
+                return
+            self._do("journal save", lambda after=after: self.journal.save(after))  # type: ignore[misc]
+            self.memories[model] = after
+            self._note(before, event, after)
+            if command is not None:
+                self._begin(command, after)
+            todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
+
+    def obey(self, denials: DenySet) -> None:
+        """Saves denials with what every machine makes of them, at once; then has it done."""
+        moves: list[tuple[Memory, Memory, Command | None, tuple[Event, ...]]] = []
+        for memory in self.memories.values():
+            after, command, events = settled(memory, weigh(memory, denials))
+            if events:
+                moves.append((memory, after, command, events))
+        saved = [after for _, after, _, _ in moves]
+        self._do("journal save of denials", lambda: self.journal.save(*saved, denials=denials.to_bytes()))
+        self.belief.holds(denials)
+        for _, after, _, _ in moves:
+            self.memories[after.model] = after
+        for before, after, command, events in moves:
+            between = before
+            for event in events:
+                self._note(between, event, between := step(between, event)[0])
+            if command is not None:
+                self._begin(command, after)
+
+    def _note(self, before: Memory, event: Event, after: Memory) -> None:
+        self.world.stepped(self, before, event, after)
+        self.record("audit", "transition", {"model": after.model, "event": type(event).__name__})
+
+    def _derive_all(self) -> None:
+        for model in self.belief.models:
+            happening = self._wanted(model)
+            if happening is not None:
+                self.happen(model, happening)
+
+    def _wanted(self, model: str) -> Happening | None:
+        memory = self.memories.get(model) or self.journal.load(model)
+        happening, _ = self.belief.wanted(model, memory)
+        if happening is not None and classify(memory, happening) is not None:
+            self.memories.setdefault(model, memory)
+            return happening
+        return None
+
+    def _begin(self, command: Command, memory: Memory) -> None:
+        old = self._tasks.pop(memory.model, None)
+        if old is not None:
+            old.cancel()
+        self.world.oracle.begins(self, command, memory)
+        steps = getattr(self, f"_{command.value}")(memory)
+        task = Task(self.clock, steps, lambda answer: self._answer(memory.model, answer), self.world.guard)
+        self._tasks[memory.model] = task
+        self.clock.after(self.rng.uniform(0.0, 0.2), self._alive(task.go_on))
+
+    def _answer(self, model: str, answer: Answer | None) -> None:
+        """What a task says waits its turn in the inbox; sometimes an old answer is heard again."""
+        if answer is None:
+            return
+        hear = self._alive(lambda: self.happen(model, answer))
+        self.clock.after(self.rng.uniform(0.0, 0.5), hear)
+        if self.rng.random() < self.world.weather.stale:
+            self.world.met["stale answer"] += 1
+            self.clock.after(self.rng.uniform(0.0, 200.0), hear)
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def _check(self, memory: Memory) -> Steps:
+        assert memory.target is not None, "checking has a target"
+        release = memory.target.release
+        if memory.tries > 1:
+            yield 30.0 * 2.0 ** (memory.tries - 2)
+        while self.belief.why_unsure() is not None:
+            yield POLL_S
+        while (listed := self.belief.trusted.target(memory.model, release)) is None:
+            yield POLL_S
+        manifest = self.slots.manifest(release)
+        if manifest is None:
+            data = yield from self._small(release, listed.length)
+            try:
+                manifest = listed.open_manifest(data)
+            except IntegrityError as error:
+                return Declined(memory.epoch, str(error))
+            self._do("object write", lambda: self.slots.store.put(data))
+        if any(variant.arch for variant in manifest.variants):
+            return Declined(memory.epoch, "no variant fits this hardware")
+        unanswered_s = POLL_S
+        while True:
+            word, what = yield from self._ask(memory.model, release)
+            pause_s = POLL_S
+            if word == "never":
+                return Declined(memory.epoch, f"the hub declines: {what}")
+            if word == "later":
+                pause_s = what
+            elif word == "silence":
+                pause_s, unanswered_s = unanswered_s, min(2 * unanswered_s, DEADLINES.check_in_s)
+            elif word == "ways":
+                ways = tuple(
+                    way
+                    for way in what
+                    if way.recipe is None
+                    or not (memory.full_only or self.belief.denials.is_recipe_denied(way.recipe.sha256))
+                )
+                missing = self.slots.missing(manifest)
+                if all(usable_ways(self.slots, file, ways) for file in missing):
+                    self._ways[memory.model] = (release, ways)
+                    return Admitted(memory.epoch)
+                pause_s = DEADLINES.offer_s
+            yield pause_s * self.rng.uniform(1.0, 1.25)
+
+    def _ask(self, model: str, release: bytes) -> Generator[Any, None, tuple[str, Any]]:
+        while not self.road.links[self.name].is_up:
+            yield 1.0
+        self._asked += 1
+        number = self._asked
+        self._asks[number] = None
+        releases = [pointer.release for pointer in self.memories[model].kept]
+        try:
+            if not self._publish("ask", (self.run, number, model, release, self.slots.bases(releases))):
+                return ("lost", None)
+            deadline = self.clock.now + DEADLINES.offer_s
+            self.clock.after(DEADLINES.offer_s, self._alive(self._offered.ring))
+            while self._asks[number] is None and self.clock.now < deadline:
+                yield self._offered
+            answer = self._asks[number]
+            return (
+                answer if answer is not None and len(answer) == 2 else ("silence" if answer is None else "lost", None)
+            )
+        finally:
+            self._asks.pop(number, None)
+
+    def _small(self, digest: bytes, length: int) -> Generator[Any, None, bytes]:
+        pause_s = 1.0
+        while True:
+            fetch = BlobFetch(Digest(digest), length, (), self.rng.randbytes(4))
+            self.fetcher.add(fetch, SMALL)
+            self.pump()
+            try:
+                while not fetch.complete:
+                    yield self._arrived
+                return fetch.finish()
+            except IntegrityError:
+                pass
+            finally:
+                self.fetcher.remove(fetch)
+            yield pause_s
+            pause_s = min(2 * pause_s, DEADLINES.check_in_s)
+
+    def _fetch(self, memory: Memory) -> Steps:
+        assert memory.target is not None, "fetching has a target"
+        release = memory.target.release
+        manifest = self.slots.manifest(release)
+        offered, ways = self._ways.get(memory.model, (b"", ()))
+        if manifest is None or offered != release:
+            return Spoiled(memory.epoch, "the manifest is gone from the disk")
+        me = object()
+        try:
+            while self._turn is not None:
+                yield self._turn_over
+            self._turn = me
+            for file in self.slots.missing(manifest):
+                if self.is_disk_full:
+                    self.world.met["disk full"] += 1
+                    raise OSError(28, "No space left on device")
+                yield from self._file(file, ways)
+        except IntegrityError as error:
+            return Spoiled(memory.epoch, str(error))
+        except OSError as error:
+            return Blocked(memory.epoch, f"the disk: {error.strerror}")
+        finally:
+            if self._turn is me:
+                self._turn = None
+                self._turn_over.ring()
+        return Fetched(memory.epoch)
+
+    def _file(self, file: File, ways: tuple[Way, ...]) -> Steps:
+        for way in usable_ways(self.slots, file, ways):
+            if way.kind == "full":
+                yield from self._full(file)
+            else:
+                yield from self._delta(file, way)
+            return
+        raise IntegrityError(f"no way was offered that leads to {file.name}")
+
+    def _full(self, file: File) -> Steps:
+        part = PartialBlob(
+            self.slots.path(file.sha256, "part"),
+            self.slots.path(file.sha256, "pages"),
+            BlobFetch(Digest(file.sha256), file.length, file.pages, self.rng.randbytes(4)),
+        )
+        try:
+            self._open(part)
+            while not part.fetch.complete:
+                yield self._arrived
+        finally:
+            self._close(part)
+        self._do("object write", lambda: self.slots.settle(file.sha256, part.path))
+
+    def _delta(self, file: File, way: Way) -> Steps:
+        assert way.recipe is not None and way.base is not None, "a delta names both"
+        data = self.slots.kept_recipe(file.sha256, way.recipe.sha256)
+        if data is None:
+            data = yield from self._small(way.recipe.sha256, way.recipe.length)
+            self.slots.keep_recipe(file.sha256, data)
+        recipe = parse(data)
+        recipe.check_is_for(Digest(way.base), Digest(file.sha256), file.length)
+        rebuild = Rebuild(self.slots.path(file.sha256, "out"), recipe, self.slots.store)
+        patch = PartialBlob(
+            self.slots.path(file.sha256, "patch"),
+            self.slots.path(file.sha256, "patch-pages"),
+            BlobFetch(recipe.patch_sha256, recipe.patch_length, recipe.patch_pages, self.rng.randbytes(4)),
+        )
+        try:
+            rebuild.open()
+            self._open(patch)
+            while not rebuild.is_complete:
+                ready = rebuild.ready(patch.fetch)
+                for index in ready:
+                    self._do("segment write", lambda index=index: rebuild.make(index, patch))  # type: ignore[misc]
+                if not ready and not rebuild.is_complete:
+                    yield self._arrived
+        finally:
+            self._close(patch)
+            rebuild.close()
+        self.world.met["delta"] += 1
+        self._do("object write", lambda: self.slots.settle(file.sha256, rebuild.path))
+
+    def _open(self, part: PartialBlob) -> None:
+        held = part.open()
+        if held:
+            self.world.met["resumed"] += 1
+        self.world.oracle.resumed(self, part)
+        self._sinks[part.fetch.blob] = part
+        self.fetcher.add(part.fetch, BULK)
+        self.pump()
+
+    def _close(self, part: PartialBlob) -> None:
+        self._sinks.pop(part.fetch.blob, None)
+        self.fetcher.remove(part.fetch)
+        part.close()
+
+    def _stage(self, memory: Memory) -> Steps:
+        assert memory.target is not None, "staging has a target"
+        manifest = self.slots.manifest(memory.target.release)
+        if manifest is None:
+            return Spoiled(memory.epoch, "the manifest is gone from the disk")
+        yield self.rng.uniform(0.0, 2.0)
+        if self.is_disk_bad:
+            self.rot(manifest)
+        try:
+            self.slots.verify(manifest)
+        except IntegrityError as error:
+            return Spoiled(memory.epoch, str(error))
+        self.world.oracle.staged(self, memory.target.release)
+        return Staged(memory.epoch)
+
+    def rot(self, manifest: Manifest) -> None:
+        """A file of this release turns rotten on the disk."""
+        file = self.rng.choice(manifest.files)
+        if self.slots.store.has(Digest(file.sha256)):
+            self.world.met["bit rot"] += 1
+            self.world.oracle.rots(self, file.sha256)
+            disk.rot(self.slots.store.path(Digest(file.sha256)), self.rng)
+
+    def _activate(self, memory: Memory) -> Steps:
+        assert memory.target is not None, "activating has a target"
+        release = memory.target.release
+        while self.belief.why_not_yet(memory.model, release) is not None:
+            yield POLL_S
+        while True:
+            yield self.rng.uniform(0.5, 5.0)
+            if self.server.is_up:
+                reason = self._do("check", lambda: self.server.check(memory.model, release))
+                if reason:
+                    return Failed(memory.epoch, reason)
+                manifest = self.slots.manifest(release)
+                if manifest is None:
+                    return Failed(memory.epoch, "the manifest is gone from the disk")
+                return Passed(memory.epoch, self.now(), manifest.fail_mode)
+
+    def _reach(self, memory: Memory) -> Steps:
+        """Has the server serve what is active; waits for a server that isn't there."""
+        release = memory.active.release if memory.active is not None else None
+        while True:
+            yield self.rng.uniform(0.1, 2.0)
+            if self.server.is_up:
+                reason = self._do("switch", lambda: self.server.serve(memory.model, release))
+                self.world.oracle.switched(self, memory.model)
+                return Failed(memory.epoch, reason) if reason else None
+
+    def _prove(self, memory: Memory) -> Steps:
+        assert memory.active is not None, "proving follows a flip"
+        release = memory.active.release
+        failed = yield from self._reach(memory)
+        if failed is not None:
+            return failed
+        began, soak_s = self.clock.now, self.rng.uniform(20.0, 90.0)
+        is_slow = catalogue.releases()[Digest(release)].kind == "slow"
+        is_told = memory.is_healthy
+        while True:
+            yield POLL_S
+            if self.server.is_up and self.server.serving.get(memory.model) != release:
+                failed = yield from self._reach(memory)
+                if failed is not None:
+                    return failed
+            lasted_s = self.clock.now - began
+            if release in self.server.broken:
+                return Failed(memory.epoch, "its worker died too often")
+            if is_slow and self.serves_traffic and lasted_s > soak_s / 2:
+                return Failed(memory.epoch, "too slow")
+            if lasted_s > HEALTHY_S and not is_told:
+                is_told = True
+                self._answer(memory.model, Healthy(memory.epoch))
+            if lasted_s > soak_s:
+                return Proved(memory.epoch, "proven" if self.serves_traffic else "unproven")
+
+    def _serve(self, memory: Memory) -> Steps:
+        failed = yield from self._reach(memory)
+        if failed is not None:
+            return failed
+        return Served(memory.epoch) if memory.active is not None else Stopped(memory.epoch)
+
+    def _rest(self, memory: Memory) -> Steps:
+        self._ways.pop(memory.model, None)
+        needed = [pointer.release for memory in self.memories.values() for pointer in memory.kept]
+        coming = [memory.target.release for memory in self.memories.values() if memory.target is not None]
+        self._do("collect", lambda: self.slots.collect(needed, coming))
+        return None
+        yield 0.0  # a task like the others
+
+
+def held_leaves(part: PartialBlob) -> list[int]:
+    """The leaves of a part that count as held."""
+    return [leaf for leaf in range(leaf_count(part.fetch.length)) if part.fetch.has_leaf(leaf)]
+
+
+LEAF = LEAF_BYTES

@@ -1,0 +1,325 @@
+"""What must hold, whatever the weather: judged by what the makers of the world know, not by what the nodes believe.
+
+Each invariant has a name in `INVARIANTS`; a world that breaks one ends with `Violation`.
+"""
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+from heliograph.blob import LEAF_BYTES, leaf_count
+from heliograph.documents import LANES, Deny, DenyKey
+from heliograph.names import Digest
+from heliograph.transfer import Arrival
+from heliograph_site.machine import UNDER_WAY, Command, Event, Memory, Passed, Pointer, Wanted
+from heliograph_site.outbox import Batch
+from heliograph_site.slots import PartialBlob
+from simulator import catalogue
+
+if TYPE_CHECKING:
+    from simulator.node import Node
+    from simulator.world import World
+
+INVARIANTS: Final = {
+    "verified": "no byte is written, held or staged but what its digests say",
+    "golden": "what serves gave its golden outputs on this node",
+    "admitted": "what is activated was signed, approved and directed to the node's ring",
+    "list": "nothing is activated before every denial that the newest timestamp names is held",
+    "denied": "nothing known to be denied is kept, but the last, flagged; where two deny it and it is closed, nothing",
+    "fallback": "what may serve next stands on the disk, was active here and did not fail",
+    "saved": "memory is on disk before its command runs",
+    "pointer": "what the server switches to is what the pointer names",
+    "reason": "nobody is stuck, and nothing refused, without a reason that is true",
+    "refused": "what was refused under a number is not tried again under it",
+    "probation": "a probation outlives one power cut at most, and that only if the worker was healthy",
+    "end": "after calm every node ends on what its ring's newest directive says, or has refused it",
+    "handle": "what is sent goes under the handle last asked for",
+    "bytes": "no more is fetched than bad weather explains",
+    "records": "kept + merged + lost + receipted = written, and the hub counts each once",
+}
+
+
+class Violation(AssertionError):
+    """An invariant is broken."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"[{name}] {INVARIANTS[name]}: {what}")
+        self.name = name
+
+
+def require(name: str, holds: object, what: str) -> None:
+    """Raises `Violation` if it doesn't hold."""
+    if not holds:
+        raise Violation(name, what)
+
+
+class Oracle:
+    """Watches one world."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._refused: dict[tuple[str, str], set[tuple[bytes, int]]] = defaultdict(set)
+        self._were_active: dict[tuple[str, str], set[bytes]] = defaultdict(set)
+        self._cuts: dict[tuple[str, str], int] = defaultdict(int)
+        self._all_cuts: dict[str, int] = defaultdict(int)
+        self._rotten: set[tuple[str, bytes]] = set()
+        self._allowed_bytes: dict[str, int] = defaultdict(int)
+        self._asked_to: dict[tuple[str, bytes, str], int] = {}
+
+    # --- what is watched ----------------------------------------------------------------------------------------------
+
+    def begins(self, node: "Node", command: Command, memory: Memory) -> None:
+        saved = node.journal.load(memory.model)
+        require("saved", saved == memory, f"{node.name} begins {command.value} in {memory.phase}, saved {saved.phase}")
+
+    def stepped(self, node: "Node", before: Memory, event: Event, after: Memory) -> None:
+        """One row of the table was taken."""
+        key = (node.name, after.model)
+        if isinstance(event, Wanted):
+            names = (event.target.release, event.target.number)
+            require("refused", names not in self._refused[key], f"{node.name} wants {names[0].hex()[:8]} {names[1]}")
+        for refusal in after.refused:
+            if (refusal.release, refusal.number) not in self._refused[key]:
+                self._refused[key].add((refusal.release, refusal.number))
+                self._explained(node, after.model, refusal.release, refusal.reason)
+        if isinstance(event, Passed):
+            self._activated(node, before, after)
+        elif after.active is not None and (before.active is None or before.active.release != after.active.release):
+            was_active = after.active.release in self._were_active[key]
+            require("fallback", was_active, f"{node.name} falls back on what never served")
+            require("fallback", after.active.verdict != "failed", f"{node.name} falls back on what failed")
+            has_proven = any(pointer.verdict == "proven" for pointer in before.kept[1:])
+            is_proven = after.active.verdict == "proven"
+            require("fallback", is_proven or not has_proven, f"{node.name} passes a proven release over")
+        self._count_cuts(node, before, event, after)
+        if type(event).__name__ == "Admitted" and after.target is not None:
+            self._allowed_bytes[node.name] += catalogue.releases()[Digest(after.target.release)].size
+
+    def holds(self, node: "Node") -> None:
+        """What must be true of a node between any two events."""
+        for memory in node.memories.values():
+            require("reason", memory.phase != "stuck" or memory.reason, f"{node.name} is stuck without a reason")
+            for pointer in memory.kept[1:]:
+                require("denied", not self.denials(node, pointer), f"{node.name} keeps a denied fallback")
+                require("fallback", self._stands(node, pointer.release), f"{node.name}: a fallback lacks files")
+            target = memory.target
+            if target is not None and memory.phase in UNDER_WAY:
+                is_denied = self._by_digest(node, target.release)
+                require("denied", not is_denied, f"{node.name} is after a denied release")
+            active = memory.active
+            if active is not None and (by := self.denials(node, active)):
+                require("denied", active.denied, f"{node.name} serves {active.release.hex()[:8]}, denied, unflagged")
+                require("denied", memory.fallback is None, f"{node.name} serves what is denied beside a fallback")
+                require("denied", by < 2 or active.fail_mode == "safe", f"{node.name} is closed and serves on")
+        self.serves(node)
+
+    def serves(self, node: "Node") -> None:
+        """Whatever answers gave its golden outputs, and is what the journal names or named."""
+        for model, release in node.server.serving.items():
+            require("golden", (model, release) in node.server.passed, f"{node.name} serves {release.hex()[:8]}")
+
+    def switched(self, node: "Node", model: str) -> None:
+        """The server just did what it was told."""
+        active = node.journal.load(model).active
+        serving = node.server.serving.get(model)
+        names = active.release if active is not None else None
+        require("pointer", serving == names or serving is None, f"{node.name} switched {model} to another release")
+
+    def written(self, node: "Node", arrival: Arrival) -> None:
+        blob = catalogue.blobs()[arrival.fetch.blob]
+        for offset, data in arrival.runs:
+            require("verified", blob[offset : offset + len(data)] == data, f"{node.name} writes a wrong leaf")
+
+    def resumed(self, node: "Node", part: PartialBlob) -> None:
+        blob = catalogue.blobs()[part.fetch.blob]
+        for leaf in range(leaf_count(part.fetch.length)):
+            if part.fetch.has_leaf(leaf):
+                at = leaf * LEAF_BYTES
+                good = blob[at : at + LEAF_BYTES]
+                require("verified", part.read(at, len(good)) == good, f"{node.name} holds leaf {leaf}, which is torn")
+
+    def staged(self, node: "Node", release: bytes) -> None:
+        for digest in catalogue.releases()[Digest(release)].files:
+            data = node.slots.store.path(digest).read_bytes() if node.slots.store.has(digest) else None
+            require("verified", data == catalogue.blobs()[digest], f"{node.name} staged a file that isn't whole")
+
+    def rots(self, node: "Node", digest: bytes) -> None:
+        self._rotten.add((node.name, digest))
+
+    def handed_out(self, node: "Node", batch: Batch) -> None:
+        """What was handed out under a number stays what it is."""
+        key = (node.name, batch.run, batch.lane)
+        self._asked_to[key] = max(self._asked_to.get(key, 0), batch.next)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def unsettled(self) -> str:
+        """Why the world can't end yet; empty: it can."""
+        hub = self._world.hub
+        for node in self._world.nodes.values():
+            if not node.is_alive or node.belief.ring != hub.rings[node.name]:
+                return f"{node.name} isn't where it belongs"
+            if node.belief.denials.digest != hub.denials.digest:
+                return f"{node.name} lacks denials"
+            if node.belief.trusted.versions.get("timestamp") != hub.version:
+                return f"{node.name} lacks metadata"
+            for model in catalogue.MODELS:
+                why = self._unsettled(node, model)
+                if why:
+                    return f"{node.name}: {model} {why}"
+            if node.outbox is not None and any(status.kept for status in node.outbox.status().values()):
+                return f"{node.name} keeps records"
+        return ""
+
+    def settled(self) -> None:
+        """The world has ended: sums are made."""
+        hub = self._world.hub
+        require("handle", hub.wrong_handles == 0, f"{hub.wrong_handles} chunks went under an old handle")
+        for name, node in self._world.nodes.items():
+            spent, allowed = hub.content.get(name, 0), self._allowed_bytes[name]
+            require("bytes", spent <= 4 * allowed + 200_000, f"{name} was sent {spent} bytes for {allowed}")
+            if node.outbox is not None:
+                self._count_records(node)
+
+    def spent_share(self) -> float:
+        """Bytes sent per byte wanted, for the curious."""
+        wanted = sum(self._allowed_bytes.values())
+        return sum(self._world.hub.content.values()) / max(1, wanted)
+
+    # --- denials, as the world knows them -----------------------------------------------------------------------------
+
+    def denials(self, node: "Node", pointer: Pointer) -> int:
+        """By how many people the release is denied, as far as the node was told; a denial by key counts as two."""
+        found: set[object] = set()
+        for digest in node.belief.denials.denials:
+            document, by = self._world.hub.truth[digest]
+            match document:
+                case Deny(releases=releases) if pointer.release in releases:
+                    found.add(by)
+                case DenyKey(keys=keys, keep=keep) if pointer.release not in keep and {*keys} & {*pointer.vouchers}:
+                    found |= {"two", "people"}
+                case _:
+                    pass
+        return len(found)
+
+    def _by_digest(self, node: "Node", release: bytes) -> bool:
+        known = (self._world.hub.truth[digest][0] for digest in node.belief.denials.denials)
+        return any(isinstance(document, Deny) and release in document.releases for document in known)
+
+    # --- judging ------------------------------------------------------------------------------------------------------
+
+    def _activated(self, node: "Node", before: Memory, after: Memory) -> None:
+        assert before.target is not None and after.active is not None
+        release, key = before.target.release, (node.name, after.model)
+        versions = node.belief.trusted.versions
+        named = self._world.hub.heads[versions["timestamp"]]
+        held = set(node.belief.denials.denials)
+        require("list", named <= held, f"{node.name} activates and lacks {len(named - held)} denials")
+        step = (versions["snapshot"] - 1) // 2
+        for duty in ("sign", "approve"):
+            is_listed = release in catalogue.listed(step, duty)
+            require("admitted", is_listed, f"{node.name} activates {release.hex()[:8]} without {duty}")
+        told = (str(node.belief.ring), after.model, before.target.number, release)
+        rows = {(row.ring, row.model, row.number, row.release) for row in self._world.hub.rows}
+        require("admitted", told in rows, f"{node.name} activates what no directive of its ring names")
+        passed = (after.model, release) in node.server.passed
+        require("golden", passed, f"{node.name} activates {release.hex()[:8]}")
+        require("denied", not self.denials(node, after.active), f"{node.name} activates what is denied")
+        require("verified", self._stands(node, release), f"{node.name} activates what lacks files")
+        self._were_active[key].add(release)
+        self._cuts[key] = 0
+
+    def _stands(self, node: "Node", release: bytes) -> bool:
+        known = catalogue.releases()[Digest(release)]
+        needed = [digest for digest in (known.digest, *known.files) if (node.name, digest) not in self._rotten]
+        return all(node.slots.store.has(digest) for digest in needed)
+
+    def _count_cuts(self, node: "Node", before: Memory, event: Event, after: Memory) -> None:
+        if not type(event).__name__.startswith("Restarted") or node.was_orderly:
+            return
+        self._all_cuts[node.name] += 1
+        key = (node.name, before.model)
+        if before.phase == "proving" and before.fallback is not None:
+            self._cuts[key] += 1
+            goes_on = after.phase == "proving"
+            require("probation", not goes_on or self._cuts[key] < 2, f"{node.name} survives cut {self._cuts[key]}")
+            require("probation", not goes_on or before.is_healthy, f"{node.name} was never healthy and goes on")
+
+    def _explained(self, node: "Node", model: str, release: bytes, reason: str) -> None:
+        kind = catalogue.releases()[Digest(release)].kind
+        is_rotten = any((node.name, digest) in self._rotten for digest in self._rotten_of(release))
+        causes = {
+            "denied": True,  # `holds` and `_activated` judge denials
+            "golden": kind == "golden",
+            "too slow": kind == "slow",
+            "no variant": kind == "unfit",
+            "given up": node.had_bad_disk,
+            "the node stopped": self._all_cuts[node.name] > 0 or not node.was_orderly,
+            "its worker": release in node.server.broken,
+            "its files": is_rotten,
+            "the manifest is gone": is_rotten,
+            "returned": True,
+            "the hub declines": True,
+        }
+        told = next((is_true for start, is_true in causes.items() if reason.startswith(start)), False)
+        require("reason", told, f"{node.name} refuses {catalogue.releases()[Digest(release)]}: {reason!r}")
+
+    def _rotten_of(self, release: bytes) -> tuple[bytes, ...]:
+        known = catalogue.releases()[Digest(release)]
+        return (known.digest, *known.files)
+
+    def _unsettled(self, node: "Node", model: str) -> str:
+        row = self._world.hub.in_force(node.name, model)
+        memory = node.memories.get(model)
+        if memory is None:
+            if row is None or row.action != "install" or not self._is_listed(row.release):
+                return ""
+            return "" if self._is_denied(node, model, row.release) else "never began"
+        if memory.phase not in ("idle", "stuck"):
+            return f"is still {memory.phase}"
+        active = memory.active
+        serving = node.server.serving.get(model)
+        is_well = active is not None and active.verdict != "failed" and active.release not in node.server.broken
+        if active is not None and is_well and serving != active.release:
+            return "does not serve what is active"
+        if active is None and serving is not None:
+            return "serves though nothing is active"
+        if row is None or row.action == "hold":
+            return ""
+        if row.action == "return":
+            is_back = active is None or active.release != row.release or memory.fallback is None
+            return "" if is_back else "has not returned"
+        is_there = active is not None and active.release == row.release
+        if is_there and active is not None and (active.verdict != "failed" or active.number == row.number):
+            return ""
+        if any((refusal.release, refusal.number) == (row.release, row.number) for refusal in memory.refused):
+            return ""
+        if not self._is_listed(row.release) or self._is_denied(node, model, row.release):
+            return ""
+        return f"in {memory.phase} on something else than {catalogue.releases()[Digest(row.release)]} {row.number}"
+
+    def _is_listed(self, release: bytes) -> bool:
+        return all(release in catalogue.listed(self._world.hub.step, duty) for duty in ("sign", "approve"))
+
+    def _is_denied(self, node: "Node", model: str, release: bytes) -> bool:
+        trusted = self._world.hub.trusted
+        vouchers = tuple(k for duty in ("sign", "approve") for k in trusted.signers(f"{duty}-{model}"))
+        return self.denials(node, Pointer(release, 0, vouchers=vouchers)) > 0
+
+    def _count_records(self, node: "Node") -> None:
+        assert node.outbox is not None
+        hub = self._world.hub
+        for lane in LANES:
+            status = node.outbox.status()[lane]
+            whole = status.kept + status.merged + status.lost + status.receipted
+            wrote = node.written.get(lane, 0)
+            require("records", whole == status.written == wrote, f"{node.name} {lane}: {status}, wrote {wrote}")
+            sums = {"kept": 0, "merged": 0, "lost": 0, "missing": 0}
+            for (name, _, of), state in hub.lanes.items():
+                if (name, of) == (node.name, lane):
+                    sums = {what: sums[what] + state[what] for what in sums}
+            told = {"kept": status.receipted, "merged": status.merged, "lost": status.lost, "missing": 0}
+            require("records", sums == told, f"{node.name} {lane}: the hub has {sums}, the node {told}")
+            for key, rows in hub.records.items():
+                if (key[0], key[2]) == (node.name, lane):
+                    numbers = [number for first, count, _ in rows for number in range(first, first + count)]
+                    require("records", len(numbers) == len(set(numbers)), f"{node.name} {lane}: counted twice")

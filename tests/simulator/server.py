@@ -1,0 +1,75 @@
+"""The server process of a node, with its workers: another process than the agent, and as mortal."""
+
+from pathlib import Path
+from typing import Protocol
+
+from heliograph.names import Digest
+from heliograph_site.slots import Slots
+from simulator import catalogue
+
+
+class Pointers(Protocol):
+    """The committed pointers."""
+
+    def active(self) -> dict[str, bytes]:
+        """The release that is to serve, by model."""
+
+
+class Server:
+    """What answers, per model.
+
+    Attributes:
+        serving: the release that answers, by model.
+        passed: every (model, release) that gave its golden outputs here: what must be true of whatever serves.
+        broken: releases whose worker dies, whatever they did before.
+    """
+
+    def __init__(self, folder: Path, pointers: Pointers) -> None:
+        self._slots = Slots(folder)
+        self._pointers = pointers
+        self.is_up = True
+        self.serving: dict[str, bytes] = {}
+        self.passed: set[tuple[str, bytes]] = set()
+        self.broken: set[bytes] = set()
+
+    def boot(self) -> None:
+        """Alone, from the committed pointers."""
+        self.is_up = True
+        self.serving = {}
+        for model, release in self._pointers.active().items():
+            if self._loads(release) and release not in self.broken:
+                self.serving[model] = release
+
+    def die(self) -> None:
+        self.is_up = False
+        self.serving = {}
+
+    def check(self, model: str, release: bytes) -> str:
+        """Loads the release in a spare worker and compares its golden outputs; why not, or empty."""
+        if not self._loads(release):
+            return "its files are not what their digests say"
+        if catalogue.releases()[Digest(release)].kind == "golden":
+            return "golden outputs differ"
+        if release in self.broken:
+            return "its worker died"
+        self.passed.add((model, release))
+        return ""
+
+    def serve(self, model: str, release: bytes | None) -> str:
+        """Makes it the one that answers, or nothing; why not, or empty."""
+        if release is None:
+            self.serving.pop(model, None)
+            return ""
+        if self.serving.get(model) == release and release not in self.broken:
+            return ""
+        if not self._loads(release):
+            return "its files are not what their digests say"
+        if release in self.broken:
+            return "its worker died"
+        self.serving[model] = release
+        return ""
+
+    def _loads(self, release: bytes) -> bool:
+        known = catalogue.releases()[Digest(release)]
+        store = self._slots.store
+        return store.has(known.digest) and all(store.verify(digest) for digest in known.files)
