@@ -556,6 +556,33 @@ def test_a_denied_active_release_gives_way_to_its_fallback_and_is_gone_for_good(
     asyncio.run(live())
 
 
+def test_a_denial_of_one_models_release_leaves_the_other_models_alone(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run() -> None:
+        async with Proxy(hub.port, rate_bytes_per_s=200_000) as proxy:
+            node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "several", proxy.port)
+            await asyncio.to_thread(hub.release, tmp_path, "calm", "1.0.0", b"one" * 3000)
+            async with node.running() as agent:
+                await until(at_rest_with(agent, "calm", "1.0.0"), "calm is proven")
+                await asyncio.to_thread(hub.release, tmp_path, "good", "1.0.0", Random(6).randbytes(600_000))
+                await asyncio.to_thread(hub.release, tmp_path, "bad", "1.0.0", Random(7).randbytes(600_000))
+                await until(lambda: phase(agent, "bad") == phase(agent, "good") == "fetching", "two at once")
+                calm, epoch = agent.memories["calm"], agent.memories["good"].epoch
+                await asyncio.to_thread(hub.deny, "bad@1.0.0", 1)
+                await until(lambda: phase(agent, "bad") == "idle", "the denied one is stopped")
+                assert agent.memories["good"].epoch >= epoch and not agent.memories["good"].refused
+                await until(at_rest_with(agent, "good", "1.0.0"), "the other arrives")
+                assert agent.memories["calm"] == calm
+                assert agent.memories["good"].epoch == 6, "and was never started anew"
+
+    def phase(agent: Agent, model: str) -> str:
+        memory = agent.memories.get(model)
+        return memory.phase if memory is not None else ""
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("fail_mode", ["safe", "closed"])
 def test_the_last_release_denied_once_serves_on_flagged_and_denied_twice_ends_in_its_fail_mode(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], fail_mode: str

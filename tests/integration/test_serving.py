@@ -613,6 +613,23 @@ def test_a_release_is_checked_switched_to_and_switched_back(node: Node, folders:
     eventually(lambda: not is_running(after["worker"]), "the dropped worker to end")
 
 
+def test_a_stopped_model_answers_nothing_and_serves_again_when_it_is_told_to(
+    node: Node, folders: dict[str, Path]
+) -> None:
+    old, new = node.install(folders["1.0.0"]), node.install(folders["1.1.0"])
+    node.point(new, old)
+    node.start()
+    worker = node.wait_ready()["worker"]
+    for _ in range(2):
+        asyncio.run(node.control.stop("digits"))
+        status, _, said = node.ask("POST", INFER, bundles.sample_request())
+        assert (status, said["reason"]) == (503, "nothing-loaded")
+    assert (node.digits()["active"], node.digits()["standby"]) == (None, None)
+    eventually(lambda: not is_running(worker), "its worker to end")
+    node.serve(old)
+    assert node.ask("POST", INFER, bundles.sample_request())[2]["model_version"] == "1.0.0"
+
+
 def test_every_switch_says_how_long_it_took_and_whom_it_affected(node: Node, folders: dict[str, Path]) -> None:
     old, new = node.install(folders["1.0.0"]), node.install(folders["1.1.0"])
     node.point(old)

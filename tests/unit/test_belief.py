@@ -30,7 +30,7 @@ class Node:
         self.journal = Journal(folder / "j")
         self.journal.save_trusted(state_to_bytes(trusted))
         self.belief = Belief(self.journal, (self.realm.name, "shop", "till"), KEY, lambda: NOW)
-        assignment = Assignment(realm=self.realm.name, **NODE, key=KEY, number=1, ring="canary")
+        assignment = Assignment(realm=self.realm.name, site="shop", node="till", key=KEY, number=1, ring="canary")
         self.belief.take(topic("assigned"), NODE, self.realm.sign("assign", "assignment", assignment))
         directive = self.realm.sign("ring-canary", "directive", self.realm.directive(self.release))
         self.belief.take(topic("desired"), {"ring": "canary"}, pack([directive]))
