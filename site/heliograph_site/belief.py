@@ -162,9 +162,9 @@ class Belief:
             try:
                 admitted = admit(self.trusted, held.statement, self.ring, now)
             except HeliographError as error:
-                is_under_way = memory.target is not None and memory.target.release == directive.release
-                # Stale metadata only forbids activating; what is lost or over ends what is under way.
-                if is_under_way and self.trusted.is_fresh(now) and memory.phase != "proving":
+                # Stale metadata only forbids activating. A directive that can't be obeyed ends what is under way by it,
+                # and by any older one.
+                if memory.phase in UNDER_WAY and self.trusted.is_fresh(now):
                     return Withdrawn(str(error)), str(error)
                 return None, str(error)
             why = self._why_denied(model, admitted)

@@ -1,9 +1,9 @@
-"""`python -m simulator SEED [COUNT]`: the trace of one world, or how many of COUNT worlds from SEED on hold."""
+"""`python -m simulator SEED [COUNT]`: the trace of one world, or how COUNT worlds from SEED on fared."""
 
 import sys
-import time
-from collections import Counter
 
+from heliograph_site.machine import TABLE
+from simulator.many import run_many
 from simulator.world import run
 
 
@@ -15,20 +15,16 @@ def main() -> int:
         print(outcome.message or f"all held in {outcome.events} events")
         return 1 if outcome.message else 0
     first, count = int(sys.argv[1]), int(sys.argv[2])
-    broken: Counter[str] = Counter()
-    met: Counter[str] = Counter()
-    began, events = time.monotonic(), 0
-    for seed in range(first, first + count):
-        outcome = run(seed)
-        events += outcome.events
-        met += outcome.met
-        if outcome.violation:
-            broken[outcome.violation] += 1
-            print(f"{seed}: {outcome.message.strip()}")
-    took = time.monotonic() - began
-    print(f"{count} worlds, {events} events, {count / took:.1f} worlds/s, broken: {dict(broken)}")
-    print(dict(sorted(met.items())))
-    return 1 if broken else 0
+    summary = run_many(range(first, first + count))
+    print(summary)
+    never = [
+        f"{row.phase} {row.event.__name__}" for row in TABLE if (row.phase, row.event.__name__) not in summary.rows
+    ]
+    rare = {f"{phase} {event}": n for (phase, event), n in summary.rows.items() if n < 10}
+    print(f"rows never taken: {never}\nrarely: {rare}")
+    for outcome in summary.broken:
+        print(f"{outcome.seed}: {outcome.message.strip()}")
+    return 1 if summary.broken else 0
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from heliograph.delta.recipe import Recipe, encode
 from heliograph.documents import Denials, Heads, RecipeRef, Way
 from heliograph.manifest import File, Golden, Manifest, Variant
 from heliograph.names import Digest
-from heliograph.signing import PrivateKey, PublicKey, sign_statement
+from heliograph.signing import PrivateKey, sign_statement
 from heliograph.trust import TrustedSet
+from heliograph.wire import compress, pack
 from heliograph_hub import ceremony
 from heliograph_hub.ceremony import MODEL_ROLES, STATEMENT_ROLES, TUF_ROLES
 from heliograph_site.machine import FailMode
@@ -29,9 +30,6 @@ FAIL_MODE: dict[str, FailMode] = {"alpha": "safe", "beta": "closed"}
 KINDS = ("good", "good", "golden", "slow", "good", "astray", "unfit", "unapproved", "good")
 NODES = (("north", "a"), ("south", "b"), ("north", "c"))
 LEAF = 4096
-
-# Verifying is the dearest thing in a world and the same bytes come again and again.
-PublicKey.is_signature = lru_cache(1 << 17)(PublicKey.is_signature)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,8 @@ def packed_set(version: int, step: int, form: int, denials: tuple[int, bytes], a
     heads = Heads(deny=Denials(count=denials[0], digest=denials[1]))
     heads = Heads(deny=Denials(count=denials[0], digest=denials[1]))
     stamp = ceremony.sign(ceremony.make_timestamp(version, (number, snapshot), heads, at), signers("timestamp"))
-    return stamp, trust.pack_set(stamp, snapshot, targets(), delegated)
+    content = {"format": 1, "timestamp": stamp, "snapshot": snapshot, "targets": targets(), "delegated": delegated}
+    return stamp, compress(pack(content), level=1)  # `trust.pack_set` takes its time to make it small
 
 
 @cache

@@ -13,11 +13,12 @@ from heliograph.documents import Assignment, Chunk, Deny, DenyKey, Directive, Re
 from heliograph.errors import NotFoundError, RefusedError
 from heliograph.names import Digest, Ring
 from heliograph.sender import Sender
-from heliograph.trust import TrustedSet, with_set
+from heliograph.trust import TrustedSet
 from heliograph.wire import pack
 from heliograph_hub import rollout
 from heliograph_hub.fleet import _fresh_rows
 from heliograph_hub.rollout import Signed
+from heliograph_site import belief
 from simulator import catalogue
 from simulator.clock import Clock
 from simulator.road import Message, Road
@@ -136,9 +137,8 @@ class Hub:
 
     def deny_key(self, model: str, keep: tuple[bytes, ...]) -> None:
         """The approver that only form 1 needs is out; metadata goes on in form 0."""
-        document = DenyKey(
-            realm=catalogue.REALM, keys=(catalogue.staffed(f"approve-{model}")[2].public.keyid,), keep=keep, at=catalogue.NOW
-        )  # fmt: skip
+        keyid = catalogue.staffed(f"approve-{model}")[2].public.keyid
+        document = DenyKey(realm=catalogue.REALM, keys=(keyid,), keep=keep, at=catalogue.NOW)
         self._deny(catalogue.signed("deny-key", document.encode(), catalogue.signers("deny-key")), document, "two")
         if self.form == 1:
             self.step, self.form = self.step + 1, 0
@@ -166,7 +166,7 @@ class Hub:
             self.version, self.step, self.form, (head.count, head.digest), max(self.made_at, catalogue.NOW)
         )
         self.heads[self.version] = frozenset(self.denials.denials)
-        self.trusted = with_set(self.trusted, self.files[1], self.now())
+        self.trusted = belief.with_set(self.trusted, self.files[1], self.now())  # type: ignore[attr-defined]
         self.denials = self.denials.with_trusted(self.trusted)
         if self.is_up:
             self._announce_set()

@@ -94,6 +94,7 @@ class Node:
         self.serves_traffic = self.rng.random() < 0.7
         self.is_disk_full = self.is_disk_bad = self.had_bad_disk = False
         self.was_orderly = True
+        self.is_touched = True
         self.is_alive = False
         self.life = 0
         self.outbox_path = folder / "outbox.sqlite"
@@ -165,6 +166,7 @@ class Node:
         self.clock.after(0.0, task.go_on)
 
     def _do(self, what: str, effect: Callable[[], T]) -> T:
+        self.is_touched = True
         self.world.effect(self.name, f"before {what}")
         result = effect()
         self.world.effect(self.name, f"after {what}")
@@ -223,20 +225,20 @@ class Node:
 
     def _ticking(self) -> Steps:
         while True:
-            yield 30.0
+            yield 60.0
             self._derive_all()
 
     def _watching(self) -> Steps:
         while True:
-            yield POLL_S
+            yield POLL_S if self.server.given_up else 4 * POLL_S
             for model, memory in tuple(self.memories.items()):
                 active = memory.active
-                if active is not None and self.server.is_up and active.release in self.server.broken:
-                    self.happen(model, GivenUp(active.release, "its worker died too often"))
+                if active is not None and self.server.given_up.get(model) == active.release:
+                    self.happen(model, GivenUp(active.release, "the server gave it up"))
 
     def _recording(self) -> Steps:
         while self.outbox is not None:
-            yield self.rng.uniform(5.0, 30.0)
+            yield self.rng.uniform(10.0, 60.0)
             for lane in LANES:
                 sent_at = self._sent.get(lane, (0, -1e9))[1]
                 if not self.road.links[self.name].is_up or self.clock.now - sent_at < DEADLINES.receipt_s:

@@ -1,6 +1,6 @@
 """What must hold, whatever the weather: judged by what the makers of the world know, not by what the nodes believe.
 
-Each invariant has a name in `INVARIANTS`; a world that breaks one ends with `Violation`.
+Each invariant has a name in `INVARIANTS`; a world that breaks one ends with `BrokenError`.
 """
 
 from collections import defaultdict
@@ -38,7 +38,7 @@ INVARIANTS: Final = {
 }
 
 
-class Violation(AssertionError):
+class BrokenError(AssertionError):
     """An invariant is broken."""
 
     def __init__(self, name: str, what: str) -> None:
@@ -47,9 +47,9 @@ class Violation(AssertionError):
 
 
 def require(name: str, holds: object, what: str) -> None:
-    """Raises `Violation` if it doesn't hold."""
+    """Raises `BrokenError` if it doesn't hold."""
     if not holds:
-        raise Violation(name, what)
+        raise BrokenError(name, what)
 
 
 class Oracle:
@@ -256,6 +256,7 @@ class Oracle:
             "the node stopped": self._all_cuts[node.name] > 0 or not node.was_orderly,
             "its worker": release in node.server.broken,
             "its files": is_rotten,
+            "the server gave": is_rotten or release in node.server.broken,
             "the manifest is gone": is_rotten,
             "returned": True,
             "the hub declines": True,

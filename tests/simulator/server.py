@@ -22,6 +22,7 @@ class Server:
         serving: the release that answers, by model.
         passed: every (model, release) that gave its golden outputs here: what must be true of whatever serves.
         broken: releases whose worker dies, whatever they did before.
+        given_up: by model, what should answer and doesn't.
     """
 
     def __init__(self, folder: Path, pointers: Pointers) -> None:
@@ -31,14 +32,17 @@ class Server:
         self.serving: dict[str, bytes] = {}
         self.passed: set[tuple[str, bytes]] = set()
         self.broken: set[bytes] = set()
+        self.given_up: dict[str, bytes] = {}
 
     def boot(self) -> None:
         """Alone, from the committed pointers."""
         self.is_up = True
-        self.serving = {}
+        self.serving, self.given_up = {}, {}
         for model, release in self._pointers.active().items():
             if self._loads(release) and release not in self.broken:
                 self.serving[model] = release
+            else:
+                self.given_up[model] = release
 
     def die(self) -> None:
         self.is_up = False
@@ -57,6 +61,7 @@ class Server:
 
     def serve(self, model: str, release: bytes | None) -> str:
         """Makes it the one that answers, or nothing; why not, or empty."""
+        self.given_up.pop(model, None)
         if release is None:
             self.serving.pop(model, None)
             return ""
@@ -68,6 +73,13 @@ class Server:
             return "its worker died"
         self.serving[model] = release
         return ""
+
+    def breaks(self, model: str) -> None:
+        """The worker of what answers dies, as often as it is started."""
+        release = self.serving.pop(model, None)
+        if release is not None:
+            self.broken.add(release)
+            self.given_up[model] = release
 
     def _loads(self, release: bytes) -> bool:
         known = catalogue.releases()[Digest(release)]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from heliograph.names import RINGS, Digest, Ring
+from heliograph.names import Digest, Ring
 from heliograph_site.machine import Event, Memory
-from simulator import catalogue
+from simulator import catalogue, memory
 from simulator.clock import Clock
 from simulator.hub import Hub, can
 from simulator.node import Died, Node
-from simulator.oracle import Oracle, Violation
+from simulator.oracle import BrokenError, Oracle
 from simulator.road import Link, Road, Weather
 
 END_S = 6 * 3600.0
@@ -263,14 +263,12 @@ class World:
 
     def w_break(self) -> str:
         node, model = self._any(), self.rng.choice(self.models)
-        memory = node.memories.get(model)
-        if memory is None or memory.active is None:
+        if model not in node.server.serving:
             return "breaks nothing"
         self.met["worker breaks"] += 1
-        node.server.broken.add(memory.active.release)
-        if node.server.serving.get(model) == memory.active.release:
-            del node.server.serving[model]
-        return f"breaks {catalogue.releases()[Digest(memory.active.release)]} on {node.name}"
+        name = catalogue.releases()[Digest(node.server.serving[model])]
+        node.server.breaks(model)
+        return f"breaks {name} on {node.name}"
 
     def w_rot(self) -> str:
         node, model = self._any(), self.rng.choice(self.models)
@@ -302,7 +300,7 @@ class World:
         """Bad weather, calm, judgement.
 
         Raises:
-            Violation: something did not hold.
+            BrokenError: something did not hold.
         """
         rng = self.rng
         for model in self.models:
@@ -330,7 +328,7 @@ class World:
         deadline = self.clock.now + END_S
         while why := self.oracle.unsettled():
             if self.clock.now >= deadline:
-                raise Violation("end", why)
+                raise BrokenError("end", why)
             self._run(self.clock.now + LOOK_S)
         self.oracle.settled()
 
@@ -338,7 +336,8 @@ class World:
         def guarded(what: Callable[[], None]) -> None:
             self.guard(what)
             for node in self.nodes.values():
-                if node.is_alive:
+                if node.is_touched and node.is_alive:
+                    node.is_touched = False
                     self.oracle.holds(node)
 
         self.clock.run(until, guarded)
@@ -365,7 +364,7 @@ WEATHER_WEIGHTS = {
     "w_cut": 3.0, "w_power": 3.0, "w_stop": 0.7, "w_server": 1.0, "w_broker": 1.0, "w_hub": 1.0, "w_replay": 1.0,
     "w_break": 1.0, "w_rot": 0.5, "w_disk": 0.7,
 }  # fmt: skip
-assert set(RINGS) >= {"canary", "early"}
+memory.install()
 
 
 def run(seed: int, *, is_told: bool = False) -> Outcome:
@@ -376,7 +375,7 @@ def run(seed: int, *, is_told: bool = False) -> Outcome:
     try:
         world = World(seed, folder, is_told=is_told)
         world.live()
-    except Violation as violation:
+    except BrokenError as violation:
         name, message = violation.name, str(violation)
     except Exception as error:  # noqa: BLE001 - a crash of the product or of this simulator is a finding like any other
         import traceback

@@ -1,0 +1,57 @@
+"""Many worlds at once, in two processes, and what they met all together."""
+
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from simulator.world import Outcome, run
+
+WORKERS = 2
+
+
+@dataclass
+class Summary:
+    """What many worlds gave."""
+
+    worlds: int = 0
+    events: int = 0
+    seconds: float = 0.0
+    met: Counter[str] = field(default_factory=Counter)
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    broken: list[Outcome] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.worlds} worlds, {self.events} events, {self.worlds / max(self.seconds, 1e-9):.1f} worlds/s"]
+        lines += [f"  {count:8}  {what}" for what, count in sorted(self.met.items())]
+        return "\n".join(lines)
+
+    def failures(self) -> str:
+        """The first broken worlds, each with its trace and the line that repeats it."""
+        told = []
+        for outcome in self.broken[:3]:
+            trace = run(outcome.seed, is_told=True).trace[-60:]
+            line = f"PYTHONPATH=tests python -m simulator {outcome.seed}"
+            told.append("\n".join([f"seed {outcome.seed}: {outcome.message}", *trace, f"repeat with: {line}"]))
+        seeds = ", ".join(str(outcome.seed) for outcome in self.broken[:50])
+        return f"{len(self.broken)} of {self.worlds} worlds broke (seeds {seeds})\n\n" + "\n\n".join(told)
+
+
+def run_many(seeds: Iterable[int], *, workers: int = WORKERS, stops: bool = False) -> Summary:
+    """Runs the worlds of these seeds; `stops` at the first that breaks."""
+    summary, began = Summary(), time.monotonic()
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        for outcome in pool.imap_unordered(run, seeds, chunksize=5):
+            summary.worlds += 1
+            summary.events += outcome.events
+            summary.met.update(outcome.met)
+            summary.rows.update(outcome.rows)
+            if outcome.violation:
+                summary.broken.append(outcome)
+                if stops:
+                    pool.terminate()
+                    break
+    summary.broken.sort(key=lambda outcome: outcome.seed)
+    summary.seconds = time.monotonic() - began
+    return summary
