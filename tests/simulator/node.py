@@ -362,9 +362,14 @@ class Node:
             after, command = step(before, event)
             if after is before:
                 return
-            self._do("journal save", lambda after=after: self.journal.save(after))  # type: ignore[misc]
+
+            def save(before: Memory = before, event: Event = event, after: Memory = after) -> None:
+                self.journal.save(after)
+                self.world.stepped(self, before, event, after)
+
+            self._do("journal save", save)
             self.memories[model] = after
-            self._note(before, event, after)
+            self.record("audit", "transition", {"model": model, "event": type(event).__name__})
             if command is not None:
                 self._begin(command, after)
             todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
@@ -376,21 +381,23 @@ class Node:
             after, command, events = settled(memory, weigh(memory, denials))
             if events:
                 moves.append((memory, after, command, events))
-        saved = [after for _, after, _, _ in moves]
-        self._do("journal save of denials", lambda: self.journal.save(*saved, denials=denials.to_bytes()))
+
+        def save() -> None:
+            self.journal.save(*(after for _, after, _, _ in moves), denials=denials.to_bytes())
+            for between, _, _, events in moves:
+                for event in events:
+                    after = step(between, event)[0]
+                    self.world.stepped(self, between, event, after)
+                    between = after
+
+        self._do("journal save of denials", save)
         self.belief.holds(denials)
         for _, after, _, _ in moves:
             self.memories[after.model] = after
-        for before, after, command, events in moves:
-            between = before
-            for event in events:
-                self._note(between, event, between := step(between, event)[0])
+        for _, after, command, _ in moves:
+            self.record("incident", "denied", {"model": after.model})
             if command is not None:
                 self._begin(command, after)
-
-    def _note(self, before: Memory, event: Event, after: Memory) -> None:
-        self.world.stepped(self, before, event, after)
-        self.record("audit", "transition", {"model": after.model, "event": type(event).__name__})
 
     def _derive_all(self) -> None:
         for model in self.belief.models:
@@ -415,6 +422,11 @@ class Node:
         task = Task(self.clock, steps, lambda answer: self._answer(memory.model, answer), self.world.guard)
         self._tasks[memory.model] = task
         self.clock.after(self.rng.uniform(0.0, 0.2), self._alive(task.go_on))
+
+    def is_busy(self, model: str) -> bool:
+        """Whether a task works for the model."""
+        task = self._tasks.get(model)
+        return task is not None and not task.is_over
 
     def _answer(self, model: str, answer: Answer | None) -> None:
         """What a task says waits its turn in the inbox; sometimes an old answer is heard again."""
@@ -648,7 +660,8 @@ class Node:
             yield self.rng.uniform(0.1, 2.0)
             if self.server.is_up:
                 reason = self._do("switch", lambda: self.server.serve(memory.model, release))
-                self.world.oracle.switched(self, memory.model)
+                if not reason:
+                    self.world.oracle.switched(self, memory.model)
                 return Failed(memory.epoch, reason) if reason else None
 
     def _prove(self, memory: Memory) -> Steps:

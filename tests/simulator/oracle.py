@@ -122,7 +122,7 @@ class Oracle:
         active = node.journal.load(model).active
         serving = node.server.serving.get(model)
         names = active.release if active is not None else None
-        require("pointer", serving == names or serving is None, f"{node.name} switched {model} to another release")
+        require("pointer", serving == names, f"{node.name} switched {model} to another release")
 
     def written(self, node: "Node", arrival: Arrival) -> None:
         blob = catalogue.blobs()[arrival.fetch.blob]
@@ -218,8 +218,8 @@ class Oracle:
         for duty in ("sign", "approve"):
             is_listed = release in catalogue.listed(step, duty)
             require("admitted", is_listed, f"{node.name} activates {release.hex()[:8]} without {duty}")
-        told = (str(node.belief.ring), after.model, before.target.number, release)
-        rows = {(row.ring, row.model, row.number, row.release) for row in self._world.hub.rows}
+        told = (node.belief.ring, after.model, release, "install", True)
+        rows = {(row.ring, row.model, row.release, row.action, row.released) for row in self._world.hub.rows}
         require("admitted", told in rows, f"{node.name} activates what no directive of its ring names")
         passed = (after.model, release) in node.server.passed
         require("golden", passed, f"{node.name} activates {release.hex()[:8]}")
