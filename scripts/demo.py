@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,19 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from heliograph.errors import HeliographError, TransportError, WaitError
 from heliograph.lab import Realm, infer, wait_until
+from heliograph.lab.profiles import load_profile
 from heliograph_hub.client import HubClient
 from heliograph_site.status import status as node_status
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from bundles import digits_bundle, sample_request, wrong_bundle  # noqa: E402 (the demo's bundles are the tests' own)
+from bundles import digits_bundle, sample_request, slow_bundle, wrong_bundle  # noqa: E402 (the demo's bundles are the tests' own)
 
 MODEL = "digits"
 NODES = (("shop-1/till", "canary"), ("shop-2/till", "early"), ("plant-1/gateway", "general"))
-RATE = 200_000
-"""Bytes a second that the demo's hub sends at most, so that a fetch lasts long enough to be cut."""
+CANARY, EARLY, GENERAL = (node for node, _ in NODES)
+FAST, SLOW = "shop2m", "m256"
+"""Profiles of the links: for the first release, and for all that follows."""
 DATA = ROOT / "tests" / "data" / "digits"
 
 
@@ -48,24 +51,29 @@ class Step:
 
 
 class Traffic:
-    """A few requests a second to every node, as the shop's own programs would send, counted by outcome."""
+    """Requests to every node all the time, as the shop's own programs would send them, counted by outcome."""
+
+    PAUSE_S = 0.06
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
-        self.urls: dict[str, str] = {}
         self.answered = 0
         self.failed: list[str] = []
         self._stop = threading.Event()
         self._paused: set[str] = set()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
-        self._thread.start()
+    def call(self, node: str, url: str) -> None:
+        """Has a program of its own call the node from now on."""
+        thread = threading.Thread(target=self._run, args=(node, url), daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def stop(self) -> None:
+        """Ends all programs. Idempotent."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        for thread in self._threads:
+            thread.join(timeout=10)
 
     @contextlib.contextmanager
     def paused(self, node: str) -> Iterator[None]:
@@ -76,17 +84,16 @@ class Traffic:
         finally:
             self._paused.discard(node)
 
-    def _run(self) -> None:
-        while not self._stop.wait(0.15):
-            for node, url in list(self.urls.items()):
-                if node in self._paused:
-                    continue
-                try:
-                    infer(url, MODEL, self.request)
-                    self.answered += 1
-                except HeliographError as error:
-                    if node not in self._paused:
-                        self.failed.append(f"{node}: {error}")
+    def _run(self, node: str, url: str) -> None:
+        while not self._stop.wait(self.PAUSE_S):
+            if node in self._paused:
+                continue
+            try:
+                infer(url, MODEL, self.request)
+                self.answered += 1
+            except HeliographError as error:
+                if node not in self._paused:
+                    self.failed.append(f"{node}: {error}")
 
 
 class Demo:
@@ -98,7 +105,8 @@ class Demo:
         self.console = console
         self.steps: list[Step] = []
         self.bytes = {"full": 0, "delta": 0, "resent": 0}
-        self.sent_for_delta = 0
+        self.cost = 0
+        """Bytes of content that 1.1.0 takes from 1.0.0."""
         self.traffic = Traffic(sample_request(DATA))
 
     # --- how a step is told ---------------------------------------------------------------------------------------
@@ -162,6 +170,39 @@ class Demo:
             return False
         answer = infer(self.realm.url(node), MODEL, self.traffic.request)
         return f"{MODEL}@{answer['model_version']}" == release
+
+    def is_proven(self, node: str, version: str) -> bool:
+        """Whether the release is active there and came through its probation."""
+        active = self.model(node).get("active") or {}
+        return active.get("release") == f"{MODEL}@{version}" and active.get("verdict") == "proven"
+
+    def wait_for_answers(self, node: str, version: str) -> None:
+        """Waits until the release answers there, then has programs call it all the time."""
+        url = self.realm.url(node)
+        self.wait(f"{node} on {version}", lambda: infer(url, MODEL, self.traffic.request)["model_version"] == version)
+        self.traffic.call(node, url)
+
+    def refusal(self, node: str, version: str) -> dict[str, Any] | None:
+        """Why the node won't run the release, if it has refused it."""
+        found = (r for r in self.model(node)["refused"] if r["release"] == f"{MODEL}@{version}")
+        return next(found, None)
+
+    def record(self, node: str, lane: str, kind: str) -> dict[str, Any] | None:
+        """The newest record of this kind that the hub holds of the node."""
+        rows = self.hub.get(f"/v1/fleet/{node}/records/{lane}")
+        return next((dict(row) for row in rows if row["kind"] == kind), None)
+
+    @contextlib.contextmanager
+    def no_failures(self) -> Iterator[None]:
+        """No request of any program may fail meanwhile.
+
+        Raises:
+            StepError: one did.
+        """
+        before = len(self.traffic.failed)
+        yield
+        if len(self.traffic.failed) > before:
+            raise StepError(f"requests failed meanwhile: {self.traffic.failed[before]}")
 
     def known(self, node: str) -> dict[str, Any]:
         """What the hub knows of the node."""
@@ -230,53 +271,58 @@ class Demo:
         self.full()
         self.delta()
         self.broker_killed()
+        self.link_cut()
         self.wrong_outputs()
+        self.slow_release()
         self.hub_away()
+        self.denied()
 
     def set_up(self) -> None:
-        with self.step("a hub with its broker, and three nodes joined") as step:
+        with self.step("a hub with its broker, and three nodes, each on its own link") as step:
             self.realm.init()
             self.hub = HubClient(str(self.realm.hub_dir))
             self.realm.start_hub()
             for node, ring in NODES:
                 self.realm.cli("fleet", "assign", node.split("/")[0], ring)
-                self.realm.join(node)
+                self.realm.join(node, profile=FAST)
                 self.realm.start_node(node)
             self.wait("three nodes heard", lambda: sum(n["link"] == "up" for n in self.realm.fleet()) == len(NODES))
             broker = "iotcore" if "iotcore" in (self.realm.folder / "hub.log").read_text() else "mosquitto"
-            step.facts |= {"broker": broker, "nodes": [node for node, _ in NODES]}
-            step.facts["told"] = f"realm {self.realm.name}, broker {broker} on loopback"
+            road = self.realm.roads[CANARY]
+            step.facts |= {"broker": broker, "nodes": [node for node, _ in NODES], "links": road.kind, "why": road.why}
+            how = "network namespaces" if road.kind == "namespaces" else f"proxies without loss ({road.why})"
+            step.facts["told"] = f"broker {broker}, links of 2 Mbit/s by {how}"
 
     def full(self) -> None:
-        with self.step("1.0.0 arrives in full, ring by ring") as step:
-            digits_bundle(self.work / "1.0.0", "1.0.0", DATA / "digits_base_int8.tflite")
+        with self.step("1.0.0 arrives in full, ring by ring, and is proven under load") as step:
+            digits_bundle(self.work / "1.0.0", "1.0.0", DATA / "digits_base_int8.tflite", soak_max_s=60)
             shown = self.publish(self.work / "1.0.0", "1.0.0")
             full = sum(file["length"] for file in shown["files"])
             nodes = [node for node, _ in NODES]
             before = {node: self.received(node) for node in nodes}
             with self.bars(nodes, dict.fromkeys(nodes, full)):
                 self.realm.cli("rollout", "start", f"{MODEL}@1.0.0")
-                self.wait("canary on 1.0.0", lambda: self.serves(nodes[0], f"{MODEL}@1.0.0"))
-                self.traffic.urls[nodes[0]] = self.realm.url(nodes[0])
-                self.traffic.start()
-                self.realm.cli("rollout", "promote", f"{MODEL}@1.0.0")
-                self.realm.cli("rollout", "promote", f"{MODEL}@1.0.0")
+                self.wait_for_answers(CANARY, "1.0.0")
+                self.realm.cli("rollout", "promote", f"{MODEL}@1.0.0", "--to", "general")
                 for node in nodes[1:]:
-                    self.wait(f"{node} on 1.0.0", lambda node=node: self.serves(node, f"{MODEL}@1.0.0"))
-                    self.traffic.urls[node] = self.realm.url(node)
+                    self.wait_for_answers(node, "1.0.0")
+                for node in nodes:
+                    self.wait(f"{node} to prove 1.0.0", partial(self.is_proven, node, "1.0.0"))
             step.facts |= {"bytes": {node: self.received(node) - before[node] for node in nodes}, "image_bytes": full}
             step.facts["told"] = f"{full:,} bytes of release to each node"
 
     def delta(self) -> None:
-        with self.step("1.1.0 arrives as a delta") as step:
-            digits_bundle(self.work / "1.1.0", "1.1.0", DATA / "digits_head_int8.tflite")
+        with self.step("the links shrink to 256 kbit/s and 300 ms; 1.1.0 arrives as a delta") as step:
+            for road in self.realm.roads.values():
+                road.reshape(load_profile(SLOW))
+            digits_bundle(self.work / "1.1.0", "1.1.0", DATA / "digits_head_int8.tflite", soak_max_s=60)
             shown = self.publish(self.work / "1.1.0", "1.1.0")
-            canary = NODES[0][0]
-            before, sent = self.received(canary), self.known(canary)["bytes_sent"]
-            self.realm.cli("rollout", "start", f"{MODEL}@1.1.0")
-            self.wait("canary on 1.1.0", lambda: self.serves(canary, f"{MODEL}@1.1.0"))
-            self.sent_for_delta = self.known(canary)["bytes_sent"] - sent
-            self.bytes["delta"] = self.received(canary) - before
+            before = self.received(CANARY)
+            with self.bars([CANARY], {CANARY: 445_000}):
+                self.realm.cli("rollout", "start", f"{MODEL}@1.1.0")
+                self.wait("canary on 1.1.0", lambda: self.serves(CANARY, f"{MODEL}@1.1.0"))
+            self.cost = self.hub.get(f"/v1/releases/{MODEL}/1.1.0")["costs"][f"{MODEL}@1.0.0"]
+            self.bytes["delta"] = self.received(CANARY) - before
             self.bytes["full"] = sum(file["length"] for file in shown["files"])
             if not self.bytes["delta"] * 2 < self.bytes["full"]:
                 raise StepError(f"the delta step took {self.bytes['delta']} of {self.bytes['full']} bytes")
@@ -286,43 +332,69 @@ class Demo:
 
     def broker_killed(self) -> None:
         with self.step("the broker is killed in mid-fetch, the node resumes") as step:
-            node = NODES[1][0]
-            before, sent = self.received(node), self.known(node)["bytes_sent"]
-            self.realm.cli("rollout", "promote", f"{MODEL}@1.1.0")
-            self.wait("the fetch to be under way", lambda: self.known(node)["bytes_sent"] - sent > 60_000, limit_s=30)
-            self.realm.kill_broker()
-            phase = self.model(node)["phase"]
-            self.wait(f"{node} on 1.1.0", lambda: self.serves(node, f"{MODEL}@1.1.0"))
-            took = self.received(node) - before
-            self.bytes["resent"] = max(0, self.known(node)["bytes_sent"] - sent - self.sent_for_delta)
-            self.realm.cli("rollout", "promote", f"{MODEL}@1.1.0")
-            last = NODES[2][0]
-            self.wait(f"{last} on 1.1.0", lambda: self.serves(last, f"{MODEL}@1.1.0"))
-            if phase != "fetching":
-                raise StepError(f"the node was {phase}, not fetching, when the broker was killed")
-            if took > self.bytes["delta"] * 1.6:
-                raise StepError(f"the node received {took} bytes for a delta of {self.bytes['delta']}: it started over")
-            step.facts |= {"received": took, "resent": self.bytes["resent"]}
-            step.facts["told"] = f"{took:,} bytes received in all, {self.bytes['resent']:,} sent twice"
+            self._interrupted(step, EARLY, self.realm.kill_broker)
+
+    def link_cut(self) -> None:
+        def cut() -> None:
+            road = self.realm.roads[GENERAL]
+            road.cut()
+            self.wait("the node to notice its cut link", lambda: self.status(GENERAL)["link"] == "down")
+            road.restore()
+
+        with self.step("a link is cut in mid-fetch, the node resumes") as step:
+            self._interrupted(step, GENERAL, cut)
+
+    def _interrupted(self, step: Step, node: str, interrupt: Callable[[], None]) -> None:
+        """Promotes 1.1.0 to the node's ring, interrupts its fetch, and counts what crossed twice."""
+        before, sent = self.received(node), self.known(node)["bytes_sent"]
+        self.realm.cli("rollout", "promote", f"{MODEL}@1.1.0")
+        third = self.cost // 3
+        self.wait("the fetch to be under way", lambda: self.known(node)["bytes_sent"] - sent > third, limit_s=60)
+        interrupt()
+        phase = self.model(node)["phase"]
+        self.wait(f"{node} on 1.1.0", lambda: self.serves(node, f"{MODEL}@1.1.0"))
+        took = self.received(node) - before
+        resent = max(0, self.known(node)["bytes_sent"] - sent - self.cost)
+        if phase != "fetching":
+            raise StepError(f"the node was {phase}, not fetching, when it was interrupted")
+        if took > self.bytes["delta"] * 1.6:
+            raise StepError(f"the node received {took} bytes for a delta of {self.bytes['delta']}: it started over")
+        self.bytes["resent"] += resent
+        step.facts |= {"received": took, "resent": resent}
+        step.facts["told"] = f"{took:,} bytes received in all, {resent:,} sent twice"
 
     def wrong_outputs(self) -> None:
-        with self.step("1.2.0, signed and approved, gives wrong outputs and is refused") as step:
+        with self.step("1.2.0, signed and approved, gives wrong outputs and is refused") as step, self.no_failures():
             wrong_bundle(self.work / "1.2.0", "1.2.0", DATA / "digits_head_int8.tflite")
             self.publish(self.work / "1.2.0", "1.2.0")
-            canary = NODES[0][0]
-            failed = len(self.traffic.failed)
             self.realm.cli("rollout", "start", f"{MODEL}@1.2.0")
-            refused = self.wait("the canary to refuse 1.2.0", lambda: self.model(canary)["refused"])
-            if not self.serves(canary, f"{MODEL}@1.1.0"):
+            refusal = self.wait("the canary to refuse 1.2.0", lambda: self.refusal(CANARY, "1.2.0"))
+            if not self.serves(CANARY, f"{MODEL}@1.1.0"):
                 raise StepError("the canary no longer serves 1.1.0")
-            told = self.wait("the hub to know", lambda: self.known(canary)["models"][MODEL]["refused"])
-            if len(self.traffic.failed) > failed:
-                raise StepError(f"requests failed meanwhile: {self.traffic.failed[failed]}")
-            step.facts |= {"refused": refused, "hub": told}
-            step.facts["told"] = f"{canary} still serves 1.1.0; reason: {refused[0]['reason']}"
+            told = self.wait("the hub to know", lambda: self.known(CANARY)["models"][MODEL]["refused"])
+            step.facts |= {"refused": refusal, "hub": told}
+            step.facts["told"] = f"{CANARY} still serves 1.1.0; reason: {refusal['reason']}"
+
+    def slow_release(self) -> None:
+        with self.step("1.3.0 gives right outputs, turns slow under load, is rolled back") as step, self.no_failures():
+            slow_bundle(self.work / "1.3.0", "1.3.0")
+            self.publish(self.work / "1.3.0", "1.3.0")
+            before = self.received(CANARY)
+            self.realm.cli("rollout", "start", f"{MODEL}@1.3.0")
+            refusal = self.wait("the canary to give 1.3.0 up", lambda: self.refusal(CANARY, "1.3.0"), limit_s=120)
+            self.wait("1.1.0 to answer again", lambda: self.serves(CANARY, f"{MODEL}@1.1.0"))
+            incident = self.wait("the hub to hear of it", lambda: self.record(CANARY, "incident", "rolled-back"))
+            step.facts |= {"refused": refusal, "bytes": self.received(CANARY) - before, "incident": incident["body"]}
+            step.facts["told"] = f"{refusal['reason']}; {self._switch_told(incident['body'])}, 0 failed requests"
+
+    @staticmethod
+    def _switch_told(body: dict[str, Any]) -> str:
+        """What a switch back took, as its incident says."""
+        detect_s, restore_ms = (body["detect_ms"] or 0) / 1000, body["restore_ms"]
+        return f"detected after {detect_s:.1f} s and {body['answered']} slow answers, restored in {restore_ms:.0f} ms"
 
     def hub_away(self) -> None:
-        node = NODES[2][0]
+        node = GENERAL
         with self.step("the hub goes away, a node restarts and serves") as step:
             self.realm.kill_hub()
             self.wait("the node to notice", lambda: self.status(node)["link"] == "down")
@@ -334,18 +406,38 @@ class Demo:
                 "records to be made", lambda: sum(x["kept"] for x in self.status(node)["outbox"].values())
             )
             step.facts["waiting"] = waiting
-            step.facts["told"] = f"{node} answers from 1.1.0 with no hub and no broker; {waiting} records wait"
+            step.facts["told"] = f"{node} answers from 1.1.0 with no hub and no broker; records waiting: {waiting}"
         with self.step("the hub returns, records made meanwhile arrive once") as step:
             self.realm.start_hub()
             lanes = self.wait("every record receipted", lambda: self._receipted(node))
-            step.facts |= {
-                "lanes": lanes,
-                "requests": {"answered": self.traffic.answered, "failed": self.traffic.failed},
-            }
-            if self.traffic.failed:
-                raise StepError(f"{len(self.traffic.failed)} requests failed: {self.traffic.failed[0]}")
+            step.facts["lanes"] = lanes
             total = sum(lane["kept"] for lane in lanes.values())
-            step.facts["told"] = f"{total} records, none lost, none doubled; {self.traffic.answered} requests, 0 failed"
+            step.facts["told"] = f"{total} records, none lost, none doubled"
+
+    def denied(self) -> None:
+        with self.step("1.1.0 is denied: every node serves 1.0.0, the cut one as soon as it returns") as step:
+            with self.no_failures():
+                road = self.realm.roads[GENERAL]
+                road.cut()
+                self.wait("the node to notice its cut link", lambda: self.status(GENERAL)["link"] == "down", 120)
+                key = self.realm.hub_dir / "keys" / "deny-1.key"
+                began = time.monotonic()
+                self.realm.cli("release", "deny", f"{MODEL}@1.1.0", "--key", key, "--reason", "mislabelled sevens")
+                for node in (CANARY, EARLY):
+                    self.wait(f"{node} on 1.0.0", partial(self.serves, node, f"{MODEL}@1.0.0"), limit_s=30)
+                connected_s = round(time.monotonic() - began, 1)
+                if not self.serves(GENERAL, f"{MODEL}@1.1.0"):
+                    raise StepError(f"{GENERAL} is cut off and yet left 1.1.0")
+                road.restore()
+                back = time.monotonic()
+                self.wait(f"{GENERAL} on 1.0.0", lambda: self.serves(GENERAL, f"{MODEL}@1.0.0"))
+                returned_s = round(time.monotonic() - back, 1)
+            requests = {"answered": self.traffic.answered, "failed": self.traffic.failed}
+            step.facts |= {"connected_s": connected_s, "returned_s": returned_s, "requests": requests}
+            step.facts["told"] = (
+                f"connected nodes after {connected_s} s, the cut one {returned_s} s after its link came back; "
+                f"{self.traffic.answered} requests in all, {len(self.traffic.failed)} failed"
+            )
 
     def _receipted(self, node: str) -> dict[str, Any] | None:
         """Per lane what the hub holds of the node, once every record of the node is there and the sums agree.
@@ -369,7 +461,7 @@ class StepError(Exception):
 def look(demo: Demo) -> str:
     """What a person can do with a demo that stays up."""
     realm = demo.realm
-    node = NODES[0][0]
+    node = CANARY
     body = json.dumps(demo.traffic.request["inputs"][0] | {"data": [0] * 256})
     return f"""
 It stays up. In another terminal:
@@ -395,7 +487,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="heliograph-demo-"))
     held, keep, code = False, True, 1
-    with Realm(folder / "realm", rate_bytes_per_s=RATE) as realm:
+    with Realm(folder / "realm") as realm:
         demo = Demo(realm, folder, console)
         try:
             demo.run()

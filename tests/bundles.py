@@ -51,10 +51,13 @@ def sample_request(data_dir: Path = DATA, index: int = 0) -> dict[str, Any]:
     return _request(images(index + 1, data_dir)[index])
 
 
-def digits_bundle(folder: Path, version: str, model: Path = BASE) -> Path:
-    """Writes the release folder `digits@version` of a model file, and returns it."""
+def digits_bundle(folder: Path, version: str, model: Path = BASE, *, soak_max_s: int = 5) -> Path:
+    """Writes the release folder `digits@version` of a model file, and returns it.
+
+    Without traffic its probation ends, unproven, after `soak_max_s`.
+    """
     content = model.read_bytes()
-    _write(folder, version, content, golden_of=content)
+    _write(folder, version, content, golden_of=content, soak_max_s=soak_max_s)
     return folder
 
 
@@ -74,7 +77,7 @@ def slow_bundle(folder: Path, version: str, limit_ms: float = 60.0, min_samples:
     Its own p95 gate says `limit_ms`.
     """
     content = SLOW.read_bytes()
-    _write(folder, version, content, golden_of=content)
+    _write(folder, version, content, golden_of=content, soak_max_s=60)
     with (folder / "release.toml").open("a") as file:
         file.write(f'\n[[gates]]\nname = "p95-ms"\nlimit = {limit_ms}\nmin_samples = {min_samples}\n')
     return folder
@@ -102,7 +105,7 @@ def _last_weights(model: bytes) -> tuple[int, int]:
     raise AssertionError("the model has no int8 weights to alter")
 
 
-def _write(folder: Path, version: str, content: bytes, golden_of: bytes) -> None:
+def _write(folder: Path, version: str, content: bytes, golden_of: bytes, soak_max_s: int = 5) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     (folder / "golden").mkdir(parents=True)
@@ -139,7 +142,7 @@ tolerance = 2.0
 
 [soak]
 min_s = 1
-max_s = 5
+max_s = {soak_max_s}
 """
     )
 

@@ -98,7 +98,27 @@ class Operations:
                 deltas.append(row)
         files = [{"name": file.name, "length": file.length, "sha256": file.sha256.hex()} for file in manifest.files]
         full_bytes = sum({file.sha256: transfer_bytes(file.length) for file in manifest.files}.values())
-        return self._summary(release) | {"files": files, "full_bytes": full_bytes, "deltas": deltas}
+        return self._summary(release) | {
+            "files": files,
+            "full_bytes": full_bytes,
+            "deltas": deltas,
+            "costs": self._costs(release),
+        }
+
+    def _costs(self, release: Release) -> dict[str, int]:
+        """Bytes of content that must cross the link to a node that holds another release of the model, by its name."""
+        registry = self._service.registry
+        manifest = registry.manifest(release)
+        costs = {}
+        for other in registry.all():
+            if other.model != release.model or other.digest == release.digest:
+                continue
+            cheapest: dict[bytes, int] = {}
+            bases = [file.sha256 for file in registry.manifest(other).files]
+            for way in registry.ways(manifest, bases, self._service.denials.is_recipe_denied):
+                cheapest[way.blob] = min(way.bytes, cheapest.get(way.blob, way.bytes))
+            costs[other.name] = release.length + sum(cheapest.values())
+        return costs
 
     async def request_signature(self, name: str, body: dict[str, Any]) -> Answer:
         """The bytes that a key of a duty is to sign for this release, and which keys count."""

@@ -252,6 +252,8 @@ def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> N
                 for d in answer["deltas"]
             ],
         )
+    if answer["costs"]:
+        _table(("node holds", "bytes to fetch"), [(held, str(cost)) for held, cost in answer["costs"].items()])
 
 
 # --- key ------------------------------------------------------------------------------------------------------------
