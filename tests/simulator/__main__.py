@@ -1,4 +1,4 @@
-"""`python -m simulator SEED [COUNT]`: the trace of one world, or how COUNT worlds from SEED on fared."""
+"""`python -m simulator SEED [COUNT [--hunt]]`: the trace of one world; how COUNT worlds fared; the first broken one."""
 
 import sys
 
@@ -15,6 +15,13 @@ def main() -> int:
         print(outcome.message or f"all held in {outcome.events} events")
         return 1 if outcome.message else 0
     first, count = int(sys.argv[1]), int(sys.argv[2])
+    if sys.argv[3:] == ["--hunt"]:
+        for seed in range(first, first + count):
+            if (outcome := run(seed)).violation:
+                print(f"{outcome.message}\nbroken {seed} {outcome.violation}")
+                return 1
+        print(f"held {count}")
+        return 0
     summary = run_many(range(first, first + count))
     print(summary)
     never = [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from heliograph.blob import page_of, sha256
+from heliograph.blob import LEAF_BYTES, page_of, sha256
 from heliograph.deny import DenySet, encode_list
 from heliograph.documents import Assignment, Chunk, Deny, DenyKey, Directive, Records, Want
 from heliograph.errors import NotFoundError, RefusedError
@@ -36,10 +36,10 @@ class Hub:
         content: bytes of chunks sent, by node.
     """
 
-    def __init__(self, clock: Clock, rng: Random, road: Road, effect: Callable[[str, str], None]) -> None:
+    def __init__(self, clock: Clock, rng: Random, road: Road, effect: Callable[[str, str], None], step: int) -> None:
         self._clock, self._rng, self._road, self._effect = clock, rng, road, effect
         self.is_up = True
-        self.step = rng.randrange(catalogue.STEPS)
+        self.step = step
         self.form = rng.randrange(2)
         self.may_use_form_1 = True
         self.version = 0
@@ -55,7 +55,7 @@ class Hub:
         self.content: dict[str, int] = {}
         self.lanes: dict[tuple[str, bytes, str], dict[str, int]] = {}
         self.records: dict[tuple[str, bytes, str], list[tuple[int, int, str]]] = {}
-        self.handles: dict[tuple[str, bytes], bytes] = {}
+        self.handles: dict[tuple[str, bytes, int | None, int], bytes] = {}
         self.wrong_handles = 0
         self.trusted: TrustedSet = catalogue.first_trust()
         self.files: tuple[bytes, bytes] = (b"", b"")
@@ -291,7 +291,10 @@ class Hub:
     def _on_want(self, name: str, want: Want) -> None:
         if Digest(want.blob) not in catalogue.blobs():
             return
-        self.handles[name, want.blob] = want.handle
+        parts = [(page, 0) for page in want.pages]
+        parts += [(None, leaf) for first, count in want.ranges for leaf in range(first, first + count)]
+        for page, leaf in parts:
+            self.handles[name, want.blob, page, leaf] = want.handle
         self._sender.take(name, want, self._clock.now)
         self._send()
 
@@ -307,7 +310,8 @@ class Hub:
             else:
                 data = content[send.offset : send.offset + send.length]
                 chunk = Chunk(handle=send.handle, offset=send.offset, bytes=data)
-            if self.handles.get((send.node, send.blob), send.handle) != send.handle:
+            part = (send.node, send.blob, send.page, send.offset // LEAF_BYTES)
+            if self.handles.get(part, send.handle) != send.handle:
                 self.wrong_handles += 1
             self.content[send.node] = self.content.get(send.node, 0) + len(chunk.bytes)
             self._road.down(send.node, ("chunk", {}, chunk.encode()), qos=0)

@@ -239,11 +239,18 @@ class Node:
     def _recording(self) -> Steps:
         while self.outbox is not None:
             yield self.rng.uniform(10.0, 60.0)
+            load = self.rng.randrange(4)
+            for _ in range(load if self.world.has_records else 0):
+                about = {"model": "m", "release": self.rng.randbytes(1) * 500, "state": "ready", "requests": 1}
+                self.record("metric", "serving", about)
+                self.record("sample", "input", {"data": self.rng.randbytes(self.rng.choice([100, 3000]))})
             for lane in LANES:
                 sent_at = self._sent.get(lane, (0, -1e9))[1]
                 if not self.road.links[self.name].is_up or self.clock.now - sent_at < DEADLINES.receipt_s:
                     continue
-                batch = self._do("outbox batch", lambda lane=lane: self.outbox.batch(lane, 8_000))  # type: ignore[misc, union-attr]
+                batch = self._do(
+                    "outbox batch", lambda lane=lane: self.outbox.batch(lane, self.rng.choice([2_000, 8_000]))
+                )  # type: ignore[misc, union-attr]
                 if batch is not None:
                     self.world.oracle.handed_out(self, batch)
                     names = {"realm": catalogue.REALM, "site": self.site, "node": self.node}
@@ -619,7 +626,10 @@ class Node:
         manifest = self.slots.manifest(memory.target.release)
         if manifest is None:
             return Spoiled(memory.epoch, "the manifest is gone from the disk")
-        yield self.rng.uniform(0.0, 2.0)
+        yield self.rng.uniform(0.0, 20.0)
+        if self.is_disk_full and self.rng.random() < 0.5:
+            self.world.met["disk gives nothing"] += 1
+            return Blocked(memory.epoch, "the disk: Input/output error")
         if self.is_disk_bad:
             self.rot(manifest)
         try:
@@ -643,7 +653,7 @@ class Node:
         while self.belief.why_not_yet(memory.model, release) is not None:
             yield POLL_S
         while True:
-            yield self.rng.uniform(0.5, 5.0)
+            yield self.rng.uniform(0.5, 20.0)
             if self.server.is_up:
                 reason = self._do("check", lambda: self.server.check(memory.model, release))
                 if reason:
@@ -657,7 +667,7 @@ class Node:
         """Has the server serve what is active; waits for a server that isn't there."""
         release = memory.active.release if memory.active is not None else None
         while True:
-            yield self.rng.uniform(0.1, 2.0)
+            yield self.rng.uniform(0.1, 10.0)
             if self.server.is_up:
                 reason = self._do("switch", lambda: self.server.serve(memory.model, release))
                 if not reason:

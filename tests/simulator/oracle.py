@@ -60,6 +60,7 @@ class Oracle:
         self._refused: dict[tuple[str, str], set[tuple[bytes, int]]] = defaultdict(set)
         self._were_active: dict[tuple[str, str], set[bytes]] = defaultdict(set)
         self._cuts: dict[tuple[str, str], int] = defaultdict(int)
+        self._denials: dict[str, set[bytes]] = defaultdict(set)
         self._all_cuts: dict[str, int] = defaultdict(int)
         self._rotten: set[tuple[str, bytes]] = set()
         self._allowed_bytes: dict[str, int] = defaultdict(int)
@@ -81,7 +82,8 @@ class Oracle:
             if (refusal.release, refusal.number) not in self._refused[key]:
                 self._refused[key].add((refusal.release, refusal.number))
                 self._explained(node, after.model, refusal.release, refusal.reason)
-        if isinstance(event, Passed):
+        is_new = after.active is not None and after.active.activated_at not in {p.activated_at for p in before.kept}
+        if isinstance(event, Passed) or (is_new and before.target is not None):
             self._activated(node, before, after)
         elif after.active is not None and (before.active is None or before.active.release != after.active.release):
             was_active = after.active.release in self._were_active[key]
@@ -96,6 +98,9 @@ class Oracle:
 
     def holds(self, node: "Node") -> None:
         """What must be true of a node between any two events."""
+        held = node.belief.denials.denials.keys()
+        require("denied", self._denials[node.name] <= held, f"{node.name} forgot a denial")
+        self._denials[node.name].update(held)
         for memory in node.memories.values():
             require("reason", memory.phase != "stuck" or memory.reason, f"{node.name} is stuck without a reason")
             for pointer in memory.kept[1:]:
@@ -111,6 +116,11 @@ class Oracle:
                 require("denied", memory.fallback is None, f"{node.name} serves what is denied beside a fallback")
                 require("denied", by < 2 or active.fail_mode == "safe", f"{node.name} is closed and serves on")
         self.serves(node)
+        for model, release in node.server.serving.items():
+            is_known = self._by_digest(node, release)
+            flagged = node.memories[model].active if model in node.memories else None
+            is_flagged = flagged is not None and flagged.release == release and flagged.denied
+            require("denied", not is_known or is_flagged or node.is_busy(model), f"{node.name} answers by {model}")
 
     def serves(self, node: "Node") -> None:
         """Whatever answers gave its golden outputs, and is what the journal names or named."""
@@ -275,6 +285,8 @@ class Oracle:
             if row is None or row.action != "install" or not self._is_listed(row.release):
                 return ""
             return "" if self._is_denied(node, model, row.release) else "never began"
+        if row is None and memory.phase in UNDER_WAY:
+            return ""  # between two rings: it waits until this one is told
         if memory.phase not in ("idle", "stuck"):
             return f"is still {memory.phase}"
         active = memory.active

@@ -22,6 +22,7 @@ class Server:
         serving: the release that answers, by model.
         passed: every (model, release) that gave its golden outputs here: what must be true of whatever serves.
         broken: releases whose worker dies, whatever they did before.
+        standby: by model, what answered before.
         given_up: by model, what should answer and doesn't.
     """
 
@@ -33,6 +34,7 @@ class Server:
         self.passed: set[tuple[str, bytes]] = set()
         self.broken: set[bytes] = set()
         self.given_up: dict[str, bytes] = {}
+        self.standby: dict[str, bytes] = {}
 
     def boot(self) -> None:
         """Alone, from the committed pointers."""
@@ -71,6 +73,8 @@ class Server:
             return "its files are not what their digests say"
         if release in self.broken:
             return "its worker died"
+        if model in self.serving:
+            self.standby[model] = self.serving[model]
         self.serving[model] = release
         return ""
 

@@ -51,7 +51,8 @@ class World:
         self.is_told = is_told
         self.trace: list[str] = []
         self.rows: Counter[tuple[str, str]] = Counter()
-        self.weather = Weather(
+        self.weather = Weather()
+        self._bad = Weather(
             loss=rng.choice([0.0, 0.02, 0.1, 0.3]),
             twice=rng.choice([0.0, 0.05, 0.2]),
             late=rng.choice([0.0, 0.02, 0.1]),
@@ -61,6 +62,8 @@ class World:
             latency_s=rng.choice([0.02, 0.3, 1.5]),
         )
         self.met = self.weather.met
+        # Some worlds begin with good days, in which every node gets something to fall back on.
+        self.first_releases = rng.choice([(1,), (1, 2), (1, 5), (2, 1, 5)])
         self.has_records = rng.random() < 0.2
         self.outbox_cap = rng.choice([SMALL_CAP, 8 << 20])
         self.models = catalogue.MODELS[: rng.choice([1, 2, 2])]
@@ -68,7 +71,8 @@ class World:
             self.models = self.models[-1:]
         self.oracle = Oracle(self)
         self.road = Road(self.clock, rng, self.weather)
-        self.hub = Hub(self.clock, rng, self.road, self.effect)
+        least = max(self.first_releases) - 1
+        self.hub = Hub(self.clock, rng, self.road, self.effect, rng.randint(least, max(least, catalogue.STEPS - 1)))
         self.road.to_hub, self.road.is_hub_up = self.hub.on_message, lambda: self.hub.is_up
         self.nodes: dict[str, Node] = {}
         for site, node_name in catalogue.NODES[: rng.choice([1, 2, 2, 3])]:
@@ -161,6 +165,12 @@ class World:
         releases = [release for memory in memories if memory is not None for release in memory.releases]
         return self.rng.choice(releases) if releases and self.rng.random() < 0.8 else self._release(model)
 
+    def _active(self, model: str) -> bytes:
+        """A release that is active somewhere."""
+        memories = [node.memories.get(model) for node in self.nodes.values()]
+        active = [memory.active.release for memory in memories if memory is not None and memory.active is not None]
+        return self.rng.choice(active) if active else self._release(model)
+
     def op_start(self, model: str) -> str:
         release = self._release(model)
         done = can(lambda: self.hub.start(model, release))
@@ -178,7 +188,7 @@ class World:
     def op_direct(self, model: str) -> str:
         ring: Ring = self.rng.choice(("canary", "early"))
         action = self.rng.choice(("hold", "return", "return", "install"))
-        release = self._known(model)
+        release = self._active(model) if action == "return" and self.rng.random() < 0.8 else self._known(model)
         self.hub.direct(ring, model, release, action)
         self.met[f"directive {action}"] += 1
         return f"{ring}: {action} {catalogue.releases()[Digest(release)]}"
@@ -303,18 +313,22 @@ class World:
             BrokenError: something did not hold.
         """
         rng = self.rng
-        for model in self.models:
-            can(lambda model=model: self.hub.start(model, catalogue.of(model, 1).digest))  # type: ignore[misc]
-            if rng.random() < 0.7:
-                can(lambda model=model: self.hub.promote(model))  # type: ignore[misc]
+        for number in self.first_releases:
+            for model in self.models:
+                can(lambda model=model, number=number: self.hub.start(model, catalogue.of(model, number).digest))  # type: ignore[misc]
+                if rng.random() < 0.7:
+                    can(lambda model=model: self.hub.promote(model))  # type: ignore[misc]
+            if len(self.first_releases) > 1:
+                self._run(self.clock.now + rng.choice([20.0, 60.0, 120.0]))
+        self._turn_bad()
         ops = [getattr(self, name) for name in dir(self) if name.startswith("op_")]
-        op_weights = [OP_WEIGHTS[op.__name__] * rng.choice([0.3, 1.0, 2.0]) for op in ops]
+        op_weights = [OP_WEIGHTS[op.__name__] * rng.choice([0.3, 1.0, 4.0]) for op in ops]
         weathers = [getattr(self, name) for name in dir(self) if name.startswith("w_")]
-        weather_weights = [WEATHER_WEIGHTS[w.__name__] * rng.choice([0.0, 1.0, 3.0]) for w in weathers]
+        weather_weights = [WEATHER_WEIGHTS[w.__name__] * rng.choice([0.0, 1.0, 3.0, 8.0]) for w in weathers]
         op_share = rng.uniform(0.3, 0.8) if any(weather_weights) else 1.0
-        gap_s = rng.choice([10.0, 40.0, 120.0])
-        at = rng.uniform(5.0, 60.0)
-        for _ in range(rng.randint(5, 35)):
+        gap_s = rng.choice([4.0, 15.0, 40.0, 120.0])
+        at = self.clock.now + rng.uniform(5.0, 60.0)
+        for _ in range(rng.randint(5, 40)):
             self._run(at)
             if rng.random() < op_share:
                 op = rng.choices(ops, op_weights)[0]
@@ -342,6 +356,10 @@ class World:
 
         self.clock.run(until, guarded)
 
+    def _turn_bad(self) -> None:
+        for name in ("loss", "twice", "late", "corrupt", "crash", "stale", "latency_s"):
+            setattr(self.weather, name, getattr(self._bad, name))
+
     def _calm(self) -> None:
         self.tell("weather", "calms down")
         self.weather.calm()
@@ -362,7 +380,7 @@ OP_WEIGHTS = {
 }  # fmt: skip
 WEATHER_WEIGHTS = {
     "w_cut": 3.0, "w_power": 3.0, "w_stop": 0.7, "w_server": 1.0, "w_broker": 1.0, "w_hub": 1.0, "w_replay": 1.0,
-    "w_break": 1.0, "w_rot": 0.5, "w_disk": 0.7,
+    "w_break": 2.0, "w_rot": 0.2, "w_disk": 0.7,
 }  # fmt: skip
 memory.install()
 

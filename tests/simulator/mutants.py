@@ -1,0 +1,268 @@
+"""Planted bugs: each is a change of the real source (or of the simulator's shells) that worlds must find.
+
+A mutant is planted in a private copy of the packages, in a process of its own: `hunt` says which invariant killed it.
+"""
+
+# ruff: noqa: E501 - source stands here as it stands there
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (
+    ROOT / "shared" / "heliograph",
+    ROOT / "hub" / "heliograph_hub",
+    ROOT / "site" / "heliograph_site",
+    ROOT / "tests" / "simulator",
+)
+MACHINE, NODE = "heliograph_site/machine.py", "simulator/node.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug.
+
+    Attributes:
+        changes: (file, text, what stands there instead); each text occurs exactly once.
+        killers: invariants of which one must find it.
+    """
+
+    name: str
+    killers: tuple[str, ...]
+    changes: tuple[tuple[str, str, str], ...]
+
+
+MUTANTS: Final = (
+    Mutant(
+        "the pointer flips before the golden outputs are compared",
+        ("golden",),
+        (
+            (
+                MACHINE,
+                'Row("staging",      Staged,           "activating",   keep,          Command.ACTIVATE),',
+                'Row("staging",      Staged,           "proving",      flip,          Command.PROVE),',
+            ),
+            (MACHINE, "assert isinstance(event, Passed) and memory.target is not None", "assert memory.target"),
+            (MACHINE, "        event.at,\n", "        memory.epoch,\n"),
+            (MACHINE, "fail_mode=event.fail_mode", 'fail_mode="safe"'),
+        ),
+    ),
+    Mutant(
+        "a command runs before the memory is saved",
+        ("saved",),
+        (
+            (
+                NODE,
+                '            self._do("journal save", save)\n',
+                "            if command is not None:\n                self._begin(command, after)\n"
+                '            self._do("journal save", save)\n',
+            ),
+        ),
+    ),
+    Mutant(
+        "a late answer is obeyed",
+        ("golden", "verified", "admitted", "refused", "fallback", "reason", "end"),
+        (
+            (MACHINE, "_answered(memory, happening) if happening.epoch == memory.epoch else None", "_answered(memory, happening)"),
+            (MACHINE, "if row is None or (epoch is not None and epoch != memory.epoch):", "if row is None:"),
+        ),
+    ),
+    Mutant(
+        "a denied release stays the fallback",
+        ("denied",),
+        ((MACHINE, "    if spare & held.denied:\n", "    if False:\n"),),
+    ),
+    Mutant(
+        "what is denied serves on beside a fallback",
+        ("denied",),
+        ((MACHINE, "    if memory.fallback is not None:\n        return ActiveDenied()\n", ""),),
+    ),
+    Mutant(
+        "a closed model serves on though two have denied its last release",
+        ("denied",),
+        ((MACHINE, 'if is_final and active.fail_mode == "closed":', "if False:"),),
+    ),
+    Mutant(
+        "what was refused is tried again under the same number",
+        ("refused",),
+        (
+            (
+                MACHINE,
+                "if any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused):",
+                "if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        "an unproven release goes before a proven one",
+        ("fallback",),
+        ((MACHINE, "for c in (*proven, *unproven) if not c.denied", "for c in (*unproven, *proven) if not c.denied"),),
+    ),
+    Mutant(
+        "a restart in staging starts nothing",
+        ("end",),
+        ((MACHINE, '    Row("staging",      Restarted,        "staging",      keep,          Command.STAGE),\n', ""),),
+    ),
+    Mutant(
+        "a probation outlives two power cuts",
+        ("probation",),
+        ((MACHINE, "if memory.is_healthy and memory.cuts == 0:", "if memory.is_healthy:"),),
+    ),
+    Mutant(
+        "a machine is stuck and does not say why",
+        ("reason",),
+        (
+            (
+                MACHINE,
+                "    refused = refuse(drop_target(memory, event), (memory.target,), event.reason)\n"
+                "    return replace(refused, reason=event.reason[:REASON_LENGTH])\n",
+                "    return refuse(drop_target(memory, event), (memory.target,), event.reason)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a delta that leads astray is gone again and again",
+        ("bytes", "reason", "end"),
+        ((MACHINE, "return replace(memory, full_only=True, tries=memory.tries + 1)", "return memory"),),
+    ),
+    Mutant(
+        "rolling back goes to what answered before instead of what is named",
+        ("pointer", "denied", "end"),
+        (
+            (
+                NODE,
+                "self.server.serve(memory.model, release))",
+                "self.server.serve(memory.model, self.server.standby.get(memory.model, release)))",
+            ),
+        ),
+    ),
+    Mutant(
+        "denials are forgotten by a restart",
+        ("denied",),
+        (("heliograph_site/belief.py", "DenySet() if denials is None else DenySet.from_bytes(denials)", "DenySet()"),),
+    ),
+    Mutant(
+        "something is activated before every denial of the list is held",
+        ("list",),
+        (
+            (
+                "heliograph/deny.py",
+                "return head.count == 0 or head.digest in self.lists or list_digest(self.denials) == head.digest",
+                "return True",
+            ),
+        ),
+    ),
+    Mutant(
+        "a signature is enough, no approval is needed",
+        ("admitted",),
+        (
+            (
+                "heliograph/vouching.py",
+                'zip(DUTIES, ("signed", "approved"), strict=True)',
+                'zip(DUTIES[:1], ("signed",), strict=True)',
+            ),
+        ),
+    ),
+    Mutant(
+        "a leaf is not verified",
+        ("verified",),
+        (
+            (
+                "heliograph/transfer.py",
+                "elif self.is_paged and not self._verifies(first + number, leaf_bytes):",
+                "elif False:",
+            ),
+        ),
+    ),
+    Mutant(
+        "a page is not verified",
+        ("end", "bytes", "verified"),
+        (
+            (
+                "heliograph/transfer.py",
+                "        check_page(page, index, self.length, self._page_digests)\n        self._pages[index] = page\n        self._new",
+                "        self._pages[index] = page\n        self._new",
+            ),
+        ),
+    ),
+    Mutant(
+        "a resumed fetch trusts the file",
+        ("verified",),
+        (("heliograph/transfer.py", "if not self._held[leaf] and self._verifies(leaf, data):", "if not self._held[leaf]:"),),
+    ),
+    Mutant(
+        "a want asked twice is answered under its old handle",
+        ("handle",),
+        (("heliograph/sender.py", "            queue.sends[key] = (handle, known[1])\n            self.rep", "            self.rep"),),
+    ),
+    Mutant(
+        "the whole image is not verified",
+        ("verified",),
+        (
+            (
+                "heliograph_site/slots.py",
+                "if not self.store.verify(digest) or self.store.size(digest) != file.length:",
+                "if not self.store.has(digest):",
+            ),
+        ),
+    ),
+    Mutant(
+        "collecting drops the files of what is kept",
+        ("fallback", "verified", "end"),
+        (("heliograph_site/slots.py", "                kept.update(file.sha256 for file in manifest.files)\n", "                pass\n"),),
+    ),
+    Mutant(
+        "the outbox merges what was handed out",
+        ("records",),
+        (("heliograph_site/outbox.py", 'f"lane = {_RANKS[DECAYING]} AND run IS NULL"', 'f"lane = {_RANKS[DECAYING]}"'),),
+    ),
+    Mutant(
+        "a receipt covers more than was sent",
+        ("records",),
+        (("heliograph_hub/fleet.py", '            state["next"] = end\n        seq', '            state["next"] = end + 1\n        seq'),),
+    ),
+    Mutant(
+        "the hub counts a replay twice",
+        ("records",),
+        (("heliograph_hub/fleet.py", 'new = end - max(seq, state["next"])', "new = end - seq"),),
+    ),
+)  # fmt: skip
+
+
+class StaleError(AssertionError):
+    """A mutant's text is no longer in the source, so that it would plant nothing."""
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Copies the packages to `folder` with the bug in them.
+
+    Raises:
+        StaleError: a text doesn't occur exactly once.
+    """
+    for package in PACKAGES:
+        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, old, new in mutant.changes:
+        source = (folder / file).read_text()
+        if source.count(old) != 1:
+            raise StaleError(f"{mutant.name}: {old!r} occurs {source.count(old)} times in {file}")
+        (folder / file).write_text(source.replace(old, new))
+
+
+def hunt(mutant: Mutant, folder: Path, worlds: int) -> tuple[str, int]:
+    """The invariant that found the bug, and in which world; ("", worlds) if none did."""
+    plant(mutant, folder)
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "simulator", "0", str(worlds), "--hunt"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False
+    )
+    word, _, seed = done.stdout.strip().rpartition("\n")[2].partition(" ")
+    if word not in ("held", "broken"):
+        raise AssertionError(f"{mutant.name}: {done.stdout}{done.stderr}")
+    seed, _, name = seed.partition(" ")
+    return (name, int(seed)) if word == "broken" else ("", worlds)
