@@ -375,7 +375,10 @@ async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_t
         )
         assert rebuilt == bundles.HEAD.read_bytes()
         assert node.content_bytes - before == delta.bytes
-        (costs,) = [d for d in hub.json("release", "show", "digits@1.1.0")["deltas"] if d["file"] == "model.tflite"]
+        shown = hub.json("release", "show", "digits@1.1.0")
+        cheapest = {way.blob: way.bytes for way in reversed(offer.ways)}  # each blob's cheapest way stands first
+        assert shown["costs"] == {"digits@1.0.0": target.length + sum(cheapest.values())}
+        (costs,) = [d for d in shown["deltas"] if d["file"] == "model.tflite"]
         assert (costs["bytes"], costs["full_bytes"], costs["from"]) == (delta.bytes, full.bytes, ["digits@1.0.0"])
 
         offer = await node.ask(b"?" * 32)
