@@ -15,6 +15,7 @@ Source: FORMATS.md, "journal".
 
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +47,9 @@ with _hidden("numpy", "pandas"):
 
 JOURNAL_FILE = "journal.sqlite"
 BUSY_S = 10.0
+UP_TO_DATE_S = 1.0
+"""So long a reader waits for the writer that makes a file, or brings it up to date."""
+LOOK_S = 0.02
 
 migrations = Migrations("journal")
 
@@ -148,7 +152,10 @@ def open_database(path: Path, known: Migrations, *, read_only: bool = False, old
                 f"{path} was written by a newer version (schema {max(newer)}): install that version or a later one"
             )
         if read_only:
-            if known.pending(db) and not older:
+            deadline = time.monotonic() + UP_TO_DATE_S
+            while not older and known.pending(db) and time.monotonic() < deadline:
+                time.sleep(LOOK_S)
+            if not older and known.pending(db):
                 raise ConfigError(f"{path} has an older schema: run the node once to bring it up to date")
             return db
         conn.execute("PRAGMA journal_mode=WAL")

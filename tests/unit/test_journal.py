@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,18 @@ def test_a_journal_of_version_1_loads(tmp_path: Path) -> None:
         assert journal.held("directive") == (Held("directive", "digits", 3, b"statement"),)
         assert journal.time_mark() == TimeMark(1700000000, "boot", 12.5)
         assert journal.release_name(B) == "digits@1.1.0"
+
+
+def test_who_reads_waits_for_a_file_that_is_just_being_brought_up_to_date(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "j") as conn:
+        conn.executescript((DATA / "journal-1.sql").read_text())
+    writer = threading.Timer(0.2, lambda: Journal(tmp_path / "j").close())
+    writer.start()
+    try:
+        with Journal(tmp_path / "j", read_only=True) as journal:
+            assert journal.load("digits") == V1
+    finally:
+        writer.join()
 
 
 def test_a_journal_of_version_2_loads(tmp_path: Path) -> None:
