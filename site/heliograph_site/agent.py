@@ -1,19 +1,16 @@
 """The control process of a node: `python -m heliograph_site.agent DIR`.
 
-It feeds the machines (one per model), saves what they remember, and has their commands performed. Decisions are made in
-`machine.step`, belief in `heliograph.trust`; here they are wired to the link, the disk and the server process.
+It wires the machines (one per model) to the link, the disk and the server process. Decisions are made in
+`machine.step`, belief in `heliograph.trust`; `machines` saves what they remember and has their commands performed.
 
 Rule 1: one inbox, one consumer. Only chunks bypass it: they are content, not news.
-Rule 2: memory is on disk before its command starts. One task works for a machine; a new command cancels the old one and
-    waits for its end.
-Rule 3: level, not edge. Directives are held as signed; what they mean is worked out again after every change of
-    metadata, directive, assignment or time, and whenever a machine comes to rest.
-Rule 4: what a reply brings and what is retained is the same document and goes the same way.
-Rule 5: what is hostile or unknown is counted, recorded at a bounded rate, and changes nothing.
-Rule 6: nothing here stops what is served but a machine's command: the server process is another.
-Rule 7: denials go first: they are subscribed to first and taken first out of a reply, and are saved in the transaction
-    that holds what every machine makes of them. What a broker kept comes in any order, so that whenever the link is
-    back, directives wait for the hub's reply, or until it is late.
+Rule 2: level, not edge. Directives are held as signed; what they mean is worked out again after every change of
+    metadata, directive, assignment or time.
+Rule 3: what a reply brings and what is retained is the same document and goes the same way.
+Rule 4: what is hostile or unknown is counted, recorded at a bounded rate, and changes nothing.
+Rule 5: nothing here stops what is served but a machine's command: the server process is another.
+Rule 6: denials go first: they are subscribed to first and taken first out of a reply. What a broker kept comes in any
+    order, so that whenever the link is back, directives wait for the hub's reply, or until it is late.
 """
 
 import asyncio
@@ -23,15 +20,14 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
 
 import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.deny import DenySet
 from heliograph.documents import Ask, Denials, Document, Hello, Lane, LaneReceipt, Offer, OlderDenials, Receipt, Reply
 from heliograph.errors import HeliographError, TransportError, TrustError
 from heliograph.manifest import Manifest
@@ -47,22 +43,8 @@ from heliograph_site.fetching import Downloads
 from heliograph_site.folder import agent_lock, read_key, read_node_file
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.link import Link
-from heliograph_site.machine import (
-    Answer,
-    Command,
-    Event,
-    FallbackDenied,
-    GivenUp,
-    Happening,
-    Memory,
-    Passed,
-    Started,
-    TargetDenied,
-    classify,
-    settled,
-    step,
-    weigh,
-)
+from heliograph_site.machine import Answer, GivenUp, Happening, Memory, Started
+from heliograph_site.machines import Machines
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.reporting import Incidents, Reporter
 from heliograph_site.serving.control import ServerControl
@@ -140,7 +122,6 @@ class Agent:
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
         self._time = Estimate(self.journal)
         self._belief = Belief(self.journal, self.names, key.keyid, self.now)
-        self._memories: dict[str, Memory] = {model: self.journal.load(model) for model in self.journal.models()}
         self._slots = Slots(folder)
         self._server: Server = server or ServerControl(folder / CONTROL_SOCKET)
         self._hardware = hardware.detect()
@@ -156,7 +137,17 @@ class Agent:
             INBOX_LENGTH
         )
         self._group: asyncio.TaskGroup | None = None
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._machines = Machines(
+            self.journal,
+            self.outbox,
+            self._time,
+            self._belief,
+            self._reporter,
+            self._tasks,
+            self._spawn,
+            self.tell,
+        )
+        self._older: asyncio.Task[None] | None = None
         self._is_back = False
         """Whether all that was missed is known, or the hub is too late to tell."""
         self._missed: dict[str, bytes] = {}
@@ -191,7 +182,7 @@ class Agent:
     @property
     def memories(self) -> dict[str, Memory]:
         """What each model's machine remembers."""
-        return self._memories
+        return self._machines.memories
 
     @property
     def bytes_received(self) -> int:
@@ -223,7 +214,7 @@ class Agent:
         """Drops from the disk what no model needs. Never in a thread: nothing may be stored meanwhile."""
         needed: list[bytes] = []
         coming: list[bytes] = []
-        for memory in self._memories.values():
+        for memory in self._machines.memories.values():
             needed += [pointer.release for pointer in memory.kept]
             coming += [memory.target.release] if memory.target else []
         gone = self._slots.collect(needed, coming)
@@ -243,7 +234,7 @@ class Agent:
         return self._belief.denials.is_recipe_denied(recipe) is not None
 
     async def tell(self, model: str, answer: Answer) -> None:
-        """A task's answer before its last."""
+        """A task's answer, taken by the model's machine when its turn comes."""
         await self._inbox.put(_Answer(model, answer))
 
     def record(self, lane: Lane, kind: str, body: dict[str, Any]) -> None:
@@ -259,7 +250,7 @@ class Agent:
         """
 
         def question(number: int) -> Ask:
-            memory = self._memories[model]
+            memory = self._machines.memories[model]
             releases = [pointer.release for pointer in memory.kept]
             return Ask(
                 run=self.run_id,
@@ -307,6 +298,10 @@ class Agent:
             self.journal.close()
             self.outbox.close()
 
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        assert self._group is not None, "only while running"
+        return self._group.create_task(work, name=name)
+
     def save_counters(self) -> None:
         """Writes what is counted."""
         self.journal.save_counters(bytes_received=self.bytes_received)
@@ -325,7 +320,7 @@ class Agent:
                 rows = (await self._server.status()).get("models", {})
             except TransportError:
                 continue
-            for model, memory in list(self._memories.items()):
+            for model, memory in list(self._machines.memories.items()):
                 row = rows.get(model) or {}
                 active = memory.active
                 if active is None or row.get("active") != active.release.hex():
@@ -384,10 +379,7 @@ class Agent:
     async def _consume(self) -> None:
         started = Started(self.journal.was_orderly())
         self.journal.save_life(True)
-        for model in tuple(self._memories):
-            await self._step(model, started)
-        await self._obey(self._belief.denials)
-        await self._derive_all()
+        await self._machines.begin(started)
         while True:
             match await self._inbox.get():
                 case _Message(full, payload, is_live):
@@ -399,17 +391,17 @@ class Agent:
                     self._link.on_change(is_up)
                     self._reporter.on_link(is_up)
                     self._is_back = False
-                    if is_up and self._group is not None:
-                        self._group.create_task(self._wait_for_reply(), name="first reply")
+                    if is_up:
+                        self._spawn(self._wait_for_reply(), "first reply")
                 case _Answer(model, happening):
-                    await self._step(model, self._as_heard(model, happening))
+                    await self._machines.step(model, self._machines.as_heard(model, happening))
                 case _Older(blob):
                     await self._guard("deny/all", self._on_older(blob))
                 case _ReplyIsLate():
                     await self._catch_up()
                 case _Tick():
                     self._time.save()
-                    await self._derive_all()
+                    await self._machines.derive_all()
 
     async def _guard(self, full: str, handling: Awaitable[None]) -> None:
         """Has a message handled; whatever is wrong with it is recorded and ends there."""
@@ -451,7 +443,7 @@ class Agent:
 
     async def _on_news(self, news: News) -> None:
         if news.denials is not None:
-            await self._obey(news.denials)
+            await self._machines.obey(news.denials)
             self._reporter.say()
         if news.older is not None:
             self._fetch_older(news.older)
@@ -465,7 +457,7 @@ class Agent:
         if news.again is not None:
             await self._guard(news.again[0], self._on_document(*news.again))
         if news.models:
-            await self._derive_all()
+            await self._machines.derive_all()
 
     def _on_answer(self, document: object) -> None:
         match document:
@@ -509,144 +501,17 @@ class Agent:
 
     def _fetch_older(self, older: OlderDenials) -> None:
         """Gets the blob that the list of denials names, once at a time."""
-        running = self._running.get("")
-        if running is not None and not running.done():
+        if self._older is not None and not self._older.done():
             return
 
         async def fetch() -> None:
             blob = await self._downloads.small(Digest(older.sha256), older.length)
             await self._inbox.put(_Older(blob))
 
-        assert self._group is not None, "only while running"
-        self._running[""] = self._group.create_task(fetch(), name="older denials")
+        self._older = self._spawn(fetch(), "older denials")
 
     async def _on_older(self, blob: bytes) -> None:
         await self._on_news(self._belief.with_older(blob))
-
-    # --- machines -----------------------------------------------------------------------------------------------------
-
-    async def _derive_all(self) -> None:
-        for model in self._belief.models:
-            await self._derive(model)
-
-    async def _derive(self, model: str) -> None:
-        """Tells the model's machine what its directive means now."""
-        happening = self._wanted(model)
-        if happening is not None:
-            await self._step(model, happening)
-
-    def _wanted(self, model: str) -> Happening | None:
-        memory = self._memories.get(model) or self.journal.load(model)
-        happening, waiting = self._belief.wanted(model, memory)
-        if memory.phase in ("idle", "stuck"):
-            self._reporter.note(model, waiting)
-        if happening is not None and classify(memory, happening) is not None:
-            self._memories.setdefault(model, memory)
-            return happening
-        return None
-
-    async def _step(self, model: str, happening: Happening) -> None:
-        """Saves what follows, then has it done; comes to rest, then looks at the directive again."""
-        todo: Happening | None = happening
-        while todo is not None:
-            before = self._memories[model]
-            event = classify(before, todo)
-            if event is None:
-                return
-            after, command = step(before, event)
-            if after is before:
-                return
-            self.journal.save(after)
-            self._memories[model] = after
-            self._time.save()
-            self._record(before, event, after)
-            if command is not None:
-                await self._start(command, after)
-            todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
-
-    async def _obey(self, denials: DenySet) -> None:
-        """Saves denials with what every machine makes of them, in one transaction; then has it done."""
-        moves: list[tuple[Memory, Memory, Command | None, tuple[Event, ...]]] = []
-        for memory in self._memories.values():
-            after, command, events = settled(memory, weigh(memory, denials))
-            if events:
-                moves.append((memory, after, command, events))
-        self.journal.save(*(after for _, after, _, _ in moves), denials=denials.to_bytes())
-        self._belief.holds(denials)
-        for _, after, _, _ in moves:
-            self._memories[after.model] = after
-        for before, after, command, events in moves:
-            for event in events:
-                self._record_denied(before, event)
-            self._record(before, events[-1], after)
-            if command is not None:
-                await self._start(command, after)
-
-    def _as_heard(self, model: str, happening: Happening) -> Happening:
-        """A task's answer with what forbids activating at this moment, which may be later than it was given."""
-        target = self._memories[model].target
-        if isinstance(happening, Passed) and target is not None:
-            return replace(happening, waits_for=self.why_not_yet(model, target.release) or "")
-        return happening
-
-    async def _start(self, command: Command, memory: Memory) -> None:
-        old = self._running.pop(memory.model, None)
-        if old is not None:
-            old.cancel()
-            await asyncio.wait({old})
-        assert self._group is not None, "only while running"
-        task = self._group.create_task(self._perform(command, memory), name=f"{memory.model} {command.value}")
-        self._running[memory.model] = task
-
-    async def _perform(self, command: Command, memory: Memory) -> None:
-        event = await self._tasks.perform(command, memory)
-        if event is not None:
-            await self._inbox.put(_Answer(memory.model, event))
-
-    def _record(self, before: Memory, event: Event, after: Memory) -> None:
-        subject = after.target or before.target or after.active or before.active
-        release = subject.release if subject else b""
-        reason = str(getattr(event, "reason", ""))
-        name = self.journal.release_name(release) or release.hex()[:16]
-        log.info("%s: %s -> %s (%s %s) %s", after.model, before.phase, after.phase, type(event).__name__, name, reason)
-        body = {
-            "model": after.model,
-            "from": before.phase,
-            "event": type(event).__name__,
-            "to": after.phase,
-            "release": release,
-            "reason": reason[:400],
-        }
-        self.outbox.append("audit", "transition", self.now(), body)
-        if len(after.refused) and after.refused != before.refused:
-            self.outbox.append("incident", "release-refused", self.now(), body)
-        self._reporter.say()
-
-    def _record_denied(self, before: Memory, event: Event) -> None:
-        """One incident for every release that a denial took out of use here, or would have."""
-        match event:
-            case TargetDenied():
-                releases = [before.target.release] if before.target else []
-            case FallbackDenied():
-                releases = sorted(event.releases)
-            case _:
-                releases = [before.active.release] if before.active else []
-        known = {pointer.release: pointer.vouchers for pointer in before.kept}
-        if before.target is not None:
-            known.setdefault(before.target.release, before.target.vouchers)
-        for release in releases:
-            denial = self._belief.denials.is_denied(release, known.get(release, ()))
-            body = {
-                "model": before.model,
-                "release": release,
-                "event": type(event).__name__,
-                "denial": denial.digest if denial else b"",
-                "is_final": self._belief.denials.is_final(release, known.get(release, ())),
-                "reason": denial.document.reason[:400] if denial and denial.document else "",
-            }
-            name = self.journal.release_name(release) or release.hex()[:16]
-            log.warning("%s is denied: %s", name, body["reason"])
-            self.outbox.append("incident", "denied", self.now(), body)
 
 
 def main() -> int:

@@ -633,14 +633,14 @@ def test_a_node_that_returns_learns_of_denials_before_anything_else(
     async def come_back() -> None:
         async with node.running() as agent:
             seen: list[tuple[str, str]] = []
-            record = agent._record
+            record = agent._machines._record
 
             def keep(before: Memory, event: Event, after: Memory) -> None:
                 active = agent.journal.release_name(after.active.release) if after.active else ""
                 seen.append((type(event).__name__, str(active)))
                 record(before, event, after)
 
-            agent._record = keep  # type: ignore[method-assign]  # the order in which it takes the news is what is tested
+            agent._machines._record = keep  # type: ignore[method-assign]  # the order of the news is what is tested
             await until(at_rest_with(agent, "returns", "1.2.0"), "1.2.0 proven")
             names = [event for event, _ in seen]
             assert ("ActiveDenied", "returns@1.0.0") in seen

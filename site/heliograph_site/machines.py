@@ -1,0 +1,197 @@
+"""The machines of a node, one per model: what happened goes in, memory is saved, commands are performed.
+
+`machine.step` decides and `belief` says what is wanted; what is heard from outside comes through the agent's one inbox,
+so that nothing here runs twice at a time.
+
+Rule 1: memory is on disk before its command starts.
+Rule 2: one task works for a machine; a new command cancels the old one and waits for its end.
+Rule 3: what a directive means is worked out again whenever a machine comes to rest.
+Rule 4: denials are saved in the transaction that holds what every machine makes of them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from heliograph.deny import DenySet
+from heliograph_site.belief import Belief
+from heliograph_site.estimate import Estimate
+from heliograph_site.journal import Journal
+from heliograph_site.machine import (
+    Answer,
+    Command,
+    Event,
+    FallbackDenied,
+    Happening,
+    Memory,
+    Passed,
+    Started,
+    TargetDenied,
+    classify,
+    settled,
+    step,
+    weigh,
+)
+from heliograph_site.outbox import Outbox
+from heliograph_site.reporting import Reporter
+from heliograph_site.tasks import Tasks
+
+log = logging.getLogger("heliograph.agent")
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+"""(work, name) -> the task that does it."""
+
+
+class Machines:
+    """What each model's machine remembers, and the task that works for it.
+
+    Args:
+        spawn: starts a task in the agent's group.
+        deliver: puts a task's last answer (model, answer) into the inbox.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        outbox: Outbox,
+        time: Estimate,
+        belief: Belief,
+        reporter: Reporter,
+        tasks: Tasks,
+        spawn: Spawn,
+        deliver: Callable[[str, Answer], Awaitable[None]],
+    ) -> None:
+        """Loads every machine's memory; nothing is done before the first `step`."""
+        self._journal, self._outbox, self._time = journal, outbox, time
+        self._belief, self._reporter, self._tasks = belief, reporter, tasks
+        self._spawn, self._deliver = spawn, deliver
+        self.memories: dict[str, Memory] = {model: journal.load(model) for model in journal.models()}
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def begin(self, started: Started) -> None:
+        """Tells every machine that the agent started, and what it has to know before anything else."""
+        for model in tuple(self.memories):
+            await self.step(model, started)
+        await self.obey(self._belief.denials)
+        await self.derive_all()
+
+    async def derive_all(self) -> None:
+        """Tells every model's machine what its directive means now."""
+        for model in self._belief.models:
+            happening = self._wanted(model)
+            if happening is not None:
+                await self.step(model, happening)
+
+    def _wanted(self, model: str) -> Happening | None:
+        memory = self.memories.get(model) or self._journal.load(model)
+        happening, waiting = self._belief.wanted(model, memory)
+        if memory.phase in ("idle", "stuck"):
+            self._reporter.note(model, waiting)
+        if happening is not None and classify(memory, happening) is not None:
+            self.memories.setdefault(model, memory)
+            return happening
+        return None
+
+    async def step(self, model: str, happening: Happening) -> None:
+        """Saves what follows, then has it done; comes to rest, then looks at the directive again."""
+        todo: Happening | None = happening
+        while todo is not None:
+            before = self.memories[model]
+            event = classify(before, todo)
+            if event is None:
+                return
+            after, command = step(before, event)
+            if after is before:
+                return
+            self._journal.save(after)
+            self.memories[model] = after
+            self._time.save()
+            self._record(before, event, after)
+            if command is not None:
+                await self._start(command, after)
+            todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
+
+    async def obey(self, denials: DenySet) -> None:
+        """Saves denials with what every machine makes of them, in one transaction; then has it done."""
+        moves: list[tuple[Memory, Memory, Command | None, tuple[Event, ...]]] = []
+        for memory in self.memories.values():
+            after, command, events = settled(memory, weigh(memory, denials))
+            if events:
+                moves.append((memory, after, command, events))
+        self._journal.save(*(after for _, after, _, _ in moves), denials=denials.to_bytes())
+        self._belief.holds(denials)
+        for _, after, _, _ in moves:
+            self.memories[after.model] = after
+        for before, after, command, events in moves:
+            for event in events:
+                self._record_denied(before, event)
+            self._record(before, events[-1], after)
+            if command is not None:
+                await self._start(command, after)
+
+    def as_heard(self, model: str, happening: Happening) -> Happening:
+        """A task's answer with what forbids activating at this moment, which may be later than it was given."""
+        target = self.memories[model].target
+        if isinstance(happening, Passed) and target is not None:
+            return replace(happening, waits_for=self._belief.why_not_yet(model, target.release) or "")
+        return happening
+
+    async def _start(self, command: Command, memory: Memory) -> None:
+        old = self._running.pop(memory.model, None)
+        if old is not None:
+            old.cancel()
+            await asyncio.wait({old})
+        work = self._perform(command, memory)
+        self._running[memory.model] = self._spawn(work, f"{memory.model} {command.value}")
+
+    async def _perform(self, command: Command, memory: Memory) -> None:
+        event = await self._tasks.perform(command, memory)
+        if event is not None:
+            await self._deliver(memory.model, event)
+
+    def _record(self, before: Memory, event: Event, after: Memory) -> None:
+        subject = after.target or before.target or after.active or before.active
+        release = subject.release if subject else b""
+        reason = str(getattr(event, "reason", ""))
+        name = self._journal.release_name(release) or release.hex()[:16]
+        log.info("%s: %s -> %s (%s %s) %s", after.model, before.phase, after.phase, type(event).__name__, name, reason)
+        body = {
+            "model": after.model,
+            "from": before.phase,
+            "event": type(event).__name__,
+            "to": after.phase,
+            "release": release,
+            "reason": reason[:400],
+        }
+        self._outbox.append("audit", "transition", self._time.now(), body)
+        if len(after.refused) and after.refused != before.refused:
+            self._outbox.append("incident", "release-refused", self._time.now(), body)
+        self._reporter.say()
+
+    def _record_denied(self, before: Memory, event: Event) -> None:
+        """One incident for every release that a denial took out of use here, or would have."""
+        match event:
+            case TargetDenied():
+                releases = [before.target.release] if before.target else []
+            case FallbackDenied():
+                releases = sorted(event.releases)
+            case _:
+                releases = [before.active.release] if before.active else []
+        known = {pointer.release: pointer.vouchers for pointer in before.kept}
+        if before.target is not None:
+            known.setdefault(before.target.release, before.target.vouchers)
+        for release in releases:
+            denial = self._belief.denials.is_denied(release, known.get(release, ()))
+            body = {
+                "model": before.model,
+                "release": release,
+                "event": type(event).__name__,
+                "denial": denial.digest if denial else b"",
+                "is_final": self._belief.denials.is_final(release, known.get(release, ())),
+                "reason": denial.document.reason[:400] if denial and denial.document else "",
+            }
+            name = self._journal.release_name(release) or release.hex()[:16]
+            log.warning("%s is denied: %s", name, body["reason"])
+            self._outbox.append("incident", "denied", self._time.now(), body)
