@@ -433,9 +433,12 @@ def fleet_show(
         return
     heard = "never" if answer["last_heard"] is None else _when(answer["last_heard"])
     print(f"{name}  ring {answer['ring']}, link {answer['link']}, last heard {heard}, key {answer['key'][:16]}")
-    print(f"assignment {answer['assignment']['number']}, the node has {answer['assignment']['echoed']}")
-    deny = answer["deny"]
-    print(f"denials {deny['count']}, {'all that are in force' if deny['acknowledged'] else 'NOT those in force'}")
+    assignment, deny = answer["assignment"], answer["deny"]
+    if answer["agent"] is None:
+        print(f"assignment {assignment['number']}; the node has not said hello yet")
+    else:
+        print(f"assignment {assignment['number']}, the node has {assignment['echoed']}")
+        print(f"denials {deny['count']}, {'all that are in force' if deny['acknowledged'] else 'NOT those in force'}")
     for model, m in answer["models"].items():
         print(_model_line(model, m) + (f", waiting for {m['waiting']}" if m["waiting"] else ""))
         for refusal in m["refused"]:
