@@ -22,7 +22,17 @@ from pydantic import ValidationError
 from heliograph.blob import MAX_UNPAGED_BYTES, Pager
 from heliograph.documents import Document
 from heliograph.errors import ConfigError, RefusedError
-from heliograph.manifest import COMPUTED, GATES, MEASURED_ONCE, Golden, Manifest, is_safe_file_name, table_in
+from heliograph.manifest import (
+    COMPUTED,
+    FILE_NAME_PATTERN,
+    GATES,
+    MEASURED_ONCE,
+    Golden,
+    Manifest,
+    is_safe_file_name,
+    table_in,
+)
+from heliograph.names import NAME_PATTERN
 
 RELEASE_FILE = "release.toml"
 MODEL_SUFFIXES = {".tflite": "tflite", ".onnx": "onnx"}
@@ -30,6 +40,14 @@ MAX_FILES = 500
 """So that one signed offer can name a way for each."""
 MAX_GOLDEN_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
+_LEGAL = {
+    FILE_NAME_PATTERN: (
+        "no name for a bundle file",
+        "use letters, digits, '.', '_', '-', no dot in front, and at most 4 parts with '/' between",
+    ),
+    NAME_PATTERN: ("not a name", "use 1 to 40 of a-z, 0-9 and '-'"),
+}
+"""What a person is told in place of a pattern: what the text is, and what would do."""
 _DATATYPES = frozenset(
     ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 )  # Source: Open Inference Protocol v2, "Tensor Data Types"
@@ -154,12 +172,15 @@ def _parse(table: dict[str, Any], folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(_tuples(table))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".")
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         if where == "version":
             message = "write major.minor.patch, such as 1.0.0"
+        elif first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in _LEGAL:
+            what, legal = _LEGAL[first["ctx"]["pattern"]]
+            message = f"{first['input']!r:.200} is {what}: {legal}"
         raise RefusedError(f"{folder / RELEASE_FILE}: {where + ': ' if where else ''}{message}") from error
 
 
@@ -205,9 +226,8 @@ def _found(folder: Path) -> list[str]:
 
 def _safe_path(folder: Path, name: str) -> Path:
     if not is_safe_file_name(name):
-        raise RefusedError(
-            f"{name!r} is no name for a bundle file: use letters, digits, '.', '_', '-', no dot in front"
-        )
+        what, legal = _LEGAL[FILE_NAME_PATTERN]
+        raise RefusedError(f"{folder}: {name!r:.200} is {what}: {legal}")
     path = folder
     for part in name.split("/"):
         path = path / part
