@@ -31,10 +31,11 @@ def check_free(folder: Path) -> None:
     """Returns if a node may join into `folder`.
 
     Raises:
-        ConfigError: a node has joined there already, or something else lies there.
+        RefusedError: a node has joined there already.
+        ConfigError: something else lies there.
     """
     if (folder / NODE_FILE).exists():
-        raise ConfigError(f"{folder} has joined already: use it with `heliograph node run`, or choose another folder")
+        raise RefusedError(f"{folder} has joined already: use it with `heliograph node run`, or choose another folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not an empty folder: choose another")
 
@@ -64,7 +65,7 @@ async def join(
         ConfigError: the folder is in use or can't be made; the token is still good.
         TransportError: broker or hub don't answer.
         IntegrityError: the realm's root isn't the one that the join string names.
-        RefusedError: the hub did not take the token.
+        RefusedError: a node has joined there already, or the hub did not take the token.
     """
     check_free(folder)
     # Whoever can't write the folder shouldn't spend the token on finding out.

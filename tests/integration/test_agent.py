@@ -18,7 +18,7 @@ import pytest
 
 from heliograph.cli import main
 from heliograph.deadlines import Deadlines
-from heliograph.errors import ConfigError, HeliographError, IntegrityError, RefusedError, TransportError
+from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError
 from heliograph.lab import Proxy, Running, free_port, spawn
 from heliograph.mqtt import Broker, Mqtt, Timing
 from heliograph.names import Digest
@@ -735,7 +735,7 @@ def test_the_key_is_the_owners_only_and_joining_twice_harms_nothing(
     assert (node.folder / "node.key").stat().st_mode & 0o777 == 0o600
     before = (node.folder / "node.key").read_bytes()
     string = quiet_hub.token(capsys, "joins/n1")
-    with pytest.raises(ConfigError, match="has joined already"):
+    with pytest.raises(RefusedError, match="has joined already"):
         asyncio.run(join(string, node.folder, 0, Random(1), QUICK))
     assert (node.folder / "node.key").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["node"]

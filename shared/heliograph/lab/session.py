@@ -77,7 +77,8 @@ class Lab:
         """Takes the folder; `keep` leaves it when the lab ends.
 
         Raises:
-            ConfigError: a lab runs there, or something else lies there.
+            RefusedError: a lab runs there.
+            ConfigError: something else lies there.
         """
         self.folder = folder.absolute()
         self.profile = profile
@@ -88,7 +89,7 @@ class Lab:
                 raise ConfigError(f"{folder} is not yours: name another folder with --dir")
             with contextlib.suppress(TransportError):
                 ask(self.folder, {"do": "status"})
-                raise ConfigError(f"a lab runs in {folder} already: stop it first, or name another folder with --dir")
+                raise RefusedError(f"a lab runs in {folder} already: stop it first, or name another folder with --dir")
             if any(self.folder.iterdir()) and keep:
                 raise ConfigError(f"{folder} is not empty: name another folder with --dir")
             if not keep:
