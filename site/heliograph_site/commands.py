@@ -45,7 +45,10 @@ def node_join(
 
 @node.command("run")
 def node_run(folder: Folder) -> None:
-    """Run the node's agent and server until stopped."""
+    """Run the node's agent and server until stopped.
+
+    Example: heliograph node run ./pi-1
+    """
     read_node_file(folder)
     sys.stdout.flush()
     # The supervisor needs none of what is loaded here.
@@ -57,7 +60,10 @@ def node_status(
     folder: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what the node runs, trusts and has yet to tell; works while it is stopped."""
+    """Show what the node runs, trusts and has yet to tell; works while it is stopped.
+
+    Example: heliograph node status ./pi-1 --json
+    """
     facts = status(folder)
     if as_json:
         print(json.dumps(facts))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import typer.core
 
 from heliograph.manifest import explain
 from heliograph.protocol import TOPICS
@@ -31,14 +32,27 @@ def test_the_topic_table_names_every_topic_and_the_formats_every_field_of_releas
         assert f"| `{field}` |" in formats
 
 
-def _commands() -> dict[str, set[str]]:
-    """`release add` and the like to their options, from the commands themselves."""
-    found: dict[str, set[str]] = {}
+def _entries() -> dict[str, typer.core.TyperCommand]:
+    """`release add` and the like, from the commands themselves."""
+    found: dict[str, typer.core.TyperCommand] = {}
     for entry in entry_points(group="heliograph.commands"):
         group = typer.main.get_command(entry.load())
         for name, command in getattr(group, "commands", {}).items():
-            found[f"{entry.name} {name}"] = {option for param in command.params for option in param.opts}
+            found[f"{entry.name} {name}"] = command
     return found
+
+
+def _commands() -> dict[str, set[str]]:
+    """Each command's options."""
+    return {name: {option for param in entry.params for option in param.opts} for name, entry in _entries().items()}
+
+
+def test_the_help_of_every_command_has_an_example_that_it_takes() -> None:
+    for command, entry in _entries().items():
+        examples = re.findall(r"Example: heliograph (\S+ \S+)(.*)", entry.help or "")
+        assert [name for name, _ in examples] == [command], command
+        for option in re.findall(r"--[a-z-]+", examples[0][1]):
+            assert option in {name for param in entry.params for name in param.opts}, command
 
 
 def test_every_command_in_the_readme_exists_with_its_options() -> None:

@@ -25,7 +25,10 @@ def make(
     patch: Annotated[Path, typer.Argument(metavar="PATCH", help="Where to write the delta file.")],
     as_json: Json = False,
 ) -> None:
-    """Write the few bytes that make NEW from OLD to PATCH."""
+    """Write the few bytes that make NEW from OLD to PATCH.
+
+    Example: heliograph delta make digits-1.0.0.tflite digits-1.1.0.tflite digits.patch
+    """
     with _ended_by_signals(), _progress("making", as_json) as progress:
         facts = delta.make_file(old, new, patch, progress)
     if as_json:
@@ -41,7 +44,10 @@ def apply(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Where to write the result.")],
     as_json: Json = False,
 ) -> None:
-    """Rebuild NEW from OLD and PATCH, verified; nothing is written if anything is wrong."""
+    """Rebuild NEW from OLD and PATCH, verified; nothing is written if anything is wrong.
+
+    Example: heliograph delta apply digits-1.0.0.tflite digits.patch digits-1.1.0.tflite
+    """
     with _ended_by_signals(), _progress("applying", as_json) as progress:
         facts = delta.apply_file(old, patch, new, progress)
     if as_json:
@@ -55,7 +61,10 @@ def show(
     patch: Annotated[Path, typer.Argument(metavar="PATCH", help="The delta file.")],
     as_json: Json = False,
 ) -> None:
-    """Show what a delta file starts from, makes, and consists of."""
+    """Show what a delta file starts from, makes, and consists of.
+
+    Example: heliograph delta show digits.patch
+    """
     facts = delta.show_file(patch)
     if as_json:
         print(json.dumps(facts))
