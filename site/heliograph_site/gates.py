@@ -228,7 +228,8 @@ class Probation:
     def _lacks(self, look: Look, evidence: Sequence[Evidence]) -> list[str]:
         assert self._base is not None, "counted before"
         lacks = []
-        if self._traffic_s < self._soak.min_s or look.requests == self._base.requests:
+        answered = look.requests - look.errors - (self._base.requests - self._base.errors)
+        if self._traffic_s < self._soak.min_s or answered <= 0:
             lacks.append(f"{self._traffic_s:.0f} of {self._soak.min_s} s of traffic without errors")
         # The built-in share of errors needs no samples of its own: each failure already stops the soak.
         needed = {gate.name: gate.min_samples for gate in (DEFAULT_RATIO, *self._gates)}

@@ -88,6 +88,18 @@ def test_a_failed_request_lets_the_soak_begin_anew() -> None:
     assert [word(trial.judge(look(310 + n, errors=1), 3.0 + n)) for n in (1, 2, 3)] == [None, None, "proven"]
 
 
+def test_requests_that_failed_prove_nothing_however_short_the_soak() -> None:
+    trial = probation(0, 60)
+    trial.judge(look(5, errors=2), 0.0)
+    assert trial.judge(look(6, errors=3), 1.0) is None
+    verdict = trial.judge(look(6, errors=3), 60.0)
+    assert verdict is not None and verdict.word == "unproven"
+    assert "traffic without errors" in verdict.reason
+    trial = probation(0, 60)
+    trial.judge(look(5, errors=2), 0.0)
+    assert word(trial.judge(look(7, errors=3), 1.0)) == "proven", "one good answer is enough where no time is asked for"
+
+
 @pytest.mark.parametrize(
     ("seen", "says"),
     [
