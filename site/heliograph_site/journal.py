@@ -26,6 +26,7 @@ from heliograph.documents import Phase, Verdict
 from heliograph.errors import ConfigError
 from heliograph.wire import pack, unpack
 from heliograph_site.machine import FailMode, Memory, Pointer, Refused, Standing, Target
+from heliograph_site.served import Counted
 
 
 @contextmanager
@@ -388,6 +389,16 @@ class Journal:
     def save_waiting(self, waiting: dict[str, str]) -> None:
         """Replaces what the models wait for."""
         self._put(("waiting", pack(waiting)))
+
+    def served(self) -> dict[tuple[str, str], Counted]:
+        """How far what the server counted is told: (model, release in hex) -> where its count stood."""
+        rows = unpack(self._get("served") or pack([]))
+        return {(model, release): Counted.from_plain(plain) for model, release, plain in rows}
+
+    def save_served(self, served: dict[tuple[str, str], Counted]) -> None:
+        """Replaces how far it is told."""
+        rows = [[model, release, counted.to_plain()] for (model, release), counted in served.items()]
+        self._put(("served", pack(rows)))
 
     def _get(self, key: str) -> bytes | None:
         row = self._conn.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()

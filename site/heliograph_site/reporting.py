@@ -19,12 +19,12 @@ from heliograph.protocol import SCHEMAS
 from heliograph_site.journal import Journal
 from heliograph_site.machine import Memory, Pointer
 from heliograph_site.outbox import Outbox
+from heliograph_site.served import COUNTS, Counted, slots
 from heliograph_site.tasks import Pace
 
 log = logging.getLogger("heliograph.agent")
 
 BATCH_BYTES = 40 * 1024
-COUNTS = ("requests", "errors", "restarts")
 
 
 class Node(Protocol):
@@ -91,7 +91,7 @@ class Reporter:
         self._unsent = asyncio.Event()
         self._in_flight: dict[Lane, tuple[bytes, int, float]] = {}
         self._hurried: set[Lane] = set()
-        self._counted: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._counted = node.journal.served()
 
     def loops(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:
         """(name, coroutine) of what runs for ever."""
@@ -131,18 +131,27 @@ class Reporter:
         self._unsent.set()
 
     def metrics(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Appends what the server counted since the last time, per model that served."""
-        for model, row in rows.items():
-            release = str(row.get("active") or "")
-            counts = tuple(int(row.get(name, 0)) for name in COUNTS)
-            before_release, before = self._counted.get(model, ("", (0,) * len(COUNTS)))
-            self._counted[model] = (release, counts)
-            if before_release != release or counts[0] < before[0]:
-                before = (0,) * len(COUNTS)  # another release, or another life of the server
-            since = {name: now - then for name, now, then in zip(COUNTS, counts, before, strict=True)}
-            if release and any(since.values()):
-                body = {"model": model, "release": bytes.fromhex(release), "state": str(row.get("state", "")), **since}
-                self._node.outbox.append("metric", "serving", self._node.now(), body)
+        """Appends what the server counted since the last time, per release that answered.
+
+        How far it was counted is on disk before the records are: an interval can be lost with the power, but is never
+        told twice, whichever of the two processes starts again.
+        """
+        counted: dict[tuple[str, str], Counted] = {}
+        bodies = []
+        for model, release, row in slots(rows):
+            now = counted[model, release] = Counted.from_row(row)
+            since = now.since(self._counted.get((model, release)))
+            if any(since.counts):
+                body: dict[str, Any] = dict(zip(COUNTS, since.counts, strict=True))
+                body |= {"model": model, "release": bytes.fromhex(release), "state": str(row.get("state", ""))}
+                if since.latency is not None and since.latency.count:
+                    body["latency"] = since.latency.encode()
+                bodies.append(body)
+        if counted != self._counted:
+            self._node.journal.save_served(counted)
+            self._counted = counted
+        for body in bodies:
+            self._node.outbox.append("metric", "serving", self._node.now(), body)
         self._unsent.set()
 
     async def _report(self) -> None:

@@ -90,7 +90,12 @@ class Node:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(PATIENCE_S)
+            try:
+                self.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # its workers end with it
+                self.process.wait()
+                raise
 
     def try_status(self) -> dict[str, Any] | None:
         assert self.process is None or self.process.poll() is None, self.log.read_text()
@@ -149,10 +154,12 @@ def calm(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> 
     """A server of digits@1.0.0 that no test harms or switches."""
     node = Node(tmp_path_factory.mktemp("calm") / "node")
     node.point(node.install(folders["1.0.0"]))
-    node.start()
-    node.wait_ready()
-    yield node
-    node.stop()
+    try:
+        node.start()
+        node.wait_ready()
+        yield node
+    finally:
+        node.stop()
 
 
 @pytest.fixture
@@ -641,6 +648,7 @@ def test_every_switch_says_how_long_it_took_and_whom_it_affected(node: Node, fol
     sketch = Sketch.decode(bytes.fromhex(row["sketch"]))
     assert (sketch.count, row["requests"]) == (3, 3) and 0 < sketch.min <= sketch.max < 10**10
     assert row["cold_start_ms"] > 0 and row["first_request_s"] >= 0
+    began_ns = row["began_ns"]
     there = node.serve(new)
     assert there["duration_ms"] > 0 and there["failed"] == 0
     assert there["before"] == {
@@ -650,11 +658,13 @@ def test_every_switch_says_how_long_it_took_and_whom_it_affected(node: Node, fol
     row = node.digits()
     assert (row["first_request_s"], Sketch.decode(bytes.fromhex(row["sketch"])).count) == (None, 0)
     assert Sketch.decode(bytes.fromhex(row["standby"]["sketch"])) == sketch, "what to compare with"
+    assert row["standby"]["began_ns"] == began_ns != row["began_ns"], "each counts for itself"
     again = node.serve(new)
     assert (again["duration_ms"], again["before"]) == (None, None), "nothing was switched"
     assert node.ask("POST", INFER, bundles.sample_request())[0] == 200
     back = node.serve(old)
     assert (back["before"]["release"], back["before"]["answered"]) == (new.hex(), 1)
+    assert (node.digits()["began_ns"], node.digits()["requests"]) == (began_ns, 3), "it counts on"
     assert node.serve(new)["before"]["answered"] == 0, "of this turn, not of those before"
 
 

@@ -295,7 +295,7 @@ def _described(seats: _Seats) -> dict[str, Any]:
             "active": release.hex() if release else None, "version": None, "state": "failed" if release else "empty",
             "reason": reason, "requests": 0, "errors": 0, "latency_ms": {}, "restarts": 0, "waiting": 0,
             "memory_bytes": 0, "worker": None, "runtime": "", "sketch": "", "cold_start_ms": None,
-            "first_request_s": None,
+            "first_request_s": None, "began_ns": 0,
         }  # fmt: skip
     else:
         described = {"active": seats.active.release.hex(), **_slot_status(seats.active)}
@@ -322,4 +322,5 @@ def _slot_status(slot: Slot) -> dict[str, Any]:
         "sketch": slot.meter.sketch.encode().hex(),
         "cold_start_ms": slot.measured.cold_start_ms if slot.measured is not None else None,
         "first_request_s": slot.turn()["first_request_s"],
+        "began_ns": slot.began_ns,
     }

@@ -93,6 +93,8 @@ class Slot:
         self.runtime = ""
         self.measured: Measured | None = None
         self.meter = Meter()
+        self.began_ns = time.monotonic_ns()
+        """When the meter began to count: two looks at one meter show the same."""
         self.restarts = 0
         self._turn = (0, 0)
         self._first_at: float | None = None
