@@ -25,6 +25,7 @@ from heliograph.names import RINGS, check_name, parse_release
 from heliograph.protocol import DENIALS
 from heliograph_hub import rollout
 from heliograph_hub.denial import Standing, why
+from heliograph_hub.figures import Figures
 from heliograph_hub.fleet import Node
 from heliograph_hub.registry import Release, transfer_bytes
 
@@ -397,6 +398,10 @@ class Operations:
                 "acknowledged": said is not None and said.deny == self._service.denials.head,
             },
             "bytes_sent": self._service.distribution.content_bytes[site, name],
+            "serving": {
+                model: [_figures(release, names) for release in releases]
+                for model, releases in fleet.serving(site, name).items()
+            },
             "records": fleet.lanes(site, name),
             "not_counted": fleet.counts(site, name),
         }
@@ -501,6 +506,21 @@ def _tuple(value: Any, since: int | None, names: dict[bytes, str]) -> dict[str, 
         "config": value.config,
         "policy": value.policy,
         "since": since,
+    }
+
+
+def _figures(figures: Figures, names: dict[bytes, str]) -> dict[str, Any]:
+    return {
+        "release": names.get(figures.release),
+        "digest": figures.release.hex(),
+        "records": figures.records,
+        "from": figures.begin,
+        "to": figures.end,
+        "requests": figures.requests,
+        "errors": figures.errors,
+        "restarts": figures.restarts,
+        "p50_ms": figures.latency_ms(0.5),
+        "p95_ms": figures.latency_ms(0.95),
     }
 
 

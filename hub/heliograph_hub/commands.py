@@ -422,7 +422,7 @@ def fleet_list(where: Hub = "", as_json: Json = False) -> None:
 def fleet_show(
     name: Annotated[str, typer.Argument(metavar="SITE/NODE")], where: Hub = "", as_json: Json = False
 ) -> None:
-    """Show one node: what it runs, what it refused and why, its records, and messages that did not count.
+    """Show one node: what it runs, how it answers, what it refused and why, its records, and what did not count.
 
     Example: heliograph fleet show lab/pi-1 --hub ./hub
     """
@@ -444,6 +444,18 @@ def fleet_show(
         for refusal in m["refused"]:
             name = refusal["release"] or refusal["digest"][:16]
             print(f"  refused {name} (directive {refusal['number']}): {refusal['reason']}")
+    served = [
+        (
+            r["release"] or f"{model} {r['digest'][:16]}",
+            *("-" if r[k] is None else str(r[k]) for k in ("requests", "errors", "restarts", "p50_ms", "p95_ms")),
+            _when(r["from"]),
+            _when(r["to"]),
+        )
+        for model, releases in answer["serving"].items()
+        for r in releases
+    ]
+    if served:
+        _table(("answered lately", "requests", "errors", "restarts", "p50 ms", "p95 ms", "from", "to"), served)
     if answer["records"]:
         rows = [
             (lane, *(str(c[k]) for k in ("kept", "merged", "lost", "missing"))) for lane, c in answer["records"].items()

@@ -28,6 +28,7 @@ from heliograph.statement import parse
 from heliograph.vouching import open_own
 from heliograph.wire import pack, unpack
 from heliograph_hub.database import Database, counts, lanes, nodes, records, runs, sites, tokens
+from heliograph_hub.figures import Figures, figures
 from heliograph_hub.rollout import Member
 
 FIRST_RING: Ring = "general"
@@ -39,6 +40,8 @@ MAX_SEQUENCE = 1 << 48
 """More than any lane will see, and sums of it still fit the database."""
 MAX_UNCOUNTED = 1000
 """Distinct (node, reason) pairs kept between two writes; more are counted without their node."""
+MAX_METRICS = 1000
+"""Newest metric records of a node that its figures are made of."""
 
 
 class ReplayError(TrustError):
@@ -343,6 +346,14 @@ class Fleet:
             }
             for r in rows
         ]
+
+    def serving(self, site: str, node: str) -> dict[str, list[Figures]]:
+        """What each model answered lately, as the node's newest metric records tell: per release, the newest first."""
+        query = _one(records, site, node).where(records.c.lane == "metric", records.c.kind == "serving")
+        query = query.order_by(records.c.at.desc(), records.c.seq.desc()).limit(MAX_METRICS)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return figures((row.at, unpack(row.body)) for row in rows)
 
     def counts(self, site: str, node: str) -> dict[str, dict[str, Any]]:
         """Messages of this node's topics that were not obeyed: kind → how many and why the last."""
