@@ -397,6 +397,10 @@ class Authority:
         """
         if heads != self.set.heads or now - self.set.at >= RESIGN_AFTER_S:
             self._publish(self._files(), heads, now)
+        return self.published()
+
+    def published(self) -> dict[str, bytes]:
+        """What `publish_set` signed last, on the same topics."""
         current = self.set
         assert current.timestamp is not None and current.snapshot is not None and current.targets is not None
         message = trust.pack_set(current.timestamp, current.snapshot, current.targets, current.delegated)

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -39,6 +39,7 @@ from heliograph.errors import (
     TrustError,
 )
 from heliograph.mqtt import Broker, Mqtt
+from heliograph.names import Ring
 from heliograph.objects import ObjectStore, write_durably
 from heliograph.protocol import STATEMENTS, TOPICS, below_realm, parse_topic, topic
 from heliograph.sender import Sender
@@ -84,6 +85,8 @@ class Service:
         self.denials.note_vouchers(self.authority.set.models)
         self.named_denials = self.authority.set.heads.deny.count
         """What the timestamp on disk named when this began: more than the database has, if that is an older copy."""
+        self.unsigned = ""
+        """Why nothing could be signed anew when this began; empty if it could."""
         self.fleet = Fleet(self.database, self.realm, self._sign_assignment)
         self.recipes = Recipes(self.registry)
         self.distribution = Distribution(self.registry, Sender(rate, node_rate))
@@ -113,9 +116,22 @@ class Service:
         self._to_publish.set()
         lists = self.desired.lists()
         heads = Heads(deny=self.denials.head, directives={ring: sha256(payload) for ring, payload in lists.items()})
+        self._retain(deny, lists, self.authority.publish_set(_now(), heads))
+
+    def begin(self) -> None:
+        """Announces what is committed, as `announce`; if nothing can be signed anew, what was signed before goes on.
+
+        A hub that doesn't begin would keep even denials from the nodes, and its broker.
+        """
+        try:
+            self.announce()
+        except HeliographError as error:
+            self.unsigned = str(error)
+            self._retain(self.retained, self.desired.lists(), self.authority.published())
+
+    def _retain(self, deny: dict[str, bytes], lists: Mapping[Ring, bytes], signed: Mapping[str, bytes]) -> None:
+        """Denials first, then what others hang on: roots, lists, the set that names them, the head."""
         desired = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
-        signed = self.authority.publish_set(_now(), heads)
-        # Then what others hang on: roots, lists, the set that names them, the head.
         roots = {full: payload for full, payload in signed.items() if "/tuf/root/" in full}
         last = {topic(name).build(self.realm): signed[topic(name).build(self.realm)] for name in ("set", "head")}
         self.retained = deny | roots | desired | last
@@ -349,7 +365,7 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        self.announce()
+        self.begin()
         for release in self.registry.all():
             self.request_recipes(self.registry.likely_pairs(release))
         broker = BrokerProcess(self.folder, self.port, HOST)
@@ -387,8 +403,10 @@ class Service:
         """What `hub run` says once it listens."""
         named, held = self.named_denials, self.denials.head.count
         lost = f"DENIALS ARE MISSING: the timestamp names {named}, the database has {held}: restore a newer copy"
+        unsigned = f"NOTHING CAN BE SIGNED ANEW, what was signed before is announced: {self.unsigned}"
         return [
             *([lost] if named > held else []),
+            *([unsigned] if self.unsigned else []),
             f"hub of realm {self.realm} in {self.folder}, broker {broker.kind} on {HOST}:{self.port}",
             *broker.notes,
             f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",

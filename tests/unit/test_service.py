@@ -1,0 +1,56 @@
+"""How a hub begins whose set can't be signed anew: denials are announced, and what was signed before goes on."""
+
+import pytest
+
+from heliograph import documents as doc
+from heliograph.errors import TrustError
+from heliograph.signing import PrivateKey
+from heliograph.statement import signed_bytes
+from heliograph_hub.authority import init_realm, load_key
+from heliograph_hub.service import Service
+
+HARDWARE = doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={})
+
+
+@pytest.fixture
+def expired(tmp_path):
+    """The hub of a realm that expired long ago, with a denial that its timestamp doesn't name."""
+    init_realm(tmp_path, "test", 1_000_000_000)
+    service = Service(tmp_path, 1)
+    payload = doc.Deny(realm="test", releases=(b"r" * 32,), at=1).encode()
+    key = load_key(tmp_path / "keys" / "deny-1.key")
+    service.denials.add("deny", payload, {key.keyid: key.sign(signed_bytes("deny", payload))}, 1)
+    service.database.close()
+    service = Service(tmp_path, 1)
+    yield service
+    service.database.close()
+
+
+def test_a_hub_of_an_expired_realm_begins_and_says_what_it_can_not_sign(expired):
+    expired.begin()
+    below = [full.removeprefix("heliograph/v1/test/") for full in expired.retained]
+    assert below[0] == "deny/all", "before everything, as always"
+    assert below[-3:] == ["tuf/root/1", "tuf/set", "tuf/head"]
+    assert "expired" in expired.unsigned
+    with pytest.raises(TrustError, match="expired"):
+        expired.announce()
+
+
+def test_a_node_that_lacks_everything_is_replied_to_by_a_hub_that_can_not_sign_anew(expired):
+    expired.begin()
+    key = PrivateKey.generate(b"k" * 32)
+    expired.fleet.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    expired.fleet.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
+    hello = doc.Hello(
+        run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
+    )
+    (reply,) = expired.replies(expired.fleet.node("lab", "pi-1"), hello, ())
+    assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "assigned", "tuf/set", "deny/all"]
+
+
+def test_a_hub_that_can_sign_begins_with_nothing_to_say(tmp_path):
+    init_realm(tmp_path, "test", 1_795_000_000)
+    service = Service(tmp_path, 1)
+    service.begin()
+    assert service.unsigned == "" and "heliograph/v1/test/tuf/set" in service.retained
+    service.database.close()
