@@ -108,7 +108,7 @@ def test_a_realm_is_never_overwritten(folder: Path) -> None:
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(ConfigError, match="not empty and holds no realm"):
+    with pytest.raises(ConfigError, match="holds something else than a realm"):
         init_realm(tmp_path, "demo", NOW)
     with pytest.raises(ConfigError, match="not empty"):
         init_realm(tmp_path / "letters.txt", "demo", NOW)
