@@ -25,6 +25,14 @@ class Bell:
             wake()
 
 
+MAX_EVENTS = 60_000
+"""More than any world needs that comes to rest."""
+
+
+class RestlessError(AssertionError):
+    """Something goes on and on."""
+
+
 class Clock:
     """What is due when. Equal times go in the order in which they were asked for."""
 
@@ -43,6 +51,8 @@ class Clock:
         while self._queue and self._queue[0][0] <= until:
             self.now, _, what = heapq.heappop(self._queue)
             self.events += 1
+            if self.events > MAX_EVENTS:
+                raise RestlessError(f"{MAX_EVENTS} events, and no rest")
             guard(what)
         self.now = until
 

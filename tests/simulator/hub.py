@@ -59,7 +59,8 @@ class Hub:
         self.wrong_handles = 0
         self.trusted: TrustedSet = catalogue.first_trust()
         self.files: tuple[bytes, bytes] = (b"", b"")
-        self._sender: Sender[str] = Sender(None, rng.choice([None, 40_000.0]))
+        self._rate = rng.choice([None, 40_000.0, 3_000.0])
+        self._sender: Sender[str] = Sender(None, self._rate)
         self._is_sending = False
         self._recipes: dict[tuple[str, bytes], float] = {}
         self.republish()
@@ -228,7 +229,7 @@ class Hub:
 
     def die(self) -> None:
         self.is_up = False
-        self._sender = Sender(None, None)
+        self._sender = Sender(None, self._rate)
         self._recipes.clear()
 
     def start_up(self) -> None:

@@ -239,8 +239,8 @@ class Node:
     def _recording(self) -> Steps:
         while self.outbox is not None:
             yield self.rng.uniform(10.0, 60.0)
-            load = self.rng.randrange(4)
-            for _ in range(load if self.world.has_records else 0):
+            load = self.rng.choice([0, 2, 6])
+            for _ in range(0 if self.world.has_calmed else load):
                 about = {"model": "m", "release": self.rng.randbytes(1) * 500, "state": "ready", "requests": 1}
                 self.record("metric", "serving", about)
                 self.record("sample", "input", {"data": self.rng.randbytes(self.rng.choice([100, 3000]))})
@@ -683,6 +683,7 @@ class Node:
         began, soak_s = self.clock.now, self.rng.uniform(20.0, 90.0)
         is_slow = catalogue.releases()[Digest(release)].kind == "slow"
         is_told = memory.is_healthy
+        is_used = self.serves_traffic == (self.rng.random() < 0.8)
         while True:
             yield POLL_S
             if self.server.is_up and self.server.serving.get(memory.model) != release:
@@ -692,13 +693,13 @@ class Node:
             lasted_s = self.clock.now - began
             if release in self.server.broken:
                 return Failed(memory.epoch, "its worker died too often")
-            if is_slow and self.serves_traffic and lasted_s > soak_s / 2:
+            if is_slow and is_used and lasted_s > soak_s / 2:
                 return Failed(memory.epoch, "too slow")
             if lasted_s > HEALTHY_S and not is_told:
                 is_told = True
                 self._answer(memory.model, Healthy(memory.epoch))
             if lasted_s > soak_s:
-                return Proved(memory.epoch, "proven" if self.serves_traffic else "unproven")
+                return Proved(memory.epoch, "proven" if is_used else "unproven")
 
     def _serve(self, memory: Memory) -> Steps:
         failed = yield from self._reach(memory)

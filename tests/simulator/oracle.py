@@ -10,6 +10,7 @@ from heliograph.blob import LEAF_BYTES, leaf_count
 from heliograph.documents import LANES, Deny, DenyKey
 from heliograph.names import Digest
 from heliograph.transfer import Arrival
+from heliograph.wire import pack
 from heliograph_site.machine import UNDER_WAY, Command, Event, Memory, Passed, Pointer, Wanted
 from heliograph_site.outbox import Batch
 from heliograph_site.slots import PartialBlob
@@ -64,7 +65,7 @@ class Oracle:
         self._all_cuts: dict[str, int] = defaultdict(int)
         self._rotten: set[tuple[str, bytes]] = set()
         self._allowed_bytes: dict[str, int] = defaultdict(int)
-        self._asked_to: dict[tuple[str, bytes, str], int] = {}
+        self._handed_out: dict[tuple[str, bytes, str, int], tuple[int, str, int, bytes]] = {}
 
     # --- what is watched ----------------------------------------------------------------------------------------------
 
@@ -118,9 +119,12 @@ class Oracle:
         self.serves(node)
         for model, release in node.server.serving.items():
             is_known = self._by_digest(node, release)
-            flagged = node.memories[model].active if model in node.memories else None
-            is_flagged = flagged is not None and flagged.release == release and flagged.denied
-            require("denied", not is_known or is_flagged or node.is_busy(model), f"{node.name} answers by {model}")
+            memory = node.memories.get(model) or Memory(model)
+            active = memory.active
+            is_flagged = active is not None and active.release == release and active.denied != ""
+            # On its way out, or the server keeps what it has because what was to take over does not serve.
+            is_leaving = node.is_busy(model) or memory.phase == "rolling-back" or memory.phase == "stuck"
+            require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
 
     def serves(self, node: "Node") -> None:
         """Whatever answers gave its golden outputs, and is what the journal names or named."""
@@ -157,8 +161,12 @@ class Oracle:
 
     def handed_out(self, node: "Node", batch: Batch) -> None:
         """What was handed out under a number stays what it is."""
-        key = (node.name, batch.run, batch.lane)
-        self._asked_to[key] = max(self._asked_to.get(key, 0), batch.next)
+        number = batch.first
+        for count, kind, at, body in batch.rows:
+            row = (count, kind, at, pack(body))
+            known = self._handed_out.setdefault((node.name, batch.run, batch.lane, number), row)
+            require("records", known == row, f"{node.name} changed {batch.lane} {number} after it was handed out")
+            number += count
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -178,6 +178,10 @@ class Road:
             elif qos:
                 link.session.append(message)
 
+        if self.weather.late and message[0] in ("deny", "reply") and self._rng.random() < 0.3:
+            self.weather.met["denials late"] += message[0] == "deny"
+            self._clock.after(self._rng.uniform(5.0, 90.0), arrive)
+            return
         self._travel(arrive, qos)
 
     def _travel(self, arrive: Callable[[], None], qos: int) -> None:

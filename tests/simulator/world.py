@@ -11,7 +11,7 @@ from random import Random
 from heliograph.names import Digest, Ring
 from heliograph_site.machine import Event, Memory
 from simulator import catalogue, memory
-from simulator.clock import Clock
+from simulator.clock import Clock, RestlessError
 from simulator.hub import Hub, can
 from simulator.node import Died, Node
 from simulator.oracle import BrokenError, Oracle
@@ -64,8 +64,9 @@ class World:
         self.met = self.weather.met
         # Some worlds begin with good days, in which every node gets something to fall back on.
         self.first_releases = rng.choice([(1,), (1, 2), (1, 5), (2, 1, 5)])
+        self.ambush = rng.choice([0.0, 0.1, 0.4])
         self.has_records = rng.random() < 0.2
-        self.outbox_cap = rng.choice([SMALL_CAP, 8 << 20])
+        self.outbox_cap = rng.choice([SMALL_CAP, SMALL_CAP, 8 << 20])
         self.models = catalogue.MODELS[: rng.choice([1, 2, 2])]
         if rng.random() < 0.3:
             self.models = self.models[-1:]
@@ -101,6 +102,29 @@ class World:
             reason = getattr(event, "reason", "")
             self.tell(node.name, f"{before.phase} -> {after.phase}  {name}  {release}  {reason}".rstrip())
         self.oracle.stepped(node, before, event, after)
+        is_new = after.phase != before.phase and after.phase not in ("idle", "proving")
+        if is_new and not self.has_calmed and self.rng.random() < self.ambush:
+            wait_s = self.rng.choice([0.0, 0.5, 5.0, 20.0])
+            self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self._strike(node, after.model))
+
+    def _strike(self, node: Node, model: str) -> None:
+        """What seldom meets a machine at work, or one that is stuck, is made to meet it."""
+        memory = node.memories.get(model)
+        if memory is None or self.has_calmed:
+            return
+        pointers = self.rng.choice([memory.kept[1:], memory.kept[1:], memory.kept[:1], (memory.target,)])
+        releases = [pointer.release for pointer in pointers if pointer is not None]
+        what = self.rng.randrange(4)
+        if what < 2 and releases:
+            self.met["denial at a bad moment"] += 1
+            self.hub.deny(releases[0], self.rng.randrange(2))
+        elif what == 2:
+            self.met["worker breaks at a bad moment"] += 1
+            node.server.breaks(model)
+        elif memory.active is not None:
+            self.met["directive at a bad moment"] += 1
+            action = self.rng.choice(("hold", "return", "return"))
+            self.hub.direct(self.hub.rings[node.name], model, memory.active.release, action)
 
     # --- dying --------------------------------------------------------------------------------------------------------
 
@@ -363,6 +387,7 @@ class World:
     def _calm(self) -> None:
         self.tell("weather", "calms down")
         self.weather.calm()
+        self.has_calmed = True
         for node in self.nodes.values():
             self.road.restore(node.name)
             node.is_disk_full = node.is_disk_bad = False
@@ -395,6 +420,8 @@ def run(seed: int, *, is_told: bool = False) -> Outcome:
         world.live()
     except BrokenError as violation:
         name, message = violation.name, str(violation)
+    except RestlessError as error:
+        name, message = "end", f"[end] {error}"
     except Exception as error:  # noqa: BLE001 - a crash of the product or of this simulator is a finding like any other
         import traceback
 
