@@ -298,7 +298,7 @@ class Node:
             self.world.tell(self.name, f"refuses {kind}: {error}")
 
     def _on_document(self, kind: str, names: dict[str, str], payload: bytes) -> None:
-        news = self._do(f"take {kind}", lambda: self.belief.take(topic(kind), names, payload))
+        news = self._do("document", lambda: self.belief.take(topic(kind), names, payload))
         self._on_news(news)
 
     def _on_news(self, news: News) -> None:

@@ -65,7 +65,7 @@ class World:
         # Some worlds begin with good days, in which every node gets something to fall back on.
         self.first_releases = rng.choice([(1,), (1, 2), (1, 5), (2, 1, 5)])
         self.ambush = rng.choice([0.0, 0.1, 0.4])
-        self.has_records = rng.random() < 0.2
+        self.has_records = rng.random() < 0.12
         self.outbox_cap = rng.choice([SMALL_CAP, SMALL_CAP, 8 << 20])
         self.models = catalogue.MODELS[: rng.choice([1, 2, 2])]
         if rng.random() < 0.3:
@@ -131,7 +131,7 @@ class World:
     def effect(self, who: str, what: str) -> None:
         """Somebody is about to do something, or has just done it: it may be their last."""
         if self.weather.crash and self.rng.random() < self.weather.crash:
-            self.met[f"crash {what.split(' take ')[0]}"] += 1
+            self.met[f"crash {what}"] += 1
             self.tell(who, f"dies {what}")
             raise Died(who, power=self.rng.random() < 0.4)
 
