@@ -147,7 +147,8 @@ class Agent:
             self._spawn,
             self.tell,
         )
-        self._older: asyncio.Task[None] | None = None
+        self._older: tuple[OlderDenials, asyncio.Task[None]] | None = None
+        self._late: asyncio.Task[None] | None = None
         self._is_back = False
         """Whether all that was missed is known, or the hub is too late to tell."""
         self._missed: dict[str, bytes] = {}
@@ -392,7 +393,9 @@ class Agent:
                     self._reporter.on_link(is_up)
                     self._is_back = False
                     if is_up:
-                        self._spawn(self._wait_for_reply(), "first reply")
+                        if self._late is not None:
+                            self._late.cancel()  # it counted from an earlier connection
+                        self._late = self._spawn(self._wait_for_reply(), "first reply")
                 case _Answer(model, happening):
                     await self._machines.step(model, self._machines.as_heard(model, happening))
                 case _Older(blob):
@@ -426,7 +429,8 @@ class Agent:
             raise TrustError("a topic of another node")
         match row.name:
             case "desired" if not self._is_back:
-                self._missed[full] = payload
+                if names["ring"] == self.ring:  # one list, whatever else a broker sends
+                    self._missed = {full: payload}
             case "deny" | "root" | "head" | "set" | "desired" | "assigned":
                 await self._on_news(self._belief.take(row, names, payload))
                 if row.name == "head" and is_live:  # the hub repeats it whenever it comes back
@@ -500,15 +504,18 @@ class Agent:
             await self._guard(full, self._on_document(full, payload))
 
     def _fetch_older(self, older: OlderDenials) -> None:
-        """Gets the blob that the list of denials names, once at a time."""
-        if self._older is not None and not self._older.done():
-            return
+        """Gets the blob that the newest list of denials names; that of an older list is of no more use."""
+        if self._older is not None:
+            named, task = self._older
+            if named == older and not task.done():
+                return
+            task.cancel()
 
         async def fetch() -> None:
             blob = await self._downloads.small(Digest(older.sha256), older.length)
             await self._inbox.put(_Older(blob))
 
-        self._older = self._spawn(fetch(), "older denials")
+        self._older = older, self._spawn(fetch(), "older denials")
 
     async def _on_older(self, blob: bytes) -> None:
         await self._on_news(self._belief.with_older(blob))

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from heliograph import trust
-from heliograph.documents import Assignment, Heads, Offer, Reply
+from heliograph.blob import sha256
+from heliograph.documents import Assignment, Heads, Offer, OlderDenials, Reply
 from heliograph.errors import TransportError, TrustError
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph_hub import ceremony
-from heliograph_site.agent import Agent
+from heliograph_site.agent import Agent, _LinkChanged
 from heliograph_site.folder import NodeFile
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held
@@ -79,3 +80,57 @@ def test_a_head_tells_that_the_hub_is_there_only_when_it_is_sent_now_and_signed(
         assert isinstance(lost.exception(), TransportError)
 
     asyncio.run(scenario())
+
+
+def test_of_the_lists_that_wait_for_the_reply_only_the_newest_of_the_own_ring_is_kept(agent: Agent) -> None:
+    async def scenario() -> None:
+        own = topic("desired").build("demo", ring="canary")
+        for payload in (b"old", b"new"):
+            await agent._on_document(own, payload)
+        for n in range(300):
+            await agent._on_document(topic("desired").build("demo", ring=f"ring-{n}"), bytes(1000))
+        assert agent._missed == {own: b"new"}, "a broker may send what it likes"
+
+    asyncio.run(scenario())
+
+
+def test_a_reply_is_late_by_the_connection_that_is_up_and_by_no_earlier_one(agent: Agent) -> None:
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as agent._group:
+            consuming = agent._group.create_task(agent._consume())
+            waiting = []
+            for is_up in (True, False, True):
+                await agent._inbox.put(_LinkChanged(is_up))
+                for _ in range(10):
+                    await asyncio.sleep(0)  # the consumer takes it
+                assert agent._late is not None
+                waiting.append(agent._late)
+            async with asyncio.timeout(5):
+                await asyncio.wait({waiting[0]})  # it would have told that the reply is late, counted from the first
+            assert waiting[0].cancelled() and not waiting[2].done()
+            for task in (consuming, waiting[2]):
+                task.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_what_a_newer_list_of_denials_lacks_is_fetched_instead_of_what_the_older_one_lacked(agent: Agent) -> None:
+    asked: list[bytes] = []
+
+    async def small(digest: bytes, length: int) -> bytes:
+        asked.append(digest)
+        if digest == sha256(b"old"):
+            await asyncio.Event().wait()  # nobody has it any more
+        return b"new"
+
+    async def scenario() -> None:
+        agent._downloads.small = small  # type: ignore[method-assign]  # a road on which only the newer one is had
+        async with asyncio.TaskGroup() as agent._group:
+            for content in (b"old", b"old", b"new"):
+                agent._fetch_older(OlderDenials(length=len(content), sha256=sha256(content)))
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                assert getattr(await agent._inbox.get(), "blob", None) == b"new"
+
+    asyncio.run(scenario())
+    assert asked == [sha256(b"old"), sha256(b"new")]
