@@ -110,7 +110,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
     with pytest.raises(ConfigError, match="holds something else than a realm"):
         init_realm(tmp_path, "demo", NOW)
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="holds something else"):
         init_realm(tmp_path / "letters.txt", "demo", NOW)
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
     with pytest.raises(ConfigError, match="'Demo' is not a name"):
