@@ -170,7 +170,7 @@ class Belief:
             why = self._why_denied(model, admitted)
             if why is not None:
                 return (Withdrawn(why) if memory.phase in UNDER_WAY else None), why
-            target = replace(target, path=admitted.target.path, vouchers=self._vouchers(model))
+            target = replace(target, path=admitted.target.path, vouchers=self.vouchers(model))
         return Directed(directive.action, target), ""
 
     def why_not_yet(self, model: str, release: bytes) -> str | None:
@@ -207,13 +207,13 @@ class Belief:
         is_same = grown == self.denials and grown.lists == self.denials.lists
         return News(models=not is_same, denials=None if is_same else grown, older=missing)
 
-    def _vouchers(self, model: str) -> tuple[bytes, ...]:
+    def vouchers(self, model: str) -> tuple[bytes, ...]:
         """Ids of the keys that signed or approved the model's releases that are listed now."""
         return tuple(sorted({keyid for duty in DUTIES for keyid in self.trusted.signers(f"{duty}-{model}")}))
 
     def _why_denied(self, model: str, admitted: AdmissibleTarget) -> str | None:
         """Which denial stands against installing the release, or against who directs it."""
-        vouchers = self._vouchers(model)
+        vouchers = self.vouchers(model)
         denial = self.denials.forbids(admitted.target.sha256, vouchers)
         if denial is not None:
             said = denial.document.reason if denial.document is not None else ""

@@ -132,11 +132,19 @@ class Machines:
                 await self._start(command, after)
 
     def as_heard(self, model: str, happening: Happening) -> Happening:
-        """A task's answer with what forbids activating at this moment, which may be later than it was given."""
-        target = self.memories[model].target
-        if isinstance(happening, Passed) and target is not None:
-            return replace(happening, waits_for=self._belief.why_not_yet(model, target.release) or "")
-        return happening
+        """A task's answer with what forbids activating at this moment, which may be later than it was given.
+
+        If nothing does, the target's evidence is also of this moment: keys that have vouched for it since count too.
+        """
+        memory = self.memories[model]
+        target = memory.target
+        if not isinstance(happening, Passed) or target is None:
+            return happening
+        waits_for = self._belief.why_not_yet(model, target.release) or ""
+        if not waits_for:
+            vouchers = tuple(sorted({*target.vouchers, *self._belief.vouchers(model)}))
+            self.memories[model] = replace(memory, target=replace(target, vouchers=vouchers))
+        return replace(happening, waits_for=waits_for)
 
     async def _start(self, command: Command, memory: Memory) -> None:
         old = self._running.pop(memory.model, None)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from heliograph.documents import Assignment, Heads, Offer, OlderDenials, Reply
 from heliograph.errors import TransportError, TrustError
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
+from heliograph.wire import pack
 from heliograph_hub import ceremony
 from heliograph_site.agent import Agent, _LinkChanged
 from heliograph_site.folder import NodeFile
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held
-from realms import NOW, Realm
+from heliograph_site.machine import Failed, Memory, Passed, Staged, Target, step
+from realms import MODEL, NOW, Realm
 
 KEY = PrivateKey.generate(b"k" * 32)
 NAMES: dict[str, Any] = {"realm": "demo", "site": "shop", "node": "till", "key": KEY.keyid}
@@ -134,3 +137,27 @@ def test_what_a_newer_list_of_denials_lacks_is_fetched_instead_of_what_the_older
 
     asyncio.run(scenario())
     assert asked == [sha256(b"old"), sha256(b"new")]
+
+
+def test_who_vouches_when_a_release_is_activated_is_kept_with_it_beside_who_did_when_it_was_admitted(
+    agent: Agent, realm: Realm
+) -> None:
+    release = realm.list_release("1.0.0", b"manifest")
+    agent._belief.take(topic("set"), {}, realm.publish().pack())
+    directive = realm.sign("ring-canary", "directive", realm.directive(release))
+    agent._belief.take(topic("desired"), {"ring": "canary"}, pack([directive]))
+    since_gone = b"g" * 32
+    memory = Memory(MODEL, "activating", 4, Target(release, 1, f"{MODEL}/1.0.0", (since_gone,)))
+    agent._machines.memories[MODEL] = memory
+    for heard in (Staged(4), Failed(4, "no")):
+        assert agent._machines.as_heard(MODEL, heard) == heard and agent._machines.memories[MODEL] == memory
+    passed = agent._machines.as_heard(MODEL, Passed(4, NOW))
+    assert passed == Passed(4, NOW)
+    active = step(agent._machines.memories[MODEL], passed)[0].active
+    now = {key.keyid for duty in ("sign", "approve") for key in realm.signers(f"{duty}-{MODEL}")}
+    assert active is not None and set(active.vouchers) == {since_gone} | now
+    agent._machines.memories[MODEL] = replace(memory, target=Target(b"o" * 32, 1))
+    heard = agent._machines.as_heard(MODEL, Passed(4, NOW))
+    assert heard == Passed(4, NOW, waits_for="the release that the newest directive names")
+    target = agent._machines.memories[MODEL].target
+    assert target is not None and target.vouchers == ()
