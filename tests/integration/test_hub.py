@@ -30,6 +30,7 @@ from heliograph.manifest import Manifest
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey, sign_statement
+from heliograph.sketch import Sketch
 from heliograph.statement import signed_bytes
 from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import pack, unpack
@@ -296,9 +297,11 @@ class ScriptedNode:
         await self.say("reported", sign_statement("reported", reported.encode(), [self.key]))
 
     def records(self, first: int, count: int) -> bytes:
-        rows = tuple((1, "staged", 5, {"i": first + i}) for i in range(count))
+        return self.records_of("audit", first, tuple((1, "staged", 5, {"i": first + i}) for i in range(count)))
+
+    def records_of(self, lane: doc.Lane, first: int, rows: tuple[doc.Row, ...]) -> bytes:
         batch = doc.Records(
-            realm=self.realm, site=self.site, node=self.node, run=self.run, lane="audit", first=first, rows=rows
+            realm=self.realm, site=self.site, node=self.node, run=self.run, lane=lane, first=first, rows=rows
         )
         return sign_statement("records", batch.encode(), [self.key])
 
@@ -430,6 +433,34 @@ async def test_a_killed_hub_comes_back_with_everything_and_counts_records_once(h
         assert {(r.lane, r.next) for r in reply.acked} == {("audit", 6)}
         assert "general" in node.desired
         assert reply.heads.directives["general"] == sha256(pack(list(node.desired["general"])))
+
+
+@in_loop
+async def test_the_percentiles_of_a_node_outlive_the_thinning_of_its_records(hub, releases):
+    hub.publish(releases["1.0.0"], "digits@1.0.0")
+    release = bytes.fromhex(hub.json("release", "show", "digits@1.0.0")["digest"])
+    async with ScriptedNode(hub.command("fleet", "token", "lab/pi-1").strip()).connected() as node:
+        await node.enroll()
+        slow, fast = Sketch(), Sketch()
+        for _ in range(90):
+            slow.add(40_000_000)
+        for _ in range(10):
+            fast.add(5_000_000)
+        hour = {"model": "digits", "release": release, "state": "ready", "restarts": 0}
+        rows = (
+            (60, "serving", 3600, hour | {"requests": 92, "errors": 2, "latency": slow.encode(), "span": [3600, 7140]}),
+            (1, "serving", 7200, hour | {"requests": 10, "errors": 0, "latency": fast.encode()}),
+            (1, "serving", 7260, {"model": "digits", "requests": "many"}),
+        )
+        await node.say("records", node.records_of("metric", 0, rows))
+        assert (await node.next("receipt")).next == 62
+        (told,) = hub.json("fleet", "show", "lab/pi-1")["serving"]["digits"]
+        assert (told["release"], told["digest"]) == ("digits@1.0.0", release.hex())
+        assert (told["requests"], told["errors"], told["from"], told["to"]) == (102, 2, 3600, 7200)
+        assert (told["p50_ms"], told["p95_ms"]) == pytest.approx((40, 40), rel=0.01)
+        shown = hub.command("fleet", "show", "lab/pi-1")
+        (line,) = (line.split() for line in shown.splitlines() if line.startswith("digits@1.0.0"))
+        assert line[1:4] == ["102", "2", "0"] and line[6:8] == ["1970-01-01", "01:00:00"]
 
 
 @in_loop
