@@ -1,6 +1,11 @@
-"""What every test shares: one seed, printed, so that any run can be repeated."""
+"""What every test shares: one seed, printed, so that any run can be repeated; and no process outlives its module."""
 
 import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -9,6 +14,10 @@ from heliograph.errors import NotFoundError
 from heliograph.lab import find_mosquitto
 
 DEFAULT_SEED = 20_261_122
+MARK = "HELIOGRAPH_TEST_RUN"
+"""In the environment of every program that a test starts, and so of all that those start."""
+ENDING_S = 5.0
+"""How long a program that was told to end may take."""
 
 # Shared machines are slow at times: no deadline per example. In CI the examples are the same in every run, and a
 # failure prints the line that repeats it.
@@ -24,6 +33,13 @@ def _seed() -> int:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mosquitto: shows what only Mosquitto does; skipped where it isn't installed")
 
+    os.environ[MARK] = secrets.token_hex(8)
+    signal.signal(signal.SIGTERM, _stop)  # whoever stops the run this way wants it to clean up too
+
+
+def _stop(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("mosquitto"):
@@ -35,6 +51,34 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_report_header() -> str:
     return f"HELIOGRAPH_SEED={_seed()}"
+
+
+def _left() -> dict[int, str]:
+    """Programs of this run that are alive, whoever their parent is by now: number and command line."""
+    mark, found = f"{MARK}={os.environ[MARK]}".encode(), {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found[int(folder.name)] = line
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fails if a module's tests left programs running, after ending them."""
+    yield
+    deadline = time.monotonic() + ENDING_S
+    while (left := _left()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    assert not left, "left running by this module's tests: " + "; ".join(left.values())
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 
 from heliograph.cli import main
 from heliograph.deadlines import Deadlines
-from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError
+from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError, WaitError
 from heliograph.lab import Proxy, Running, free_port, spawn
 from heliograph.mqtt import Broker, Mqtt, Timing
 from heliograph.names import Digest
@@ -70,7 +70,11 @@ class Hub:
         program = "import sys; from heliograph.cli import main; sys.exit(main())"
         argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--port", str(self.port)]
         self.process = spawn(argv, self._log)
-        self.process.wait_for_line("link to the broker is up", 20.0)
+        try:
+            self.process.wait_for_line("link to the broker is up", 20.0)
+        except WaitError:
+            self.process.terminate()
+            raise
 
     def stop(self) -> None:
         if self.process is not None:
@@ -387,24 +391,32 @@ def test_a_fetch_goes_on_where_the_agent_was_killed(
     def start(folder: Path, life: int) -> Running:
         return spawn([sys.executable, "-m", "heliograph_site.agent", folder], tmp_path / f"agent-{life}.log")
 
+    lives: list[Running] = []
+
     async def run() -> Path:
         async with Proxy(hub.port, rate_bytes_per_s=300_000) as proxy:
             node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "killed", proxy.port)
             await asyncio.to_thread(hub.release, tmp_path, "killed", "1.0.0", content)
             at_first = proxy.bytes_down
             agent = start(node.folder, 1)
+            lives.append(agent)
             await until(lambda: proxy.bytes_down - at_first > 450_000, "half is there")
             agent.kill()
             assert "Fetched" not in agent.output()
             before = proxy.bytes_down
             agent = start(node.folder, 2)
+            lives.append(agent)
             await until(lambda: "staging -> activating" in agent.output(), "fetched and verified")
             assert proxy.bytes_down - before < 650_000
             agent.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(agent.process.wait, 10) == 0
             return node.folder
 
-    folder = asyncio.run(run())
+    try:
+        folder = asyncio.run(run())
+    finally:
+        for life in lives:
+            life.kill()
     facts = status(folder)
     assert facts["link"] == "down"
     assert facts["models"]["killed"]["phase"] == "activating"
@@ -798,8 +810,11 @@ def test_the_supervisor_restarts_a_killed_agent_and_stops_cleanly(
         await until(lambda: agent_pid() not in (None, first), "another agent runs")
         await until(lambda: running.output().count("link is up") >= 2, "and is up")
 
-    asyncio.run(live())
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(15) == 0
+    try:
+        asyncio.run(live())
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(15) == 0
+    finally:
+        running.kill()
     with Journal(node.folder / JOURNAL_FILE, read_only=True) as journal:
         assert journal.link() == "down"

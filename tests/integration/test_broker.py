@@ -85,8 +85,12 @@ def test_a_broker_left_by_a_killed_hub_is_ended_and_replaced(tmp_path: Path, kin
             assert broker.pid not in (left, None)
             assert is_listening(port)
 
-    asyncio.run(main())
-    assert not is_listening(port)
+    try:
+        asyncio.run(main())
+        assert not is_listening(port)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
 
 
 def test_a_process_that_has_the_old_number_by_chance_is_left_alone(tmp_path: Path) -> None:

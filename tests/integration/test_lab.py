@@ -240,13 +240,16 @@ signal.pause()
 """
     maker = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert maker.stdout is not None
-    assert select.select([maker.stdout], [], [], 20)[0]
-    pids = [int(pid) for pid in maker.stdout.readline().split()]
-    assert len(pids) == 3 and not any(map(is_gone, pids))
-    wait_until(lambda: all(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pid in pids[1:]), 10, "both sleep")
-    maker.kill()
-    maker.wait()
-    maker.stdout.close()
+    try:
+        assert select.select([maker.stdout], [], [], 20)[0]
+        pids = [int(pid) for pid in maker.stdout.readline().split()]
+        assert len(pids) == 3 and not any(map(is_gone, pids))
+        both = [Path(f"/proc/{pid}/comm") for pid in pids[1:]]
+        wait_until(lambda: all(comm.read_text() == "sleep\n" for comm in both), 10, "both sleep")
+    finally:
+        maker.kill()
+        maker.wait()
+        maker.stdout.close()
     for pid, what in zip(pids, ("the emulator", "what ran at the far end", "what ran beside us"), strict=True):
         wait_until(lambda pid=pid: is_gone(pid), 10, f"{what} is gone")  # type: ignore[misc]
 

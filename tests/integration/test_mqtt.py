@@ -318,7 +318,9 @@ def test_a_broker_killed_in_mid_traffic_and_started_again_is_found_again(tmp_pat
     if kind == "iotcore":
         pytest.importorskip("iotcore")
 
-    async def main(broker: Running) -> Running:
+    brokers = [start()]
+
+    async def main() -> None:
         node, hub = Client(port, "node", "t/#"), Client(port, "hub")
         sent: set[bytes] = set()
 
@@ -337,22 +339,20 @@ def test_a_broker_killed_in_mid_traffic_and_started_again_is_found_again(tmp_pat
             talking = asyncio.create_task(talk())
             for turn in range(1, 4):
                 await node.got_count(len(node.got) + 20)
-                broker.kill()
+                brokers[-1].kill()
                 await node.until(lambda turn=turn: node.links.count(False) == turn)  # type: ignore[misc]
                 assert not node.mqtt.connected
-                broker = await asyncio.to_thread(start)
+                brokers.append(await asyncio.to_thread(start))
                 await node.until(lambda turn=turn: node.links.count(True) == turn + 1)  # type: ignore[misc]
                 await hub.until(lambda: hub.links[-1])
             await node.got_count(len(node.got) + 20)
             talking.cancel()
         assert node.links == [True, False] * 3 + [True]
-        return broker
 
-    broker = start()
     try:
-        broker = asyncio.run(main(broker))
+        asyncio.run(main())
     finally:
-        broker.kill()
+        brokers[-1].kill()
 
 
 def test_publishing_without_a_link_fails_at_once_and_says_where(tmp_path: Path) -> None:
