@@ -56,6 +56,10 @@ class NotFoundError(HeliographError):
     exit_code = 3
 
 
+class StorageError(HeliographError):
+    """The disk took nothing or gave nothing just now; it may do so later."""
+
+
 class ConfigError(HeliographError):
     """An operator's file, argument or folder is wrong; the message says what, where and what to do."""
 

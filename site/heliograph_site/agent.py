@@ -29,7 +29,7 @@ from typing import Any
 import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import Ask, Denials, Document, Hello, Lane, LaneReceipt, Offer, OlderDenials, Receipt, Reply
-from heliograph.errors import HeliographError, TransportError, TrustError
+from heliograph.errors import HeliographError, StorageError, TransportError, TrustError
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Timing
 from heliograph.names import Digest, Ring
@@ -537,13 +537,26 @@ def main() -> int:
         await Agent(folder).run(stop)
 
     try:
-        read_node_file(folder)
-        with agent_lock(folder):
-            asyncio.run(run())
+        try:
+            read_node_file(folder)
+            with agent_lock(folder):
+                asyncio.run(run())
+        except* sqlite3.Error as group:
+            raise _stored_nothing(folder, group) from group
     except HeliographError as error:
         print(f"heliograph: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _stored_nothing(folder: Path, group: BaseExceptionGroup[sqlite3.Error]) -> HeliographError:
+    """In one sentence why the agent can't keep its memory, and so can't go on. Damage is found at the next start."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return StorageError(
+        f"{folder} takes no more of the node's memory: {error}; see to the disk, its space and its rights"
+    )
 
 
 if __name__ == "__main__":

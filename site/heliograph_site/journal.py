@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from heliograph.documents import Phase, Verdict
-from heliograph.errors import ConfigError
+from heliograph.errors import ConfigError, StorageError
 from heliograph.wire import pack, unpack
 from heliograph_site.machine import FailMode, Memory, Pointer, Refused, Standing, Target
 from heliograph_site.served import Counted
@@ -51,6 +51,8 @@ BUSY_S = 10.0
 UP_TO_DATE_S = 1.0
 """So long a reader waits for the writer that makes a file, or brings it up to date."""
 LOOK_S = 0.02
+_OF_THE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY)
+"""What SQLite says when not the file is wrong but its surroundings are, for now."""
 
 migrations = Migrations("journal")
 
@@ -138,6 +140,7 @@ def open_database(path: Path, known: Migrations, *, read_only: bool = False, old
 
     Raises:
         ConfigError: not a database, damaged, absent (read-only), or written by a newer version.
+        StorageError: the disk is full, or doesn't do its job.
     """
     if read_only and not path.exists():
         raise ConfigError(f"{path} does not exist: is this a node's folder, and did the node run once?")
@@ -165,8 +168,17 @@ def open_database(path: Path, known: Migrations, *, read_only: bool = False, old
             raise sqlite3.DatabaseError("quick_check found damage")
         known.apply(db)
     except (sqlite3.DatabaseError, sqlite3.OperationalError) as error:
+        if is_of_the_disk(error):
+            raise StorageError(
+                f"{path} can't be used now: {error}; see to the disk, its space and its rights"
+            ) from error
         raise ConfigError(f"{path} can't be used: {error}; move it away to start anew, or restore a copy") from error
     return db
+
+
+def is_of_the_disk(error: sqlite3.Error) -> bool:
+    """Whether space, rights or the device are to blame, so that the same may go well later."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _OF_THE_DISK
 
 
 class Journal:
@@ -287,6 +299,7 @@ class Journal:
 
         Raises:
             ConfigError: the file is damaged or of a newer version.
+            StorageError: the disk doesn't give it.
         """
         if not path.exists():
             return {}
@@ -411,14 +424,24 @@ class Journal:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A read-only connection; its errors come out as ConfigError."""
-    db = open_database(path, migrations, read_only=True, older=True)
+    """A read-only connection; its errors come out as ConfigError.
+
+    SQLite needs a little space even to read. Where there is none and no log lies beside the file, all is in the file
+    and nobody writes to it, so that it is read as it is.
+    """
+    log = path.with_name(path.name + "-wal")
     try:
-        yield db.conn
+        conn = open_database(path, migrations, read_only=True, older=True).conn
+    except StorageError:
+        if log.exists() and log.stat().st_size:
+            raise
+        conn = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+    try:
+        yield conn
     except sqlite3.DatabaseError as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
     finally:
-        db.conn.close()
+        conn.close()
 
 
 def _pointer_from_row(row: tuple[Any, ...]) -> Pointer:

@@ -36,6 +36,9 @@ class Serving(Protocol):
     def active(self, model: str) -> Slot | None:
         """The slot that answers for a model; None when there is none."""
 
+    def is_known(self, model: str) -> bool:
+        """Whether it is a model of this node, be there something that answers for it or not."""
+
     def unreadable(self) -> Mapping[str, str]:
         """Models whose active release can't even be described, and why."""
 
@@ -116,6 +119,10 @@ class Gateway:
             names = self._serving.models()
             if not names:
                 raise UnavailableError("nothing-loaded", "no release is active on this node yet", 5)
+            if self._serving.is_known(model):
+                raise UnavailableError(
+                    "nothing-active", f"no release of {model} is active: it was stopped, or none has passed yet", 5
+                )
             raise _UnknownError(f"there is no model {model[:80]!r} here; there is {', '.join(names)}")
         if version is not None and version != slot.manifest.version:
             raise _UnknownError(f"{model} {version[:40]!r} is not what serves; {slot.manifest.version} is")

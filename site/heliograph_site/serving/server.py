@@ -72,6 +72,10 @@ class Server:
         seats = self._models.get(model)
         return seats.active if seats is not None else None
 
+    def is_known(self, model: str) -> bool:
+        """Whether the model was ever loaded here, or told to stop, since the server started."""
+        return model in self._models
+
     def unreadable(self) -> Mapping[str, str]:
         """Models whose active release can't even be described, and why."""
         return {name: seats.unreadable[1] for name, seats in self._models.items() if seats.unreadable}
