@@ -29,8 +29,8 @@ WEATHER = {
     "directive hold", "directive return", "directive install", "directive without duties",
     *(f"crash {when} {what}" for when in ("before", "after") for what in (
         "journal save", "journal save of denials", "leaf write", "object write", "segment write", "check", "switch",
-        "collect", "document", "publish hello", "publish ask", "publish want", "publish records", "outbox append", "outbox batch",
-        "receipt",
+        "collect", "document", "publish hello", "publish ask", "publish want", "publish records", "outbox append",
+        "outbox batch", "receipt",
     )),
     "crash commit of records", "crash receipt",
 }

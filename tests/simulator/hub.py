@@ -59,7 +59,7 @@ class Hub:
         self.wrong_handles = 0
         self.trusted: TrustedSet = catalogue.first_trust()
         self.files: tuple[bytes, bytes] = (b"", b"")
-        self._rate = rng.choice([None, 40_000.0, 3_000.0])
+        self._rate = rng.choice([None, 40_000.0, 1_500.0])
         self._sender: Sender[str] = Sender(None, self._rate)
         self._is_sending = False
         self._recipes: dict[tuple[str, bytes], float] = {}

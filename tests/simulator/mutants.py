@@ -158,6 +158,17 @@ MUTANTS: Final = (
         ),
     ),
     Mutant(
+        "what an unsigned release superseded is activated for ever",
+        ("end",),
+        (
+            (
+                "heliograph_site/belief.py",
+                "if memory.phase in UNDER_WAY and self.trusted.is_fresh(now):",
+                "if memory.target is not None and memory.target.release == directive.release and memory.phase in UNDER_WAY:",
+            ),
+        ),
+    ),
+    Mutant(
         "a signature is enough, no approval is needed",
         ("admitted",),
         (
@@ -181,7 +192,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a page is not verified",
-        ("end", "bytes", "verified"),
+        ("verified",),
         (
             (
                 "heliograph/transfer.py",
@@ -259,7 +270,7 @@ def hunt(mutant: Mutant, folder: Path, worlds: int) -> tuple[str, int]:
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "simulator", "0", str(worlds), "--hunt"]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     word, _, seed = done.stdout.strip().rpartition("\n")[2].partition(" ")
     if word not in ("held", "broken"):

@@ -6,7 +6,7 @@ Each invariant has a name in `INVARIANTS`; a world that breaks one ends with `Br
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from heliograph.blob import LEAF_BYTES, leaf_count
+from heliograph.blob import LEAF_BYTES, leaf_count, page_of
 from heliograph.documents import LANES, Deny, DenyKey
 from heliograph.names import Digest
 from heliograph.transfer import Arrival
@@ -140,6 +140,8 @@ class Oracle:
 
     def written(self, node: "Node", arrival: Arrival) -> None:
         blob = catalogue.blobs()[arrival.fetch.blob]
+        for page in arrival.fetch._pages.values():  # small blobs: there is one
+            require("verified", page == page_of(blob), f"{node.name} believes a wrong page")
         for offset, data in arrival.runs:
             require("verified", blob[offset : offset + len(data)] == data, f"{node.name} writes a wrong leaf")
 

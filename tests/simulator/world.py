@@ -114,13 +114,16 @@ class World:
             return
         pointers = self.rng.choice([memory.kept[1:], memory.kept[1:], memory.kept[:1], (memory.target,)])
         releases = [pointer.release for pointer in pointers if pointer is not None]
-        what = self.rng.randrange(4)
+        what = self.rng.randrange(5)
         if what < 2 and releases:
             self.met["denial at a bad moment"] += 1
             self.hub.deny(releases[0], self.rng.randrange(2))
         elif what == 2:
             self.met["worker breaks at a bad moment"] += 1
             node.server.breaks(model)
+        elif what == 3:
+            self.road.cut(node.name)
+            self.clock.after(self.rng.uniform(0.2, 3.0), lambda: self.road.restore(node.name))
         elif memory.active is not None:
             self.met["directive at a bad moment"] += 1
             action = self.rng.choice(("hold", "return", "return"))
