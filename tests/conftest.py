@@ -35,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     os.environ[MARK] = secrets.token_hex(8)
     signal.signal(signal.SIGTERM, _stop)  # whoever stops the run this way wants it to clean up too
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # So shells start what runs in the background; what tests interrupt would inherit it and go on.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _stop(_number: int, _frame: object) -> None:
