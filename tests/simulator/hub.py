@@ -60,6 +60,7 @@ class Hub:
         self.trusted: TrustedSet = catalogue.first_trust()
         self.files: tuple[bytes, bytes] = (b"", b"")
         self._rate = rng.choice([None, 40_000.0, 1_500.0])
+        self._pace_s = rng.choice([0.0, 0.0, 0.3, 2.0])
         self._sender: Sender[str] = Sender(None, self._rate)
         self._is_sending = False
         self._recipes: dict[tuple[str, bytes], float] = {}
@@ -301,8 +302,7 @@ class Hub:
 
     def _send(self) -> None:
         """Sends what may go now; looks again when more may."""
-        if not self.is_up:
-            self._is_sending = False
+        if not self.is_up or self._is_sending:
             return
         while (send := self._sender.next(self._clock.now)) is not None:
             content = catalogue.blobs()[send.blob]
@@ -316,15 +316,17 @@ class Hub:
                 self.wrong_handles += 1
             self.content[send.node] = self.content.get(send.node, 0) + len(chunk.bytes)
             self._road.down(send.node, ("chunk", {}, chunk.encode()), qos=0)
+            if self._pace_s:
+                break
         due = self._sender.next_time(self._clock.now)
-        if due is not None and not self._is_sending:
+        if due is not None:
             self._is_sending = True
 
             def again() -> None:
                 self._is_sending = False
                 self._send()
 
-            self._clock.after(max(0.001, due - self._clock.now), again)
+            self._clock.after(max(0.001, self._pace_s, due - self._clock.now), again)
 
     def _on_records(self, name: str, batch: Records) -> None:
         key = (name, batch.run, batch.lane)
