@@ -271,7 +271,11 @@ class Operations:
     def _digest(self, name: str) -> bytes:
         """A release by its name, or any release or recipe by its digest."""
         digest = _bytes_of(name)
-        return digest if len(digest) == 32 else bytes(self._find(name).digest)
+        if len(digest) == 32:
+            return digest
+        if "@" not in name:
+            raise ConfigError(f"{name!r} is neither MODEL@MAJOR.MINOR.PATCH nor a digest of 64 hex digits")
+        return bytes(self._find(name).digest)
 
     def _keyid(self, name: str) -> bytes:
         """A key by its whole id, or by 16 or more of its first digits if this realm knows it."""
@@ -490,7 +494,8 @@ def _made(kind: type[DenialT], **fields: Any) -> DenialT:
         return kind(at=_now(), **fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {message}") from error
 
 
 def _model(report: ModelReport, names: dict[bytes, str]) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def _deny(type_: str, asked: dict[str, Any], what: str, files: list[Path], where
         print(f"{what}: {have} of {need} signatures, {need - have} more to go; nothing is denied yet")
         return
     final = "final" if answer["final"] else "a node that has nothing else serves it on until a second key denies it"
-    print(f"{what} is denied with {have} signatures: {final}")
+    print(f"{what} is denied with {have} signature{'s' if have > 1 else ''}: {final}")
     if answer["denied"]:
         print("denied now: " + ", ".join(answer["denied"]))
 

@@ -111,10 +111,12 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path):
     hub = Hub(tmp_path)
-    hub.start()
-    yield hub
-    if hub.run.is_alive:
-        assert hub.run.terminate() == 0, hub.log.read_text()
+    try:
+        hub.start()
+        yield hub
+    finally:
+        code = hub.run.terminate() if hub.run is not None and hub.run.is_alive else 0
+    assert code == 0, hub.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -579,6 +581,12 @@ def test_what_an_operator_does_wrong_is_said_in_one_line_with_its_exit_code(hub,
         (4, "two offline signatures",                          "fleet", "assign", "lab", "protected"),
         (3, "no node lab/x is enrolled",                       "fleet", "show", "lab/x"),
         (2, "write SITE/NODE",                                 "fleet", "show", "lab"),
+        (2, "is neither MODEL@MAJOR.MINOR.PATCH nor a digest", "release", "deny", "abcd", "--key", hub.key("deny-1")),
+        (2, "reason: string should have at most",              "release", "deny", "digits@1.0.0", "--reason", "x" * 5000,
+                                                               "--key", hub.key("deny-1")),
+        (4, "which can't sign this denial: keys that count",   "release", "deny", "digits@1.0.0",
+                                                               "--key", hub.key("sign-digits")),
+        (3, "no key 'abc' in this realm",                      "key", "deny", "abc", "--key", hub.key("deny-key-1")),
         (2, "is not a folder",                                 "release", "add", str(tmp_path / "absent")),
         (4, "a hub is running in",                             "hub", "run", str(hub.folder)),
         (2, "is no hub folder: heliograph hub init",           "hub", "run", str(tmp_path)),
@@ -621,6 +629,7 @@ async def test_a_denial_reaches_a_node_before_all_else_and_the_release_never_goe
     join = hub.command("fleet", "token", "lab/pi-1").strip()
     async with ScriptedNode(join).connected() as node:
         await node.enroll()
+        assert "; the node has not said hello yet\n" in hub.command("fleet", "show", "lab/pi-1")
         await node.hello()
         assert hub.json("fleet", "show", "lab/pi-1")["deny"] == {"count": 0, "digest": "", "acknowledged": False}
         node.told.clear()
