@@ -9,6 +9,7 @@ from heliograph.blob import sha256
 from heliograph.deny import DenySet, encode_list, list_digest
 from heliograph.documents import Assignment, Denials, Deny, DenyKey, Heads
 from heliograph.protocol import topic
+from heliograph.statement import Statement, encode, parse
 from heliograph.trust import state_to_bytes, with_set
 from heliograph.wire import pack
 from heliograph_site.belief import Belief, News
@@ -104,6 +105,29 @@ def test_nothing_is_activated_on_the_word_of_a_denied_key(node: Node, role: str)
     happening, why = node.belief.wanted(MODEL, Memory(MODEL))
     assert happening is None
     assert why == ("denied: a key that directs it" if role == "ring-canary" else "denied: stolen")
+
+
+def test_nothing_is_activated_that_a_named_denial_names_even_if_it_does_not_verify(node: Node) -> None:
+    denial = node.deny(node.release)
+    node.name(denial)
+    read = parse(denial)
+    garbled = encode(Statement(read.type, read.payload, tuple((keyid, bytes(64)) for keyid, _ in read.signatures)))
+    node.hear(encode_list([garbled])[0])
+    assert node.belief.why_unsure() is None and node.belief.denials.is_denied(node.release) is None
+    assert node.belief.wanted(MODEL, Memory(MODEL)) == (None, "denied: wrong")
+    assert node.belief.why_not_yet(MODEL, node.release) == "denied: wrong"
+
+
+def test_of_two_directives_of_one_number_the_first_stays(node: Node) -> None:
+    hold = node.realm.directive(node.release, action="hold")
+    assert (
+        node.belief.take(
+            topic("desired"), {"ring": "canary"}, pack([node.realm.sign("ring-canary", "directive", hold)])
+        )
+        == News()
+    )
+    happening, _ = node.belief.wanted(MODEL, Memory(MODEL))
+    assert isinstance(happening, Directed) and happening.action == "install"
 
 
 def test_what_a_list_has_no_room_for_is_asked_for_by_name(node: Node) -> None:

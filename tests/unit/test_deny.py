@@ -294,6 +294,21 @@ def test_attack_signatures_are_garbled_on_the_way_so_that_the_list_seems_held() 
     assert one.with_list(listed(denied(BAD)), trusted(), head).with_list(listed(broken), trusted(), head).head == head
 
 
+def test_attack_a_list_is_garbled_before_the_timestamp_that_names_it_comes() -> None:
+    statements = [denied(BAD), denied(WORSE)]
+    head = head_of(statements)
+    garbled_first = DenySet().with_list(listed(garbled(statements[0]), statements[1]), trusted(), NO_HEAD)
+    assert garbled_first.count == 1 and not garbled_first.holds_all(head), "a list counts as held only if all of it is"
+    assert garbled_first.with_list(listed(*statements), trusted(), NO_HEAD).holds_all(head)
+
+
+def test_attack_one_stolen_key_of_each_role_together_end_what_only_two_of_one_may() -> None:
+    statements = [denied(BAD), denied_key(STOLEN, keys=(0,))]
+    held = DenySet().with_list(listed(*statements), trusted(), head_of(statements))
+    assert len(held.denials) == 2 and held.is_denied(BAD, [STOLEN])
+    assert not held.is_final(BAD, [STOLEN]), "a denial of a key that doesn't verify ends nothing"
+
+
 def test_attack_a_denial_of_a_key_comes_under_the_wrong_type_so_that_it_says_nothing() -> None:
     read, head = parse(denied_key(STOLEN)), head_of([denied_key(STOLEN)])
     for type_ in ("deny", "gossip"):
