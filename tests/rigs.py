@@ -38,9 +38,8 @@ AGENT, SERVER, WORKER, FORKSERVER = "agent", "server", "worker", "forkserver"
 def prepare(folder: Path) -> Path:
     """A realm at rest, to be copied: the node has digits 1.0.0, the hub 1.1.0 and 1.2.0 too, and vital 1.0.0.
 
-    All are signed and approved; a third manager vouched for 1.1.0, and for that alone, whose probation takes a minute
-    whatever happens. 1.2.0 is the same model and soon judged. vital is small to fetch then, and would rather stop than
-    serve what is denied. Returns the realm's folder.
+    All are signed and approved. Probation of 1.1.0 takes a minute whatever happens; 1.2.0 is the same model and soon
+    judged. vital is small to fetch then, and would rather stop than serve what is denied. Returns the realm's folder.
     """
     with Realm(folder) as realm:
         realm.init()
@@ -48,17 +47,17 @@ def prepare(folder: Path) -> Path:
         realm.cli("fleet", "assign", "shop", "canary")
         realm.join(NODE)
         realm.start_node(NODE)
-        _vouch(realm, digits_bundle(folder / FIRST, FIRST, BASE, soak_max_s=1), MODEL, FIRST, (1, 2))
+        _vouch(realm, digits_bundle(folder / FIRST, FIRST, BASE, soak_max_s=1), MODEL, FIRST)
         commands.rollout_start(f"{MODEL}@{FIRST}", str(realm.hub_dir))
         slow = digits_bundle(folder / SECOND, SECOND, HEAD, soak_max_s=60) / "release.toml"
         slow.write_text(slow.read_text().replace("min_s = 1\n", "min_s = 60\n"))
-        _vouch(realm, slow.parent, MODEL, SECOND, (2, 3))
-        _vouch(realm, digits_bundle(folder / THIRD, THIRD, HEAD, soak_max_s=1), MODEL, THIRD, (1, 2))
+        _vouch(realm, slow.parent, MODEL, SECOND)
+        _vouch(realm, digits_bundle(folder / THIRD, THIRD, HEAD, soak_max_s=1), MODEL, THIRD)
         vital = digits_bundle(folder / "vital", FIRST, BASE, soak_max_s=1)
         for path in (vital / "release.toml", vital / "golden" / "outputs.json"):
             text = path.read_text().replace('fail_mode = "safe"', 'fail_mode = "closed"')
             path.write_text(text.replace(f'"{MODEL}"', f'"{VITAL}"'))
-        _vouch(realm, vital, VITAL, FIRST, (1, 2))
+        _vouch(realm, vital, VITAL, FIRST)
         node = Rig(realm)
         node.await_rest(FIRST)
         node.until(node.is_receipted, "every record is receipted")
@@ -66,11 +65,11 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def _vouch(realm: Realm, bundle: Path, model: str, version: str, managers: tuple[int, int]) -> None:
+def _vouch(realm: Realm, bundle: Path, model: str, version: str) -> None:
     keys, hub = realm.hub_dir / "keys", str(realm.hub_dir)
     commands.release_add(bundle, hub)
     commands.release_sign(f"{model}@{version}", [keys / f"sign-{model}.key"], hub)
-    commands.release_approve(f"{model}@{version}", [keys / f"approve-{model}-{n}.key" for n in managers], hub)
+    commands.release_approve(f"{model}@{version}", [keys / f"approve-{model}-{n}.key" for n in (1, 2)], hub)
 
 
 class Road:

@@ -24,7 +24,7 @@ def test_a_last_release_serves_on_when_denied_once_and_stops_when_denied_twice(t
         node.until(lambda: "answered 503" in node.answer(VITAL), "a restart revives nothing")
 
 
-def test_a_node_that_was_cut_off_leaves_what_a_denied_key_signed_before_it_obeys_anything_else(
+def test_a_node_that_was_cut_off_leaves_what_is_denied_before_it_obeys_anything_else(
     tmp_path: Path, prepared: Path
 ) -> None:
     with rig(tmp_path / "realm", prepared) as node:
@@ -33,7 +33,7 @@ def test_a_node_that_was_cut_off_leaves_what_a_denied_key_signed_before_it_obeys
         node.road.cut()
         node.until(lambda: not node.is_up(), "the node sees the cut")
         node.roll_out(THIRD)
-        node.deny_key("approve-digits-3", [])
+        node.deny(f"digits@{SECOND}", 1)
         assert node.answer() == SECOND, "it can't know yet"
         node.road.restore()
         node.await_rest(THIRD)

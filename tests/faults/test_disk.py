@@ -67,6 +67,7 @@ def waits_for_disk(node: Rig) -> bool:
     return "more bytes of free disk" in node.model()["waiting"]
 
 
+@pytest.mark.full  # it looks for room every half minute
 @with_a_small_disk
 def test_a_release_waits_for_room_and_a_disk_that_fills_up_on_the_way_is_waited_out(
     tmp_path: Path, prepared: Path, small: Path

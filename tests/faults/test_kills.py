@@ -55,6 +55,7 @@ def test_one_process_killed_at_rest_or_while_fetching_costs_only_its_own_request
     assert node.leftovers() == []
 
 
+@pytest.mark.full
 def test_the_server_and_what_stands_on_it_may_die_on_probation_and_the_agent_once(
     tmp_path: Path, prepared: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from heliograph.errors import ConfigError
 from heliograph.manifest import Manifest
 from heliograph.names import Digest
@@ -42,6 +44,7 @@ def test_an_active_release_that_rotted_is_not_served_and_the_fallback_is(tmp_pat
         assert "ActiveLost" in node.events()
 
 
+@pytest.mark.full
 def test_a_fallback_that_rotted_is_not_used(tmp_path: Path, prepared: Path) -> None:
     with rig(tmp_path / "realm", prepared) as node:
         node.roll_out(THIRD)
