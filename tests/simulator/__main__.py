@@ -3,12 +3,14 @@
 import sys
 
 from heliograph_site.machine import TABLE
+from simulator import memory
 from simulator.many import run_many
 from simulator.world import run
 
 
 def main() -> int:
     """Runs what argv says; 1 if anything did not hold."""
+    memory.install()
     if len(sys.argv) == 2:
         outcome = run(int(sys.argv[1]), is_told=True)
         print("\n".join(outcome.trace))

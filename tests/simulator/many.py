@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from simulator import memory
 from simulator.world import Outcome, run
 
 WORKERS = 2
@@ -41,7 +42,7 @@ class Summary:
 def run_many(seeds: Iterable[int], *, workers: int = WORKERS, stops: bool = False) -> Summary:
     """Runs the worlds of these seeds; `stops` at the first that breaks."""
     summary, began = Summary(), time.monotonic()
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
+    with multiprocessing.get_context("fork").Pool(workers, memory.install) as pool:
         for outcome in pool.imap_unordered(run, seeds, chunksize=5):
             summary.worlds += 1
             summary.events += outcome.events

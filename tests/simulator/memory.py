@@ -19,7 +19,9 @@ SLOT_S = 600
 
 
 def install() -> None:
-    """Puts the memory in front of the functions. Once in a process."""
+    """Puts the memory in front of the functions: once in a process, and in none that does anything but live worlds."""
+    if hasattr(PublicKey.is_signature, "cache_info"):
+        return
     PublicKey.is_signature = lru_cache(MANY)(PublicKey.is_signature)  # type: ignore[method-assign]
     for name in ("signers", "target", "releases", "statement_keys", "why_not_listed"):
         setattr(TrustedSet, name, _by_identity(getattr(TrustedSet, name)))

@@ -10,7 +10,7 @@ from random import Random
 
 from heliograph.names import Digest, Ring
 from heliograph_site.machine import Event, Memory
-from simulator import catalogue, memory
+from simulator import catalogue
 from simulator.clock import Clock, RestlessError
 from simulator.hub import Hub, can
 from simulator.node import Died, Node
@@ -410,7 +410,6 @@ WEATHER_WEIGHTS = {
     "w_cut": 3.0, "w_power": 3.0, "w_stop": 0.7, "w_server": 1.0, "w_broker": 1.0, "w_hub": 1.0, "w_replay": 1.0,
     "w_break": 2.0, "w_rot": 0.2, "w_disk": 0.7,
 }  # fmt: skip
-memory.install()
 
 
 def run(seed: int, *, is_told: bool = False) -> Outcome:
