@@ -122,8 +122,9 @@ class Oracle:
             memory = node.memories.get(model) or Memory(model)
             active = memory.active
             is_flagged = active is not None and active.release == release and active.denied != ""
-            # On its way out, or the server keeps what it has because what was to take over does not serve.
-            is_leaving = node.is_busy(model) or memory.phase == "rolling-back" or memory.phase == "stuck"
+            # On its way out; or what was to take over does not serve, so that the server keeps what it has.
+            is_lost = active is not None and active.verdict == "failed"
+            is_leaving = node.is_busy(model) or memory.phase in ("rolling-back", "stuck") or is_lost
             require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
 
     def serves(self, node: "Node") -> None:
@@ -186,7 +187,7 @@ class Oracle:
                 why = self._unsettled(node, model)
                 if why:
                     return f"{node.name}: {model} {why}"
-            if node.outbox is not None and any(status.kept for status in node.outbox.status().values()):
+            if node.outbox is not None and any(node.outbox.batch(lane, 1) is not None for lane in LANES):
                 return f"{node.name} keeps records"
         return ""
 

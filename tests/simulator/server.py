@@ -78,11 +78,11 @@ class Server:
         self.serving[model] = release
         return ""
 
-    def breaks(self, model: str) -> None:
-        """The worker of what answers dies, as often as it is started."""
-        release = self.serving.pop(model, None)
-        if release is not None:
-            self.broken.add(release)
+    def breaks(self, model: str, release: bytes) -> None:
+        """The release's worker dies, as often as it is started."""
+        self.broken.add(release)
+        if self.serving.get(model) == release:
+            del self.serving[model]
             self.given_up[model] = release
 
     def _loads(self, release: bytes) -> bool:

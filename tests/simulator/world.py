@@ -102,10 +102,15 @@ class World:
             reason = getattr(event, "reason", "")
             self.tell(node.name, f"{before.phase} -> {after.phase}  {name}  {release}  {reason}".rstrip())
         self.oracle.stepped(node, before, event, after)
-        is_new = after.phase != before.phase and after.phase not in ("idle", "proving")
-        if is_new and not self.has_calmed and self.rng.random() < self.ambush:
-            wait_s = self.rng.choice([0.0, 0.5, 5.0, 20.0])
-            self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self._strike(node, after.model))
+        if after.phase == before.phase or self.has_calmed or not self.ambush:
+            return
+        chance = self.ambush
+        if after.phase in ("stuck", "rolling-back") or (after.phase == "proving" and after.earlier is not None):
+            chance = 0.8
+        if after.phase != "idle" and self.rng.random() < chance:
+            for _ in range(self.rng.choice([1, 1, 2])):
+                wait_s = self.rng.choice([0.0, 0.5, 5.0, 20.0])
+                self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self._strike(node, after.model))
 
     def _strike(self, node: Node, model: str) -> None:
         """What seldom meets a machine at work, or one that is stuck, is made to meet it."""
@@ -120,7 +125,9 @@ class World:
             self.hub.deny(releases[0], self.rng.randrange(2))
         elif what == 2:
             self.met["worker breaks at a bad moment"] += 1
-            node.server.breaks(model)
+            node.server.breaks(model, self.rng.choice(memory.kept).release if memory.kept else b"")
+        elif what == 3 and memory.phase in ("fetching", "staging"):
+            self._spoil_disk(node)
         elif what == 3:
             self.road.cut(node.name)
             self.clock.after(self.rng.uniform(0.2, 3.0), lambda: self.road.restore(node.name))
@@ -304,7 +311,7 @@ class World:
             return "breaks nothing"
         self.met["worker breaks"] += 1
         name = catalogue.releases()[Digest(node.server.serving[model])]
-        node.server.breaks(model)
+        node.server.breaks(model, node.server.serving[model])
         return f"breaks {name} on {node.name}"
 
     def w_rot(self) -> str:
@@ -319,17 +326,18 @@ class World:
 
     def w_disk(self) -> str:
         node = self._any()
+        self._spoil_disk(node)
+        return f"{node.name} has a {'full' if node.is_disk_full else 'bad'} disk"
+
+    def _spoil_disk(self, node: Node) -> None:
         node.had_bad_disk = True
-        if self.rng.random() < 0.5:
-            node.is_disk_full = True
-        else:
-            node.is_disk_bad = True
+        node.is_disk_full = self.rng.random() < 0.5
+        node.is_disk_bad = not node.is_disk_full
 
         def heal() -> None:
             node.is_disk_full = node.is_disk_bad = False
 
         self.clock.after(self.rng.choice([60.0, 600.0, 5000.0]), heal)
-        return f"{node.name} has a {'full' if node.is_disk_full else 'bad'} disk"
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -364,7 +372,7 @@ class World:
                 weather = rng.choices(weathers, weather_weights)[0]
                 self.tell("weather", weather())
             at += rng.expovariate(1.0 / gap_s)
-        self._run(at)
+        self._run(at + rng.choice([0.0, 0.0, 600.0]))
         self._calm()
         deadline = self.clock.now + END_S
         while why := self.oracle.unsettled():
@@ -408,7 +416,7 @@ OP_WEIGHTS = {
 }  # fmt: skip
 WEATHER_WEIGHTS = {
     "w_cut": 3.0, "w_power": 3.0, "w_stop": 0.7, "w_server": 1.0, "w_broker": 1.0, "w_hub": 1.0, "w_replay": 1.0,
-    "w_break": 2.0, "w_rot": 0.2, "w_disk": 0.7,
+    "w_break": 2.0, "w_rot": 0.2, "w_disk": 1.0,
 }  # fmt: skip
 
 
