@@ -124,7 +124,7 @@ class Oracle:
             is_flagged = active is not None and active.release == release and active.denied != ""
             # On its way out; or what was to take over does not serve, so that the server keeps what it has.
             is_lost = active is not None and active.verdict == "failed"
-            is_leaving = node.is_busy(model) or memory.phase in ("rolling-back", "stuck") or is_lost
+            is_leaving = node.is_busy(model) or memory.phase != "idle" or is_lost
             require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
 
     def serves(self, node: "Node") -> None:
