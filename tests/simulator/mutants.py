@@ -224,7 +224,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "collecting drops the files of what is kept",
-        ("fallback", "verified", "end"),
+        ("fallback", "verified", "reason", "end"),
         (("heliograph_site/slots.py", "                kept.update(file.sha256 for file in manifest.files)\n", "                pass\n"),),
     ),
     Mutant(

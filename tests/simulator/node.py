@@ -124,6 +124,7 @@ class Node:
         self._arrived, self._offered, self._turn_over = Bell(), Bell(), Bell()
         self._turn: object = None
         self._asked = 0
+        self._unheard: set[str] = set()
         self._asks: dict[int, Any] = {}
         self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
         self._nonce: bytes | None = None
@@ -431,15 +432,21 @@ class Node:
         self.clock.after(self.rng.uniform(0.0, 0.2), self._alive(task.go_on))
 
     def is_busy(self, model: str) -> bool:
-        """Whether a task works for the model."""
+        """Whether a task works for the model, or its answer is still to be heard."""
         task = self._tasks.get(model)
-        return task is not None and not task.is_over
+        return (task is not None and not task.is_over) or model in self._unheard
 
     def _answer(self, model: str, answer: Answer | None) -> None:
         """What a task says waits its turn in the inbox; sometimes an old answer is heard again."""
         if answer is None:
             return
-        hear = self._alive(lambda: self.happen(model, answer))
+
+        def hear_now() -> None:
+            self._unheard.discard(model)
+            self.happen(model, answer)
+
+        self._unheard.add(model)
+        hear = self._alive(hear_now)
         self.clock.after(self.rng.uniform(0.0, 0.5), hear)
         if self.rng.random() < self.world.weather.stale:
             self.world.met["stale answer"] += 1
