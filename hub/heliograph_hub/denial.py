@@ -188,23 +188,30 @@ class Denials:
         return self._held.is_recipe_denied(recipe) is not None
 
     def vouchers(self, model: str, release: bytes) -> frozenset[bytes]:
-        """The keys that signed or approved a release, then or in the files in force."""
+        """The keys that ever signed or approved a release."""
         with self._database.read() as connection:
             rows = connection.execute(sa.select(vouchers.c.keyid).where(vouchers.c.release == release)).all()
         return frozenset(row.keyid for row in rows).union(*self._vouching(model, release).values())
 
     def note_vouchers(self, models: Iterable[str]) -> None:
-        """Stores who vouched for what is published now and not yet stored; call after a release was published."""
+        """Stores who vouches for what is published now, beside all who ever did; call after a release was published.
+
+        A duty's file is signed anew, whole, with every release: each of its signers vouches for all it lists, and a
+        node may have installed any of them under any of these files. So the hub never takes for good what a node
+        drops; `keep` says what stays good.
+        """
         trusted = self._authority.set
         listed = [(target, duty) for model in models for target in trusted.releases(model) for duty in DUTIES]
         with self._database.write() as connection:
-            rows = connection.execute(sa.select(vouchers.c.release, vouchers.c.role)).all()
-            known = {(row.release, row.role) for row in rows}
+            rows = connection.execute(sa.select(vouchers.c.release, vouchers.c.role, vouchers.c.keyid)).all()
+            known = {(row.release, row.role, row.keyid) for row in rows}
             for target, duty in listed:
                 role = f"{duty}-{target.model}"
-                if (target.sha256, role) in known or role not in target.listed_by:
+                if role not in target.listed_by:
                     continue
                 for keyid in trusted.signers(role):
+                    if (target.sha256, role, keyid) in known:
+                        continue
                     connection.execute(sa.insert(vouchers).values(release=target.sha256, role=role, keyid=keyid))
 
     def _vouching(self, model: str, release: bytes) -> dict[str, list[bytes]]:

@@ -130,6 +130,23 @@ def test_what_an_approver_vouched_for_is_remembered_when_the_next_release_is_app
     assert hub.denials.denial("digits", GOOD) is None
 
 
+def test_an_approver_vouches_for_all_that_a_file_it_signed_lists_unless_it_is_kept(hub):
+    hub.publish("1.0.0", GOOD, "approve-digits-1", "approve-digits-2")
+    hub.publish("1.1.0", BAD, "approve-digits-2", "approve-digits-3")  # a node may install 1.0.0 under this file
+    hub.again()
+    third = hub.key("approve-digits-3").keyid
+    hub.deny(of_key(keys=(third,)), "deny-key-1", "deny-key-2")
+    assert hub.denials.denial("digits", GOOD) is not None and hub.denials.denial("digits", BAD) is not None
+
+
+def test_what_a_denial_of_a_key_keeps_stays_good(hub):
+    hub.publish("1.0.0", GOOD, "approve-digits-1", "approve-digits-2")
+    hub.publish("1.1.0", BAD, "approve-digits-2", "approve-digits-3")
+    third = hub.key("approve-digits-3").keyid
+    hub.deny(of_key(keys=(third,), keep=(GOOD,)), "deny-key-1", "deny-key-2")
+    assert hub.denials.denial("digits", GOOD) is None and hub.denials.denial("digits", BAD) is not None
+
+
 @pytest.mark.parametrize("name", ["deny-key-1", "sign-digits", "timestamp", "root-1", "ring-canary"])
 def test_attack_a_key_of_another_role_denies_a_release(hub, name):
     with pytest.raises(TrustError, match="is not one of the keys of deny"):
