@@ -25,7 +25,7 @@ from heliograph.delta import recipe
 from heliograph.delta.patch import rebuild_segment
 from heliograph.deny import DenySet
 from heliograph.errors import RefusedError, TransportError, TrustError
-from heliograph.lab import free_port, spawn
+from heliograph.lab import free_port, spawn, wait_until
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.protocol import parse_topic, topic
@@ -36,6 +36,7 @@ from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import pack, unpack
 from heliograph_hub.authority import init_realm, load_key
 from heliograph_hub.broker import Broker as BrokerProcess
+from heliograph_hub.client import HubClient
 from heliograph_hub.service import Service, init
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
@@ -75,6 +76,9 @@ class Hub:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.run.process.wait(0.05)
         assert self.log.read_text().count("operator API") > before, self.log.read_text()
+        # A broker that keeps nothing loses what is said before the hub listens; these tests say things once.
+        client = HubClient(str(self.folder))
+        wait_until(lambda: client.get("/v1/hub")["broker"]["link"] == "up", STEP_S, "the hub's link to its broker")
 
     def kill(self) -> None:
         self.run.process.send_signal(signal.SIGKILL)
