@@ -1,8 +1,6 @@
 """A real hub, real Mosquitto, real nodes: what is cut, killed or restarted resumes, and every record arrives once."""
 
-import asyncio
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,40 +9,15 @@ from typing import Any
 
 from bundles import BASE, HEAD, digits_bundle, sample_request
 from heliograph.errors import TransportError
-from heliograph.lab import Proxy, Realm, infer, wait_until
+from heliograph.lab import Realm, infer, wait_until
 from heliograph_hub.client import HubClient
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.status import status as node_status
+from rigs import Road
 
 MODEL = "digits"
 RATE = 400_000
 FULL = BASE.stat().st_size
-
-
-class Road:
-    """A TCP road with cuts, in a thread of its own."""
-
-    def __init__(self, target_port: int) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self.proxy = Proxy(target_port)
-        self._do(self.proxy.__aenter__())
-
-    def cut(self) -> None:
-        self._do(self.proxy.cut(reset=True))
-
-    def restore(self) -> None:
-        self._loop.call_soon_threadsafe(self.proxy.restore)
-
-    def close(self) -> None:
-        self._do(self.proxy.__aexit__())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-        self._loop.close()
-
-    def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
 
 
 @contextmanager
