@@ -169,6 +169,22 @@ class Tuple(Document):
     policy: Count = 0
 
 
+class Declined(Document):
+    """A policy or config that this node holds and does not obey, and why."""
+
+    document: Text
+    """`policy`, or `config/<model>`."""
+    number: Count
+    reason: Text
+
+
+class Spent(Document):
+    """Bytes of content fetched, in the site's time zone; both begin again when the day or month does."""
+
+    day: Count = 0
+    month: Count = 0
+
+
 class Refusal(Document):
     """A release this node will not be offered again except by a directive with a new number."""
 
@@ -178,6 +194,7 @@ class Refusal(Document):
 
 
 Refusals = tuple[Refusal, ...]
+Texts = tuple[Text, ...]
 
 
 class ModelReport(Document):
@@ -194,6 +211,8 @@ class ModelReport(Document):
     verdict: Verdict | None = None
     waiting: Text = ""
     """What `checking` or `fetching` waits for, in words; empty when it waits for nothing."""
+    stale: Texts = ()
+    """How it is further behind than policy allows, in words; empty when it isn't."""
 
 
 class RecipeRef(Part):
@@ -262,6 +281,8 @@ class Hello(Document):
     deny: Denials = Denials()
     numbers: Numbers
     acked: dict[Lane, LaneReceipt] = {}
+    lacks: Numbers = Numbers()
+    """Older documents that it has use for: of each the newest published one up to this number; 0: none."""
 
 
 class Ask(Document):
@@ -423,6 +444,12 @@ class Reported(Document):
     deny: Denials
     bytes_received: Count
     """MQTT payload bytes this node has received since it was enrolled."""
+    policy: Count = 0
+    """Number of the policy in force for what isn't one model's; 0: none."""
+    declined: tuple[Declined, ...] = ()
+    spent: Spent = Spent()
+    done: Count = 0
+    """Highest number of a command of its assignment that was carried out or refused."""
     models: dict[ModelName, ModelReport]
 
 

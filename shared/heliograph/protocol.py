@@ -14,6 +14,7 @@ from typing import Literal
 from heliograph import documents as doc
 from heliograph.documents import Document
 from heliograph.errors import IntegrityError
+from heliograph.policy import Config, Policy
 
 PREFIX = "heliograph/v1"
 SCHEMAS: dict[str, int] = {"statement": 1, "manifest": 1, "recipe": 1, "records": 1, "deny": 1}
@@ -71,8 +72,8 @@ TOPICS: tuple[Topic, ...] = (
     Topic("set",      "tuf/set",               "hub", "node", 1, True,  "bytes"),
     Topic("root",     "tuf/root/{number}",     "hub", "node", 1, True,  "bytes"),
     Topic("desired",  "desired/{ring}",        "hub", "node", 1, True,  "statements", "directive",  doc.Directive),
-    Topic("policy",   "policy/{ring}",         "hub", "node", 1, True,  "statement",  "policy"),
-    Topic("config",   "config/{model}",        "hub", "node", 1, True,  "statement",  "config"),
+    Topic("policy",   "policy/{ring}",         "hub", "node", 1, True,  "statement",  "policy",     Policy),
+    Topic("config",   "config/{model}",        "hub", "node", 1, True,  "statement",  "config",     Config),
     Topic("assigned", _DOWN + "assigned",      "hub", "own",  1, False, "statement",  "assignment", doc.Assignment),
     Topic("offer",    _DOWN + "offer",         "hub", "own",  1, False, "statement",  "offer",      doc.Offer),
     Topic("receipt",  _DOWN + "receipt",       "hub", "own",  1, False, "statement",  "receipt",    doc.Receipt),
