@@ -22,9 +22,11 @@ from typing import Any
 from bundles import BASE, HEAD, digits_bundle, sample_request
 from heliograph.errors import RefusedError, TransportError, WaitError
 from heliograph.lab import Proxy, Realm, free_port, infer, wait_until
-from heliograph_hub import commands
 from heliograph_hub.authority import load_key
 from heliograph_hub.client import HubClient
+from heliograph_hub.commands.key import key_deny
+from heliograph_hub.commands.release import release_add, release_approve, release_deny, release_sign
+from heliograph_hub.commands.rollout import rollout_start
 from heliograph_site.serving.control import ServerControl
 from heliograph_site.status import status as node_status
 
@@ -48,7 +50,7 @@ def prepare(folder: Path) -> Path:
         realm.join(NODE)
         realm.start_node(NODE)
         _vouch(realm, digits_bundle(folder / FIRST, FIRST, BASE, soak_max_s=1), MODEL, FIRST)
-        commands.rollout_start(f"{MODEL}@{FIRST}", str(realm.hub_dir))
+        rollout_start(f"{MODEL}@{FIRST}", str(realm.hub_dir))
         slow = digits_bundle(folder / SECOND, SECOND, HEAD, soak_max_s=60) / "release.toml"
         slow.write_text(slow.read_text().replace("min_s = 1\n", "min_s = 60\n"))
         _vouch(realm, slow.parent, MODEL, SECOND)
@@ -67,9 +69,9 @@ def prepare(folder: Path) -> Path:
 
 def _vouch(realm: Realm, bundle: Path, model: str, version: str) -> None:
     keys, hub = realm.hub_dir / "keys", str(realm.hub_dir)
-    commands.release_add(bundle, hub)
-    commands.release_sign(f"{model}@{version}", [keys / f"sign-{model}.key"], hub)
-    commands.release_approve(f"{model}@{version}", [keys / f"approve-{model}-{n}.key" for n in (1, 2)], hub)
+    release_add(bundle, hub)
+    release_sign(f"{model}@{version}", [keys / f"sign-{model}.key"], hub)
+    release_approve(f"{model}@{version}", [keys / f"approve-{model}-{n}.key" for n in (1, 2)], hub)
 
 
 class Road:
@@ -279,20 +281,20 @@ class Rig:
     # --- operators ----------------------------------------------------------------------------------------------------
 
     def roll_out(self, version: str, model: str = MODEL) -> None:
-        commands.rollout_start(f"{model}@{version}", str(self.realm.hub_dir))
+        rollout_start(f"{model}@{version}", str(self.realm.hub_dir))
 
     def key(self, name: str) -> Path:
         return self.realm.hub_dir / "keys" / f"{name}.key"
 
     def deny(self, release: str, *numbers: int) -> None:
         keys = [self.key(f"deny-{number}") for number in numbers]
-        commands.release_deny(release, keys, "wrong labels", str(self.realm.hub_dir))
+        release_deny(release, keys, "wrong labels", str(self.realm.hub_dir))
 
     def deny_key(self, name: str, keep: list[str]) -> None:
         """Denies the key of this name, by two keys that may."""
         keyid = load_key(self.key(name)).keyid.hex()
         keys = [self.key(f"deny-key-{number}") for number in (1, 2)]
-        commands.key_deny(keyid, keys, keep, "stolen", str(self.realm.hub_dir))
+        key_deny(keyid, keys, keep, "stolen", str(self.realm.hub_dir))
 
     def records(self, lane: str, kind: str) -> list[dict[str, Any]]:
         """What the hub holds of the node, the oldest first."""

@@ -359,7 +359,7 @@ class Service:
 
     async def run(self, say: Callable[[str], None]) -> None:
         """Runs until SIGINT or SIGTERM, then stops cleanly."""
-        from heliograph_hub.api import application
+        from heliograph_hub.api.application import application
 
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -43,6 +43,8 @@ PLANTED = [
     ("lab-layers", "shared/heliograph/lab/brand_new.py", ""),
     ("site-layers", "site/heliograph_site/brand_new.py", ""),
     ("hub-layers", "hub/heliograph_hub/brand_new.py", ""),
+    ("hub-api-layers", "hub/heliograph_hub/api/brand_new.py", ""),
+    ("hub-commands-layers", "hub/heliograph_hub/commands/brand_new.py", ""),
     ("pure", "shared/heliograph/wire.py", "import time"),
     ("pure", "site/heliograph_site/machine.py", "import heliograph.objects"),
     ("pure", "hub/heliograph_hub/rollout.py", "def f():\n    import sqlite3"),

@@ -1,0 +1,32 @@
+"""[IO] Every subject of the API as one ASGI application."""
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from heliograph.errors import HeliographError
+from heliograph_hub.api.denials import Denials
+from heliograph_hub.api.fleet import Fleet
+from heliograph_hub.api.messages import endpoint, on_error, on_http_error
+from heliograph_hub.api.realm import Realm
+from heliograph_hub.api.releases import Releases
+from heliograph_hub.api.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from heliograph_hub.service import Service
+
+SUBJECTS = (Realm, Releases, Denials, Rollouts, Fleet)
+
+
+def application(service: "Service") -> Starlette:
+    """The API as an ASGI application."""
+    return Starlette(
+        routes=[
+            Route(path, endpoint(action), methods=[method])
+            for subject in SUBJECTS
+            for method, path, action in subject(service).routes()
+        ],
+        exception_handlers={HeliographError: on_error, HTTPException: on_http_error},
+    )

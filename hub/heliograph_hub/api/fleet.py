@@ -1,0 +1,153 @@
+"""[IO] The fleet: nodes as they last reported, enrolment, rings of sites."""
+
+from typing import Any
+
+from starlette.requests import Request
+
+from heliograph.documents import ModelReport
+from heliograph.errors import ConfigError, NotFoundError
+from heliograph.names import RINGS, check_name
+from heliograph_hub.api.messages import Answer, Routes, link, now, text
+from heliograph_hub.api.part import Part
+from heliograph_hub.figures import Figures
+from heliograph_hub.fleet import Node
+
+
+class Fleet(Part):
+    """What is asked about nodes and sites."""
+
+    def routes(self) -> Routes:
+        """Where it is asked."""
+
+        def names(request: Request) -> tuple[str, str]:
+            return request.path_params["site"], request.path_params["node"]
+
+        def lane(request: Request) -> str:
+            return str(request.path_params["lane"])
+
+        return [
+            ("GET", "/v1/fleet", lambda r, b: self.list_fleet()),
+            ("GET", "/v1/fleet/{site}/{node}", lambda r, b: self.show_node(*names(r))),
+            ("GET", "/v1/fleet/{site}/{node}/records/{lane}", lambda r, b: self.list_records(*names(r), lane(r))),
+            ("POST", "/v1/fleet/tokens", lambda r, b: self.add_token(b)),
+            ("POST", "/v1/fleet/assignments", lambda r, b: self.assign(b)),
+        ]
+
+    async def list_fleet(self) -> Answer:
+        """Every node as it last reported."""
+        names = self.names()
+        return [self._node(node, names) for node in self._service.fleet.nodes()]
+
+    async def show_node(self, site: str, name: str) -> Answer:
+        """One node, with all it said."""
+        fleet = self._service.fleet
+        node = fleet.node(site, name)
+        said = node.reported
+        names = self.names()
+        models = {}
+        for model, report in said.models.items() if said else ():
+            models[model] = _model(report, names) | {
+                "fallback": _tuple(report.fallback, None, names),
+                "held": [digest.hex() for digest in report.held],
+                "refused": [
+                    {
+                        "release": names.get(refusal.release),
+                        "digest": refusal.release.hex(),
+                        "number": refusal.number,
+                        "reason": refusal.reason,
+                    }
+                    for refusal in report.refused
+                ],
+                "verdict": report.verdict,
+                "waiting": report.waiting,
+            }
+        return self._node(node, names) | {
+            "models": models,
+            "key": node.keyid.hex(),
+            "enrolled_at": node.enrolled_at,
+            "agent": said.agent if said else None,
+            "estimate": said.estimate if said else None,
+            "run": node.run.hex() if node.run else None,
+            "trust": {"versions": dict(said.tuf) if said else {}},
+            "assignment": {"number": node.assignment, "echoed": said.assignment if said else None},
+            "deny": {
+                "count": said.deny.count if said else 0,
+                "digest": said.deny.digest.hex() if said else "",
+                "acknowledged": said is not None and said.deny == self._service.denials.head,
+            },
+            "bytes_sent": self._service.distribution.content_bytes[site, name],
+            "serving": {
+                model: [_figures(release, names) for release in releases]
+                for model, releases in fleet.serving(site, name).items()
+            },
+            "records": fleet.lanes(site, name),
+            "not_counted": fleet.counts(site, name),
+        }
+
+    async def list_records(self, site: str, name: str, lane: str) -> Answer:
+        """The newest records of one lane of one node."""
+        self._service.fleet.node(site, name)
+        return self._service.fleet.records(site, name, lane)
+
+    async def add_token(self, body: dict[str, Any]) -> Answer:
+        """A join string: the one secret this API gives out."""
+        site, node = check_name(text(body, "site"), "site"), check_name(text(body, "node"), "node")
+        life_s = body.get("life_s")
+        if type(life_s) is not int:
+            raise ConfigError("life_s must be a whole number of seconds")
+        join, expires = self._service.add_token(site, node, life_s)
+        return {"join": join, "expires": expires, "site": site, "node": node}
+
+    async def assign(self, body: dict[str, Any]) -> Answer:
+        """Puts a site into a ring."""
+        site, wanted = check_name(text(body, "site"), "site"), text(body, "ring")
+        ring = next((ring for ring in RINGS if ring == wanted), None)
+        if ring is None:
+            raise NotFoundError(f"no ring {wanted!r}: rings are {', '.join(RINGS)}")
+        assigned = self._service.fleet.assign(site, ring)
+        for node, statement in assigned:
+            await self._service.send_assignment(site, node, statement)
+        return {"site": site, "ring": ring, "nodes": [node for node, _ in assigned]}
+
+    def _node(self, node: Node, names: dict[bytes, str]) -> dict[str, Any]:
+        said = node.reported
+        return {
+            "site": node.site,
+            "node": node.node,
+            "ring": node.ring,
+            "models": {model: _model(report, names) for model, report in (said.models if said else {}).items()},
+            "last_heard": node.last_heard,
+            "link": link(node.is_up(now())),
+            "bytes_received": said.bytes_received if said else 0,
+        }
+
+
+def _model(report: ModelReport, names: dict[bytes, str]) -> dict[str, Any]:
+    return {"phase": report.phase, "active": _tuple(report.tuple, report.since, names)}
+
+
+def _tuple(value: Any, since: int | None, names: dict[bytes, str]) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {
+        "release": names.get(value.release),
+        "digest": value.release.hex(),
+        "config": value.config,
+        "policy": value.policy,
+        "since": since,
+    }
+
+
+def _figures(figures: Figures, names: dict[bytes, str]) -> dict[str, Any]:
+    return {
+        "release": names.get(figures.release),
+        "digest": figures.release.hex(),
+        "records": figures.records,
+        "from": figures.begin,
+        "to": figures.end,
+        "requests": figures.requests,
+        "errors": figures.errors,
+        "restarts": figures.restarts,
+        "p50_ms": figures.latency_ms(0.5),
+        "p95_ms": figures.latency_ms(0.95),
+    }

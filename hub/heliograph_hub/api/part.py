@@ -1,0 +1,44 @@
+"""What each subject of the API stands on: the service, and how releases are found, named and shown as denied."""
+
+from typing import TYPE_CHECKING, Any
+
+from heliograph.errors import RefusedError
+from heliograph.names import parse_release
+from heliograph_hub.denial import why
+from heliograph_hub.registry import Release
+
+if TYPE_CHECKING:
+    from heliograph_hub.service import Service
+
+
+class Part:
+    """One method per thing an operator can ask; arguments are checked here, answers are plain JSON values."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+
+    def find(self, name: str) -> Release:
+        """The release of this name."""
+        return self._service.registry.find(*parse_release(name))
+
+    def names(self) -> dict[bytes, str]:
+        """Every release's name, by digest."""
+        return {release.digest: release.name for release in self._service.registry.all()}
+
+    def refuse_denied(self, release: Release) -> None:
+        """Nothing is done for a denied release."""
+        denial = self._service.denials.denial(release.model, release.digest)
+        if denial is not None:
+            raise RefusedError(f"{release.name} is denied {why(denial)}; that is for good, release a new version")
+
+    def denied(self, release: Release) -> dict[str, Any] | None:
+        """What denies a release, for people; None if nothing does."""
+        denial = self._service.denials.denial(release.model, release.digest)
+        if denial is None or denial.document is None:
+            return None
+        return {
+            "type": denial.type,
+            "reason": denial.document.reason,
+            "at": denial.document.at,
+            "final": self._service.denials.is_final(release.model, release.digest),
+        }
