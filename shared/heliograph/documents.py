@@ -283,6 +283,8 @@ class Hello(Document):
     acked: dict[Lane, LaneReceipt] = {}
     lacks: Numbers = Numbers()
     """Older documents that it has use for: of each the newest published one up to this number; 0: none."""
+    key: KeyId | None = None
+    """Id of the key that this node has, so that hardware that was replaced isn't taken for what replaced it."""
 
 
 class Ask(Document):

@@ -7,14 +7,16 @@ Rule 1: TUF's delegations are an OR; the AND is `admit`: signed AND approved AND
 Rule 2: a statement counts on the topic of its type, from the role its type names, for the realm, ring, model, node and
     key that it itself names. Its signatures are verified before its payload is parsed.
 Rule 3: keys of the duties sign metadata, never statements; a node's own key signs what that node says, nothing else.
-Rule 4: hostile input gives TrustError or IntegrityError, nothing else.
+Rule 4: into ring protected, within it and out of it leads only an assignment that protected's own threshold signed;
+    that threshold may also sign any other.
+Rule 5: hostile input gives TrustError or IntegrityError, nothing else.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from heliograph import statement as envelope
-from heliograph.documents import Directive, Document, NodeScoped
+from heliograph.documents import Assignment, Directive, Document, NodeScoped
 from heliograph.errors import RefusedError, TrustError
 from heliograph.metadata import time_text
 from heliograph.names import Ring
@@ -22,6 +24,8 @@ from heliograph.protocol import STATEMENTS, Topic, topic
 from heliograph.signing import PublicKey, verify_own
 from heliograph.statement import Statement
 from heliograph.trust import DUTIES, Target, TrustedSet
+
+PROTECTED_ROLE = "ring-protected"
 
 
 class UnknownTypeError(TrustError):
@@ -111,7 +115,7 @@ def open_document(
         site: who reads; needed for documents meant for one node.
         node: as `site`.
         key: the reader's key id, 32 bytes; as `site`.
-        is_protected: the reader is in ring protected, whose threshold its assignment then needs.
+        is_protected: the reader is in ring protected, or was enrolled for it: its assignment needs that threshold.
 
     Raises:
         UnknownTypeError: a type that is unknown or reserved: count it and ignore it.
@@ -121,9 +125,12 @@ def open_document(
     statement = envelope.parse(data)
     _require_type(statement, row)
     role = STATEMENTS[statement.type].format(**names)
-    if statement.type == "assignment" and is_protected:
-        role = "ring-protected"
+    is_by_protected = statement.type == "assignment" and _reaches(current, statement, PROTECTED_ROLE)
+    if is_by_protected or (statement.type == "assignment" and is_protected):
+        role = PROTECTED_ROLE
     document = _open(current, statement, row, names, role)
+    if isinstance(document, Assignment) and document.ring == "protected" and not is_by_protected:
+        raise TrustError(f"assignment into ring protected is signed by {role}, it needs {PROTECTED_ROLE}")
     if isinstance(document, NodeScoped):
         meant, reads = (document.site, document.node, document.key), (site, node, key)
         if meant != reads or any(names.get(what, mine) != mine for what, mine in (("site", site), ("node", node))):
@@ -165,6 +172,15 @@ def _signers(current: TrustedSet, statement: Statement, role: str) -> list[bytes
     if len(signed) < threshold:
         raise TrustError(f"{statement.type!r} is signed by {len(signed)} keys of {role}, it needs {threshold}")
     return signed
+
+
+def _reaches(current: TrustedSet, statement: Statement, role: str) -> bool:
+    """Whether the statement reaches the threshold of a role."""
+    try:
+        _signers(current, statement, role)
+    except TrustError:
+        return False
+    return True
 
 
 def _require_type(statement: Statement, row: Topic) -> None:

@@ -3,8 +3,10 @@
 Rule 1: nothing is kept that did not verify, and a set only whole (`heliograph.trust`).
 Rule 2: documents are kept as signed and verified again whenever they are used; a number counts only as long as the
     signatures of its document do.
-Rule 3: what a directive means to a machine now is worked out from these and the time alone: level, not edge.
-Rule 4: denials are handed over, not kept here: they go to the journal in one transaction with what every machine makes
+Rule 3: a node enrolled for ring protected, or in it, takes an assignment only at protected's threshold. What it is
+    stays in force over restarts and changes of keys, until a newer assignment that verifies replaces it.
+Rule 4: what a directive means to a machine now is worked out from these and the time alone: level, not edge.
+Rule 5: denials are handed over, not kept here: they go to the journal in one transaction with what every machine makes
     of them, and count from then on (`holds`).
 """
 
@@ -17,6 +19,7 @@ from heliograph.documents import Assignment, Directive, Document, Numbers, Older
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, TrustError
 from heliograph.names import Ring
 from heliograph.protocol import Topic, topic
+from heliograph.statement import parse
 from heliograph.trust import (
     DUTIES,
     TrustedSet,
@@ -69,8 +72,18 @@ class Belief:
         assignment: what this node is; None before the first.
     """
 
-    def __init__(self, journal: Journal, names: tuple[str, str, str], keyid: bytes, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        names: tuple[str, str, str],
+        keyid: bytes,
+        now: Callable[[], int],
+        *,
+        for_protected: bool = False,
+    ) -> None:
         """Reads the journal. `names` are realm, site, node; `now` gives the estimated time.
+
+        `for_protected`: the token that enrolled this node said so.
 
         Raises:
             ConfigError: no metadata was ever trusted here.
@@ -79,10 +92,12 @@ class Belief:
         self._realm, self._site, self._node = names
         self._keyid = keyid
         self._now = now
+        self._for_protected = for_protected
         state = journal.trusted()
         if state is None:
             raise ConfigError(f"{journal.path} holds no trusted metadata: join anew")
         self.trusted: TrustedSet = state_from_bytes(state)
+        self._assigned: Held | None = next(iter(journal.held("assignment")), None)
         self.assignment: Assignment | None = self._held_assignment()
         denials = journal.denials()
         self.denials = DenySet() if denials is None else DenySet.from_bytes(denials)
@@ -96,6 +111,11 @@ class Belief:
         return self.assignment.ring if self.assignment else None
 
     @property
+    def is_protected(self) -> bool:
+        """Whether this node's assignments need the threshold of ring protected."""
+        return self._for_protected or self.ring == "protected"
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Models that a directive is held for."""
         return tuple(self._directives)
@@ -104,7 +124,7 @@ class Belief:
         """The newest numbers held, for hello."""
         return Numbers(
             directives={model: held.number for model, held in self._directives.items()},
-            assignment=self.assignment.number if self.assignment else 0,
+            assignment=self._assignment_number(),
         )
 
     def open(self, row: Topic, names: dict[str, str], payload: bytes) -> Document:
@@ -121,7 +141,7 @@ class Belief:
             site=self._site,
             node=self._node,
             key=self._keyid,
-            is_protected=self.ring == "protected",
+            is_protected=self.is_protected,
         )
 
     def take(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
@@ -274,9 +294,10 @@ class Belief:
         assignment = self.open(row, names, payload)
         assert isinstance(assignment, Assignment)  # the row says so
         before = self.assignment
-        if before is not None and assignment.number <= before.number:
+        if assignment.number <= self._assignment_number():
             return News()
-        self._journal.hold(Held("assignment", "", assignment.number, payload))
+        self._assigned = Held("assignment", "", assignment.number, payload)
+        self._journal.hold(self._assigned)
         self.assignment = assignment
         is_other_ring = before is None or before.ring != assignment.ring
         if is_other_ring:
@@ -302,23 +323,42 @@ class Belief:
         assert isinstance(directive, Directive)  # the row says so
         return directive
 
+    def _assignment_number(self) -> int:
+        """The number of the assignment held, as long as its signatures still count; else 0."""
+        if self._assigned is None:
+            return 0
+        try:
+            self._open_held(self._assigned)
+        except HeliographError:
+            return 0
+        return self._assigned.number
+
     def _held_assignment(self) -> Assignment | None:
-        names = {"site": self._site, "node": self._node}
-        for held in self._journal.held("assignment"):
-            try:
-                # Its ring's threshold was checked when it came.
-                document = open_document(
-                    self.trusted,
-                    held.statement,
-                    topic("assigned"),
-                    names,
-                    site=self._site,
-                    node=self._node,
-                    key=self._keyid,
-                )
-            except HeliographError as error:
-                log.warning("the assignment held no longer verifies: %s", error)
-                continue
-            assert isinstance(document, Assignment)  # the row says so
-            return document
-        return None
+        """What this node is. Verified when it came: a rotation of its keys must lead no node out of protected."""
+        if self._assigned is None:
+            return None
+        try:
+            return self._open_held(self._assigned)
+        except HeliographError as error:
+            log.warning("the assignment held no longer verifies, it stays in force until a newer one: %s", error)
+        try:
+            held = Assignment.decode(parse(self._assigned.statement).payload)
+        except HeliographError as error:
+            log.warning("the assignment held can't be read: %s", error)
+            return None
+        mine = (self._realm, self._site, self._node, self._keyid)
+        return held if (held.realm, held.site, held.node, held.key) == mine else None
+
+    def _open_held(self, held: Held) -> Assignment:
+        document = open_document(
+            self.trusted,
+            held.statement,
+            topic("assigned"),
+            {"site": self._site, "node": self._node},
+            site=self._site,
+            node=self._node,
+            key=self._keyid,
+            is_protected=self._for_protected,
+        )
+        assert isinstance(document, Assignment)  # the row says so
+        return document

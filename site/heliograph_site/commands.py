@@ -38,7 +38,9 @@ def node_join(
     """
     check_free(folder)
     found = JoinString.parse(sys.stdin.readline() if string == "-" else string)
-    assignment = asyncio.run(join(found, folder, http_port, SystemRandom()))
+    assignment = asyncio.run(
+        join(found, folder, http_port, SystemRandom(), say=lambda line: print(line, file=sys.stderr, flush=True))
+    )
     print(f"{found.site}/{found.node} joined realm {found.realm} in ring {assignment.ring}; run it with:")
     print(f"  heliograph node run {folder}")
 

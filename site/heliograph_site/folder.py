@@ -46,6 +46,8 @@ class NodeFile(BaseModel):
     port: Port
     root: HexDigest
     """SHA-256 of the first root metadata: the trust anchor."""
+    protected: bool = False
+    """The token said that this node is for ring protected: its assignments need that ring's threshold, for ever."""
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Where the Open Inference Protocol is served; 0: the system chooses at each start."""
@@ -64,6 +66,7 @@ class JoinString:
         host, port: of the broker.
         token: 32 bytes, good once.
         root: SHA-256 of the realm's root metadata.
+        protected: the node takes an assignment only at the threshold of ring protected.
     """
 
     host: str
@@ -73,10 +76,12 @@ class JoinString:
     node: str
     token: bytes
     root: bytes
+    protected: bool = False
 
     def encode(self) -> str:
         """`heliograph1:` and the base64url of a msgpack array."""
-        fields = [1, self.host, self.port, self.realm, self.site, self.node, self.token, self.root, None]
+        rest = [None, self.protected] if self.protected else [None]
+        fields = [1, self.host, self.port, self.realm, self.site, self.node, self.token, self.root, *rest]
         return JOIN_PREFIX + base64.urlsafe_b64encode(pack(fields)).decode().rstrip("=")
 
     @classmethod
@@ -95,9 +100,9 @@ class JoinString:
         except (binascii.Error, ValueError, IntegrityError) as error:
             raise ConfigError("the join string is damaged: copy all that `fleet token` printed") from error
         match fields:
-            case [1, str(host), int(port), str(realm), str(site), str(node), bytes(token), bytes(root), None]:
-                if len(token) == 32 and len(root) == 32:
-                    found = cls(host, port, realm, site, node, token, root)
+            case [1, str(host), int(port), str(realm), str(site), str(node), bytes(token), bytes(root), None, *rest]:
+                if len(token) == 32 and len(root) == 32 and (not rest or (len(rest) == 1 and rest[0] is True)):
+                    found = cls(host, port, realm, site, node, token, root, bool(rest))
                     found.node_file(0)  # checks the names and the address
                     return found
             case [int(version), *_] if version != 1:
@@ -118,6 +123,7 @@ class JoinString:
                 host=self.host,
                 port=self.port,
                 root=self.root.hex(),
+                protected=self.protected,
                 http_port=http_port,
             )
         except ValidationError as error:

@@ -1,11 +1,13 @@
 """`node join`: from a join string to a node's folder, once.
 
 Steps: (1) read the realm's root and check it against the digest in the join string; (2) verify the metadata set under
-it; (3) make a key, send it with the token; (4) wait for the assignment that names this key, signed by role `assign`;
+it; (3) make a key, send it with the token; (4) wait for the assignment that names this key, signed by role `assign`
+or, if the token says protected, at the threshold of ring protected: then for as long as people need to sign it;
 (5) put the folder in place, whole, in one rename. Before (5) nothing of it exists.
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -57,9 +59,16 @@ def make_beside(folder: Path) -> Path:
 
 
 async def join(
-    string: JoinString, folder: Path, http_port: int, rng: Random, deadlines: Deadlines = DEADLINES
+    string: JoinString,
+    folder: Path,
+    http_port: int,
+    rng: Random,
+    deadlines: Deadlines = DEADLINES,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Assignment:
     """Enrols a new node and returns what it is; its folder is on disk then.
+
+    With a token that says protected this waits without limit, since people have to sign; `say` is told so.
 
     Raises:
         ConfigError: the folder is in use or can't be made; the token is still good.
@@ -92,7 +101,17 @@ async def join(
         enroll = Enroll(token=string.token, key=key.public.raw, nonce=os.urandom(16)).encode()
         target = topic("enroll").build(string.realm, site=string.site, node=string.node)
         await mqtt.publish(target, enroll, qos=1)
-        await _within(ceremony.enrolled, deadlines.enroll_s, ceremony.why_not_enrolled)
+        if string.protected:
+            say(f"waiting for the keys of ring protected to sign: heliograph fleet request {string.site} --out FILE")
+        while True:
+            try:
+                await _within(ceremony.enrolled, deadlines.enroll_s, ceremony.why_not_enrolled)
+                break
+            except RefusedError:
+                if not string.protected:
+                    raise
+            with contextlib.suppress(TransportError):  # the link is down: once more later
+                await mqtt.publish(target, enroll, qos=1)  # whose answer may have been lost
     finally:
         running.cancel()
         await asyncio.wait({running})
@@ -177,6 +196,7 @@ class _Ceremony:
                         site=self._string.site,
                         node=self._string.node,
                         key=self._key.keyid,
+                        is_protected=self._string.protected,
                     )
                     assert isinstance(document, Assignment)  # the row says so
                     self.assignment, self.statement = document, payload

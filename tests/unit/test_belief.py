@@ -8,7 +8,10 @@ from tests.realms import MODEL, NOW, Realm
 from heliograph.blob import sha256
 from heliograph.deny import DenySet, encode_list, list_digest
 from heliograph.documents import Assignment, Denials, Deny, DenyKey, Heads
+from heliograph.errors import TrustError
+from heliograph.names import Ring
 from heliograph.protocol import topic
+from heliograph.signing import sign_statement
 from heliograph.statement import Statement, encode, parse
 from heliograph.trust import state_to_bytes, with_set
 from heliograph.wire import pack
@@ -149,3 +152,70 @@ def test_a_list_that_came_before_the_timestamp_that_names_it_is_not_asked_for_ag
     node.hear(encode_list([denial])[0])
     assert not node.name(denial).hello
     assert node.belief.why_unsure() is None
+
+
+# --- what this node is ------------------------------------------------------------------------------------------------
+
+
+def assignment(node: Node, number: int, ring: Ring) -> bytes:
+    """What the node is to be, unsigned."""
+    return Assignment(realm=node.realm.name, site="shop", node="till", key=KEY, number=number, ring=ring).encode()
+
+
+def told(belief: Belief, node: Node, number: int, ring: Ring, role: str, keys: int) -> News:
+    """What an assignment that so many keys of a role signed is to the node."""
+    signed = sign_statement("assignment", assignment(node, number, ring), node.realm.keys[role][:keys])
+    return belief.take(topic("assigned"), NODE, signed)
+
+
+def reopened(node: Node, *, for_protected: bool = False) -> Belief:
+    """The same after a restart."""
+    return Belief(node.journal, (node.realm.name, "shop", "till"), KEY, lambda: NOW, for_protected=for_protected)
+
+
+def test_who_stole_the_hubs_keys_takes_no_node_into_protected_or_out_of_it_even_after_a_restart(node: Node) -> None:
+    for role, keys in (("assign", 1), ("ring-protected", 1)):
+        with pytest.raises(TrustError, match="it needs"):
+            told(node.belief, node, 2, "protected", role, keys)
+    assert told(node.belief, node, 2, "protected", "ring-protected", 2).ring
+    for belief in (node.belief, reopened(node)):
+        assert (belief.ring, belief.is_protected) == ("protected", True)
+        for ring in ("general", "protected"):
+            for role, keys in (("assign", 1), ("ring-protected", 1)):
+                with pytest.raises(TrustError, match="ring-protected, it needs 2"):
+                    told(belief, node, 3, ring, role, keys)
+    assert told(belief, node, 3, "general", "ring-protected", 2).ring
+    assert (belief.ring, belief.is_protected) == ("general", False)
+    assert told(reopened(node), node, 4, "early", "assign", 1).ring, "out of protected the hub's key is enough again"
+
+
+def test_a_node_in_protected_stays_there_when_the_keys_that_put_it_there_are_replaced(node: Node) -> None:
+    told(node.belief, node, 7, "protected", "ring-protected", 2)
+    node.realm.rotate("ring-protected")
+    node.journal.save_trusted(state_to_bytes(with_set(node.belief.trusted, node.realm.publish().pack(), NOW)))
+    belief = reopened(node)
+    assert (belief.ring, belief.is_protected) == ("protected", True), "content stays in force"
+    assert belief.numbers().assignment == 0, "its number does not"
+    with pytest.raises(TrustError, match="ring-protected, it needs 2"):
+        told(belief, node, 8, "general", "assign", 1)
+    assert told(belief, node, 2, "protected", "ring-protected", 2).assigned
+    assert belief.numbers().assignment == 2
+
+
+def test_a_node_enrolled_for_protected_is_so_before_and_after_every_assignment(node: Node) -> None:
+    belief = reopened(node, for_protected=True)
+    assert belief.numbers().assignment == 0, "the one key's assignment held counts for nothing"
+    for ring in ("general", "protected"):
+        with pytest.raises(TrustError, match="ring-protected, it needs 2"):
+            told(belief, node, 2, ring, "assign", 1)
+    assert told(belief, node, 2, "general", "ring-protected", 2).assigned
+    again = reopened(node, for_protected=True)
+    with pytest.raises(TrustError, match="ring-protected, it needs 2"):
+        told(again, node, 3, "early", "assign", 1)
+
+
+def test_an_assignment_that_was_replaced_is_not_taken_again(node: Node) -> None:
+    told(node.belief, node, 2, "early", "assign", 1)
+    for number in (1, 2):
+        assert told(node.belief, node, number, "general", "assign", 1) == News()
+    assert node.belief.ring == "early"

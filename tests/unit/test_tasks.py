@@ -66,6 +66,9 @@ def test_this_machine_is_described_without_loading_a_runtime() -> None:
 def test_a_join_string_comes_back_as_it_was_printed() -> None:
     assert JoinString.parse(f"  {STRING.encode()}\n") == STRING
     assert "=" not in STRING.encode()
+    protected = replace(STRING, protected=True)
+    assert JoinString.parse(protected.encode()) == protected and protected.node_file(0).protected
+    assert not STRING.node_file(0).protected
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,7 @@ def test_a_join_string_comes_back_as_it_was_printed() -> None:
         (replace(STRING, site="Shop 1").encode(), "doesn't hold: site"),
         (replace(STRING, port=70000).encode(), "doesn't hold: port"),
         (replace(STRING, token=b"short").encode(), "damaged: copy all"),
+        (replace(STRING, protected=2).encode(), "damaged: copy all"),
     ],
 )
 def test_a_bad_join_string_is_refused_in_one_sentence(text: str, says: str) -> None:

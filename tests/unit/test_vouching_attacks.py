@@ -227,11 +227,26 @@ def test_a_protected_node_takes_an_assignment_only_at_protecteds_threshold(realm
     assert open_assignment(held, signed, is_protected=True) == away
 
 
+@pytest.mark.parametrize("is_protected", [False, True])
+def test_no_key_but_protecteds_own_leads_into_protected(realm: Realm, held: TrustedSet, is_protected: bool) -> None:
+    into = assignment(realm, ring="protected")
+    both = realm.keys["ring-protected"]
+    for keys in (realm.keys["assign"], both[:1], [*realm.keys["assign"], both[0]]):
+        with pytest.raises(TrustError, match="it needs"):
+            open_assignment(held, sign_statement("assignment", into.encode(), keys), is_protected=is_protected)
+    assert open_assignment(held, sign_statement("assignment", into.encode(), both), is_protected=is_protected) == into
+
+
+def test_protecteds_threshold_may_assign_what_one_key_could(realm: Realm, held: TrustedSet) -> None:
+    signed = sign_statement("assignment", assignment(realm).encode(), realm.keys["ring-protected"])
+    assert open_assignment(held, signed) == assignment(realm)
+
+
 def test_unknown_and_reserved_types_are_told_apart_from_attacks(realm: Realm, held: TrustedSet) -> None:
     with pytest.raises(UnknownTypeError, match="unknown type 'weather'"):
         vouching.open_document(held, sign_statement("weather", b"", []), topic("desired"), {"ring": "canary"})
     with pytest.raises(UnknownTypeError, match="reserved"):
-        vouching.open_document(held, sign_statement("policy", b"", []), topic("policy"), {"ring": "canary"})
+        vouching.open_document(held, sign_statement("renew", b"", []), topic("renew"), {"site": "shop", "node": "till"})
 
 
 @pytest.mark.parametrize("role", ["root", "snapshot", "targets", SIGN, APPROVE, "nobody", "ring-moon", ""])
