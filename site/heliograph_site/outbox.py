@@ -11,17 +11,21 @@ Rule 3: over its limit the outbox decays before it loses: metrics of past hours 
     for the lane's one `gap` row, which counts them; incidents and audit records go last and never merge.
 Rule 4: a lane never fills what is reserved for dearer ones, and nothing of a dearer lane is lost for it.
 Rule 5: kept + merged + lost + receipted = written, in every lane, always; a restart changes none of them.
+Rule 6: what policy keeps at the site (`telemetry`) is left out before anything is stored: a lane that may not leave is
+    not written at all, fields that are redacted are gone from every record, at any depth.
 
 How kinds of records merge is said in decay.py. Source: FORMATS.md, "Outbox".
 """
 
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 from heliograph.documents import LANES, Lane
+from heliograph.policy import DAY_S, Telemetry
 from heliograph.wire import pack, unpack
 from heliograph_site.decay import PERIODS_S, Piece, merge, subject
 from heliograph_site.journal import Database, Migrations, open_database
@@ -147,11 +151,15 @@ class Outbox:
     Args:
         run: the agent's run, 8 bytes; None opens read-only.
         cap_bytes: what the file's used pages may take; rows that were handed out are never dropped for it.
+
+    Attributes:
+        telemetry: what may leave the site; counts for what is written from now on.
     """
 
     def __init__(self, path: Path, run: bytes | None, cap_bytes: int = DEFAULT_CAP_BYTES) -> None:
         self._db = open_database(path, migrations, read_only=run is None)
         self._conn: sqlite3.Connection = self._db.conn
+        self.telemetry = Telemetry()
         self._cap_bytes = cap_bytes
         self._page_bytes: int = self._conn.execute("PRAGMA page_size").fetchone()[0]
         self._run = -1
@@ -181,9 +189,12 @@ class Outbox:
     def append(self, lane: Lane, kind: str, at: int, body: dict[str, Any]) -> None:
         """Writes a record, on disk when this returns. It may make older records merge, or be lost, to fit.
 
-        A body over 16 KiB is replaced by a note of its size: a record must fit one message.
+        A body over 16 KiB is replaced by a note of its size: a record must fit one message. Nothing is written in a
+        lane that may not leave the site.
         """
-        data = pack(body)
+        if lane not in self.telemetry.lanes:
+            return
+        data = pack(redacted(lane, body, self.telemetry.redact))
         if len(data) > MAX_BODY_BYTES:
             data = pack({"oversize_bytes": len(data)})
         with self._db.atomic():
@@ -191,6 +202,28 @@ class Outbox:
             self._conn.execute("UPDATE total SET written = written + 1 WHERE lane = ?", (_RANKS[lane],))
             self._make_room(lane, at)
         self._give_back()
+
+    def expire(self, now: int) -> int:
+        """Loses, counted in their lanes' gaps, what was kept longer than `telemetry.keep_days`; returns how many.
+
+        What was handed out stays until it is receipted (rule 1).
+        """
+        oldest, lost = now - self.telemetry.keep_days * DAY_S, 0
+        with self._db.atomic():
+            for lane in LANES:
+                while self._is_older(lane, oldest) and self._lose(lane):
+                    lost += 1
+        if lost:
+            self._give_back()
+        return lost
+
+    def _is_older(self, lane: Lane, than: int) -> bool:
+        """Whether the lane's oldest unsent record ended before; one that knew no time yet is as new as any."""
+        row = self._conn.execute(
+            "SELECT until FROM record WHERE lane = ? AND run IS NULL AND kind != ? ORDER BY id LIMIT 1",
+            (_RANKS[lane], GAP),
+        ).fetchone()
+        return row is not None and 0 < row[0] < than
 
     def batch(self, lane: Lane, max_bytes: int) -> Batch | None:
         """The rows of the lane to send next, numbered and marked as handed out; None if there are none.
@@ -417,6 +450,22 @@ class Outbox:
         if free > 2 * SPARE_PAGES:
             # Each step of it frees one page; `execute` would take only the first.
             self._conn.executescript(f"PRAGMA incremental_vacuum({free - SPARE_PAGES})")
+
+
+def redacted(lane: Lane, body: Any, names: Sequence[str]) -> Any:
+    """The body without the fields so named, at any depth; `lane.name` names a field in one lane only."""
+    here = {name.removeprefix(f"{lane}.") for name in names if "." not in name or name.startswith(f"{lane}.")}
+    return _without(body, here) if here else body
+
+
+def _without(value: Any, names: Set[str]) -> Any:
+    match value:
+        case dict():
+            return {key: _without(inner, names) for key, inner in value.items() if key not in names}
+        case list() | tuple():
+            return [_without(inner, names) for inner in value]
+        case _:
+            return value
 
 
 def _kinds_of(count: int, gap: bytes) -> Counter[str]:

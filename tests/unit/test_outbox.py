@@ -10,6 +10,7 @@ import pytest
 
 from heliograph.documents import LANES, Lane
 from heliograph.errors import ConfigError
+from heliograph.policy import Telemetry
 from heliograph.sketch import Sketch
 from heliograph_site.decay import SPAN, Piece, merge
 from heliograph_site.outbox import GAP, MAX_BODY_BYTES, Outbox
@@ -312,6 +313,46 @@ def test_an_oversized_body_becomes_a_note_of_its_size(tmp_path: Path) -> None:
         outbox.append("sample", "request", 1, {"text": "x" * MAX_BODY_BYTES})
         batch = outbox.batch("sample", 1000)
         assert batch is not None and batch.rows[0][3]["oversize_bytes"] > MAX_BODY_BYTES
+
+
+def test_policy_telemetry_lanes_that_may_not_leave_are_not_written(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "o", RUN) as outbox:
+        outbox.telemetry = Telemetry(lanes=("incident", "audit"))
+        for lane in LANES:
+            outbox.append(lane, "step", 1, {"n": 1})
+        assert {lane: status.written for lane, status in outbox.status().items()} == {
+            "incident": 1, "audit": 1, "metric": 0, "sample": 0,
+        }  # fmt: skip
+
+
+def test_policy_telemetry_redact_leaves_fields_out_at_any_depth_before_they_are_stored(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "o", RUN) as outbox:
+        outbox.telemetry = Telemetry(redact=("secret", "audit.reason"))
+        body = {"secret": "4711", "reason": "why", "deep": [{"secret": "4711", "n": 1}]}
+        for lane in ("incident", "audit"):
+            outbox.append(lane, "step", 1, body)  # type: ignore[arg-type]
+        assert outbox.batch("incident", 9999).rows[0][3] == {"reason": "why", "deep": [{"n": 1}]}  # type: ignore[union-attr]
+        assert outbox.batch("audit", 9999).rows[0][3] == {"deep": [{"n": 1}]}  # type: ignore[union-attr]
+    assert b"4711" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_policy_telemetry_keep_days_loses_what_is_older_counted_in_a_gap(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "o", RUN) as outbox:
+        outbox.telemetry = Telemetry(keep_days=10)
+        for n in range(4):
+            outbox.append("audit", "step", (1 + 5 * n) * DAY, {"n": n})
+        outbox.append("incident", "before any time was known", 0, {})
+        assert outbox.expire(11 * DAY) == 0, "not older than that yet"
+        assert outbox.expire(17 * DAY) == 2
+        assert_ledger_balances(outbox)
+        status = outbox.status()["audit"]
+        assert (status.kept, status.lost, outbox.status()["incident"].lost) == (2, 2, 0)
+        batch = outbox.batch("audit", 9999)
+        assert batch is not None
+        assert batch.rows[0] == (2, GAP, DAY, {"kinds": {"step": 2}, "from": DAY, "to": 6 * DAY})
+        assert [row[3] for row in batch.rows[1:]] == [{"n": 2}, {"n": 3}]
+        assert outbox.expire(1000 * DAY) == 0, "what was handed out stays until it is receipted"
+        assert_ledger_balances(outbox)
 
 
 def test_how_long_a_node_may_be_away_is_documented_as_measured() -> None:
