@@ -7,8 +7,8 @@ equal.
 Rules (TUF delegations say who signs: role `deny`, one signature; role `deny-key`, two):
 
 1. A denial that verified once is in force for good, whatever becomes of its keys. There is no un-deny.
-2. A release is *final* once two distinct keys of `deny`, both in force, have denied it, in one statement or two; a
-   denial by key is final at once, since it took two signatures.
+2. A release is denied *finally* once two distinct keys of `deny`, both in force, have denied it, in one statement or
+   two; or two distinct keys of `deny-key` those that vouched for it, whatever the realm's threshold for that.
 3. A list (`deny/all`) is believed by nothing but its statements' own signatures. What doesn't verify is kept only if it
    is on the list that the newest trusted timestamp names, and dropped when a newer list that is named hasn't got it.
    It forbids new activations of what it names (the timestamp vouches for its payload, and whoever garbled a signature
@@ -96,7 +96,8 @@ class DenySet:
 
     Attributes:
         denials: by the digest of their payload.
-        final: releases that two keys of `deny` denied.
+        final: releases that two keys of `deny` denied; and digests of denials of keys that two keys signed, where those
+            signatures have given way to one by a newer key.
         judged_by: names the keys that signatures were last judged by; empty before the first.
         lists: digests of the last lists of which every denial is held; not part of what makes two sets equal.
     """
@@ -148,9 +149,16 @@ class DenySet:
     def is_final(self, release: bytes, vouchers: Iterable[bytes] = ()) -> bool:
         """Whether two people have denied it: not even a node that has nothing else serves it on."""
         keys = tuple(vouchers)
-        return release in self.final or any(
-            denial.is_verified and isinstance(denial.document, DenyKey) and denial.names(release, keys)
+        by_key = [
+            denial
             for denial in self.denials.values()
+            if denial.is_verified and isinstance(denial.document, DenyKey) and denial.names(release, keys)
+        ]
+        together = {keyid for denial in by_key for keyid in denial.signers}
+        return (
+            release in self.final
+            or len(together) >= FINAL_SIGNATURES
+            or any(len(denial.signatures) >= FINAL_SIGNATURES or denial.digest in self.final for denial in by_key)
         )
 
     def is_key_denied(self, keyid: bytes) -> bool:
@@ -317,6 +325,7 @@ class _Judge:
         self._realm = trusted.realm
         self._keys = {type_: _keys(trusted, STATEMENTS[type_]) for type_ in DENIALS}
         self._denials = dict(before.denials)
+        self._outlived: set[bytes] = set()
         self._judged_by = sha256(
             pack([[type_, threshold, sorted(keys)] for type_, (threshold, keys) in self._keys.items()])
         )
@@ -363,6 +372,8 @@ class _Judge:
             # Of two signatures of one key the lower, and of many keys the lowest, so that order doesn't matter.
             merged = dict(sorted({*counted, *standing}, reverse=True))
             counted = tuple(sorted(merged.items()))[:MAX_KEPT_SIGNATURES]
+            if type_ == "deny-key" and len(counted) < FINAL_SIGNATURES <= len(held.signatures):
+                self._outlived.add(digest)
         document = DENIALS[type_].decode(payload, max_bytes=MAX_DENIAL_BYTES)
         if document.realm != self._realm:
             raise TrustError(f"{type_} is for realm {document.realm}, not for realm {self._realm}")
@@ -389,7 +400,7 @@ class _Judge:
         return replace(
             self._before,
             denials=MappingProxyType(self._denials),
-            final=self._before.final | final,
+            final=self._before.final | final | self._outlived,
             judged_by=self._judged_by,
         )
 

@@ -4,6 +4,7 @@ import random
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -84,6 +85,41 @@ def test_everything_a_denied_key_vouched_for_is_denied_except_what_is_kept() -> 
     assert one.is_denied(GOOD, [STOLEN]) is one.is_denied(BAD, [HONEST]) is None
     assert not one.is_final(GOOD, [STOLEN])
     assert one.is_key_denied(STOLEN) and not one.is_key_denied(HONEST)
+
+
+def _lax() -> tuple[Realm, trust.TrustedSet]:
+    """A realm in which one signature denies a key."""
+    one = Realm(9)
+
+    def loosen(signed: Any) -> None:
+        signed.delegations.roles["deny-key"].threshold = 1
+
+    return one, trust.with_set(one.bootstrap(), one.publish(edit={"targets": loosen}).pack(), one.now)
+
+
+def test_a_key_denied_by_one_signature_ends_nothing_for_good_whatever_the_realm_allows() -> None:
+    one, lax = _lax()
+
+    def by(number: int, at: int = 6) -> bytes:
+        document = DenyKey(realm=one.name, keys=(STOLEN,), at=at)
+        return sign_statement("deny-key", document.encode(), [one.keys["deny-key"][number]])
+
+    once = DenySet().with_statement(by(0), lax)
+    assert once.is_denied(BAD, [STOLEN]) and not once.is_final(BAD, [STOLEN])
+    assert not once.with_statement(by(0, at=7), lax).is_final(BAD, [STOLEN]), "one person twice is one person"
+    assert once.with_statement(by(1), lax).is_final(BAD, [STOLEN])
+    assert once.with_statement(by(1, at=7), lax).is_final(BAD, [STOLEN]), "in two denials of it too"
+
+
+def test_a_key_denied_by_two_stays_so_finally_when_one_newer_key_signs_it_again() -> None:
+    one, before, after = _rotated("deny-key")
+    document = DenyKey(realm=one.name, keys=(STOLEN,), at=6).encode()
+    signed_before = sign_statement("deny-key", document, Realm(1).keys["deny-key"][:2])
+    held = DenySet().with_statement(signed_before, before).with_trusted(after)
+    assert held.is_final(BAD, [STOLEN])
+    again = held.with_statement(sign_statement("deny-key", document, one.keys["deny-key"][:1]), after)
+    assert again != held and again.is_final(BAD, [STOLEN])
+    assert DenySet.from_bytes(again.to_bytes()).is_final(BAD, [STOLEN])
 
 
 def test_what_one_denial_keeps_another_may_still_deny() -> None:
