@@ -47,6 +47,8 @@ class Look:
     memory_bytes: int = 0
     before: Sketch | None = None
     """Of the release that answered before, if its worker is still there."""
+    began_ns: int = 0
+    """Names the count: another number is another count, which began anew; 0: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def look_from_row(row: Mapping[str, Any]) -> Look | None:
         cold_start_ms=float(cold_start_ms) if cold_start_ms is not None else None,
         memory_bytes=int(row.get("memory_bytes", 0)),
         before=_sketch(row.get("standby") or {}),
+        began_ns=int(row.get("began_ns") or 0),
     )
 
 
@@ -157,13 +160,14 @@ class Probation:
         return None
 
     def _count(self, look: Look, passed_s: float) -> None:
-        if self._base is None or self._last is None or look.requests < self._last.requests:
-            self._base = self._last = look
+        last = self._last
+        if self._base is None or last is None or look.began_ns != last.began_ns or look.requests < last.requests:
+            self._base = last = look
         if look.before is not None and (self._before is None or look.before.count > self._before.count):
             self._before = look.before
-        if look.errors > self._last.errors or look.restarts > self._last.restarts:
+        if look.errors > last.errors or look.restarts > last.restarts:
             self._traffic_s = 0.0
-        elif look.requests > self._last.requests:
+        elif look.requests > last.requests:
             self._traffic_s += passed_s
         self._last = look
         self._looks += look.memory_bytes > 0

@@ -134,6 +134,16 @@ def test_a_server_that_began_anew_counts_from_its_new_beginning() -> None:
     assert word(trial.judge(look(4), 4.0)) == "proven"
 
 
+def test_a_server_that_began_anew_unseen_and_has_caught_up_counts_from_its_new_beginning() -> None:
+    trial = probation(10, 1000)
+    trial.judge(look(10, errors=1, began_ns=5), 0.0)
+    trial.judge(None, 1.0)
+    anew = look(200, errors=100, restarts=9, began_ns=6)
+    assert trial.judge(anew, 2.0) is None, "what was counted before the first look is held against nobody"
+    assert trial.judge(replace(anew, requests=201), 11.0) is None, "nor for it: nobody saw how long it took"
+    assert word(trial.judge(replace(anew, requests=202), 12.0)) == "proven"
+
+
 # --- gates of the manifest --------------------------------------------------------------------------------------------
 
 SLOW, TAIL = sketch(182, 40), sketch(5, 40, tail_ms=182)
@@ -275,8 +285,9 @@ def test_a_row_of_the_server_is_read_as_it_is_written() -> None:
     row = {
         "state": "ready", "reason": "", "requests": 9, "errors": 1, "restarts": 2, "cold_start_ms": 80.5,
         "memory_bytes": 7, "sketch": sketch(4, 8).encode().hex(), "standby": {"sketch": sketch(3, 2).encode().hex()},
+        "began_ns": 5,
     }  # fmt: skip
-    assert look_from_row(row) == Look("ready", "", 9, 1, 2, sketch(4, 8), 80.5, 7, sketch(3, 2))
+    assert look_from_row(row) == Look("ready", "", 9, 1, 2, sketch(4, 8), 80.5, 7, sketch(3, 2), 5)
     assert look_from_row({}) is None
     bare = look_from_row({"requests": 3, "standby": None, "sketch": "zz", "cold_start_ms": None})
     assert bare == replace(Look(), state="", requests=3)
