@@ -1,6 +1,7 @@
 """Many worlds at once, in two processes, and what they met all together."""
 
 import multiprocessing
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -39,10 +40,16 @@ class Summary:
         return f"{len(self.broken)} of {self.worlds} worlds broke (seeds {seeds})\n\n" + "\n\n".join(told)
 
 
+def _begin() -> None:
+    """Of a worker: it ends when it is told to, whatever the process that it was forked from makes of signals."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    memory.install()
+
+
 def run_many(seeds: Iterable[int], *, workers: int = WORKERS, stops: bool = False) -> Summary:
     """Runs the worlds of these seeds; `stops` at the first that breaks."""
     summary, began = Summary(), time.monotonic()
-    with multiprocessing.get_context("fork").Pool(workers, memory.install) as pool:
+    with multiprocessing.get_context("fork").Pool(workers, _begin) as pool:
         for outcome in pool.imap_unordered(run, seeds, chunksize=5):
             summary.worlds += 1
             summary.events += outcome.events
