@@ -3,11 +3,10 @@
 import importlib.metadata
 import os
 import platform
-import re
 
-import heliograph
 from heliograph.documents import Hardware
 from heliograph.manifest import Manifest
+from heliograph.versions import is_older, why_too_old
 
 RUNTIMES: dict[str, tuple[str, ...]] = {"tflite": ("tflite-runtime", "ai-edge-litert"), "onnx": ("onnxruntime",)}
 """Runtime name to the distributions that provide it, the preferred one first."""
@@ -28,8 +27,9 @@ def detect() -> Hardware:
 
 def why_unfit(manifest: Manifest, hardware: Hardware) -> str | None:
     """Why this machine will never run the release, in one sentence; None if a variant fits."""
-    if _numbers(manifest.min_agent) > _numbers(heliograph.__version__):
-        return f"{manifest.release} needs agent {manifest.min_agent}, this is {heliograph.__version__}"
+    too_old = why_too_old(manifest.release, manifest.min_agent)
+    if too_old is not None:
+        return too_old
     reasons = []
     for variant in manifest.variants:
         runtime = hardware.runtimes.get(variant.runtime)
@@ -37,7 +37,7 @@ def why_unfit(manifest: Manifest, hardware: Hardware) -> str | None:
             reason = f"is for {', '.join(variant.arch)}, this is {hardware.arch}"
         elif runtime is None:
             reason = f"needs runtime {variant.runtime}, which isn't installed"
-        elif _numbers(variant.min_runtime) > _numbers(runtime):
+        elif is_older(runtime, variant.min_runtime):
             reason = f"needs {variant.runtime} {variant.min_runtime}, here is {runtime}"
         elif variant.accelerator not in hardware.accelerators:
             reason = f"needs accelerator {variant.accelerator}"
@@ -47,7 +47,3 @@ def why_unfit(manifest: Manifest, hardware: Hardware) -> str | None:
             return None
         reasons.append(f"variant {variant.name} {reason}")
     return f"{manifest.release} fits nothing here: " + "; ".join(reasons)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
