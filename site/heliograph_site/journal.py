@@ -237,24 +237,14 @@ class Journal:
         slots = (("active", memory.active), ("fallback", memory.fallback), ("earlier", memory.earlier))
         for slot, pointer in slots:
             if pointer is not None:
-                self._conn.execute(
-                    _INSERT_POINTER,
-                    (
-                        memory.model,
-                        slot,
-                        pointer.release,
-                        pointer.activated_at,
-                        pointer.number,
-                        pointer.verdict,
-                        pointer.config,
-                        pointer.policy,
-                        pointer.path,
-                        b"".join(pointer.vouchers),
-                        pointer.fail_mode,
-                        pointer.proven,
-                        pointer.denied,
-                    ),
-                )
+                self._conn.execute(_INSERT_POINTER, (memory.model, slot, *_row_from_pointer(pointer)))
+        # Not a slot: nobody but the machine asks for it.
+        key = f"resort {memory.model}"
+        if memory.resort is None:
+            self._conn.execute("DELETE FROM state WHERE key = ?", (key,))
+        else:
+            value = pack(list(_row_from_pointer(memory.resort)))
+            self._conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
 
     def load(self, model: str) -> Memory:
         """The machine's memory as last saved; a new one for a model never seen."""
@@ -280,6 +270,7 @@ class Journal:
             tries,
             cuts,
             bool(is_healthy),
+            None if (resort := self._get(f"resort {model}")) is None else _pointer_from_row(tuple(unpack(resort))),
         )
 
     def models(self) -> tuple[str, ...]:
@@ -442,6 +433,22 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         raise ConfigError(f"{path} can't be read: {error}") from error
     finally:
         conn.close()
+
+
+def _row_from_pointer(pointer: Pointer) -> tuple[Any, ...]:
+    return (
+        pointer.release,
+        pointer.activated_at,
+        pointer.number,
+        pointer.verdict,
+        pointer.config,
+        pointer.policy,
+        pointer.path,
+        b"".join(pointer.vouchers),
+        pointer.fail_mode,
+        pointer.proven,
+        pointer.denied,
+    )
 
 
 def _pointer_from_row(row: tuple[Any, ...]) -> Pointer:

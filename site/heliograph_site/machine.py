@@ -40,7 +40,7 @@ Standing = Literal["", "once", "finally"]
 class Command(Enum):
     """What the shell does next; each ends in events of its own epoch."""
 
-    CHECK = "check"  # get the manifest, judge it, ask until ways are offered        -> Admitted | Declined
+    CHECK = "check"  # serve active; then get the manifest, judge it, ask for ways   -> Failed, Admitted | Declined
     FETCH = "fetch"  # get every blob by the offered ways                            -> Fetched | Spoiled | Blocked
     STAGE = "stage"  # verify the whole image in the spare slot                      -> Staged | Spoiled | Blocked
     ACTIVATE = "activate"  # a worker loads it and its golden outputs agree            -> Passed | Failed
@@ -114,11 +114,19 @@ class Memory:
     """Times that the node stopped out of the blue while it activated, then while it proved, this target."""
     is_healthy: bool = False
     """The worker on probation has served without fault for a while."""
+    resort: Pointer | None = None
+    """What answers until `active` does, though it is no fallback: denied, failed or returned. Only if nothing else can
+    be served it becomes active again, so that whatever answers is named, told and met by a denial."""
+
+    @property
+    def line(self) -> tuple[Pointer, ...]:
+        """Who serves instead, by the fallback rule, the best first."""
+        return tuple(pointer for pointer in (self.fallback, self.earlier) if pointer is not None)
 
     @property
     def kept(self) -> tuple[Pointer, ...]:
-        """Every release that was active here and may serve again, what is active first."""
-        return tuple(pointer for pointer in (self.active, self.fallback, self.earlier) if pointer is not None)
+        """Every release that was active here and may serve again, what is active first, the last resort last."""
+        return tuple(pointer for pointer in (self.active, *self.line, self.resort) if pointer is not None)
 
     @property
     def releases(self) -> tuple[bytes, ...]:
@@ -296,7 +304,7 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """ACTIVATE: the target does not do its job here. From PROVE and SERVE `classify` names what is left instead."""
+    """ACTIVATE: the target does not do its job here. Of what is active: `classify` names what is left instead."""
 
     epoch: int
     reason: str
@@ -511,18 +519,24 @@ def _denied(memory: Memory, held: DenialsHeld) -> Event | None:
     active = memory.active
     if memory.phase in UNDER_WAY and memory.target is not None and memory.target.release in held.denied:
         return TargetDenied()
-    spare = frozenset(pointer.release for pointer in memory.kept if pointer is not active)
+    spare = frozenset(pointer.release for pointer in memory.line)
     if spare & held.denied:
         return FallbackDenied(spare & held.denied)
     if active is None or active.release not in held.denied:
         return None
-    if memory.fallback is not None:
+    resort = memory.resort
+    is_less_denied = resort is not None and _denials(resort, held) < _denials(active, held)
+    if memory.fallback is not None or (is_less_denied and resort is not None and resort.verdict != "failed"):
         return ActiveDenied()
     is_final = active.release in held.final
     if is_final and active.fail_mode == "closed":
         return LastClosed("denied finally, and nothing else is left to serve")
     standing: Standing = "finally" if is_final else "once"
     return LastDenied(standing) if active.denied not in (standing, "finally") else None
+
+
+def _denials(pointer: Pointer, held: DenialsHeld) -> int:
+    return (pointer.release in held.denied) + (pointer.release in held.final)
 
 
 def _given_up(memory: Memory, given_up: GivenUp) -> Event | None:
@@ -548,9 +562,12 @@ def _answered(memory: Memory, answer: Answer) -> Event | None:
 def _lost(memory: Memory, reason: str) -> Event | None:
     if memory.active is None:
         return None
-    if memory.fallback is not None:
+    resort = memory.resort
+    may_resort = resort is not None and (resort.verdict != "failed" or resort.fail_mode == "safe")
+    if memory.fallback is not None or may_resort:
         return ActiveLost(reason)
-    return LastClosed(reason) if memory.active.fail_mode == "closed" else LastLost(reason)
+    last = resort or memory.active
+    return LastClosed(reason) if last.fail_mode == "closed" else LastLost(reason)
 
 
 # --- what a row does to the memory, besides the phase ----------------------------------------------------------------
@@ -614,7 +631,10 @@ def mark_healthy(memory: Memory, event: Event) -> Memory:
 
 
 def flip(memory: Memory, event: Event) -> Memory:
-    """The pointer flips: the target is active, and its fallbacks are chosen by the one rule."""
+    """The pointer flips: the target is active, and its fallbacks are chosen by the one rule.
+
+    What answered and is no fallback is the last resort.
+    """
     assert isinstance(event, Passed) and memory.target is not None
     target = memory.target
     active = Pointer(
@@ -625,9 +645,17 @@ def flip(memory: Memory, event: Event) -> Memory:
         vouchers=target.vouchers,
         fail_mode=event.fail_mode,
     )
-    best = fallbacks(*(pointer for pointer in memory.kept if pointer.release != active.release))
+    others = tuple(pointer for pointer in memory.kept if pointer.release != active.release)
+    best = fallbacks(*others)
     return replace(
-        memory, active=active, fallback=_at(best, 0), earlier=_at(best, 1), cuts=0, is_healthy=False, reason=""
+        memory,
+        active=active,
+        fallback=_at(best, 0),
+        earlier=_at(best, 1),
+        resort=memory.active if memory.active in others and not best else None,
+        cuts=0,
+        is_healthy=False,
+        reason="",
     )
 
 
@@ -636,22 +664,38 @@ def settle(memory: Memory, event: Event) -> Memory:
     assert isinstance(event, Proved) and memory.active is not None
     proven = memory.epoch if event.verdict == "proven" else 0
     active = replace(memory.active, verdict=event.verdict, proven=proven)
-    return replace(drop_target(memory, event), active=active, earlier=None)
+    return replace(drop_target(memory, event), active=active, earlier=None, resort=None)
 
 
 def demote(memory: Memory, event: Event) -> Memory:
-    """What is active may serve no longer: it is refused, and the best fallback becomes active."""
+    """What is active may serve no longer: it is refused, and the best fallback becomes active.
+
+    What answered is the last resort until something else does; on a way back that is what the way began with.
+    """
     assert isinstance(event, ActiveLost | ActiveDenied | Returned | RestartedAgain) and memory.active is not None
     refused = refuse(drop_target(memory, event), (memory.active,), event.reason)
-    reason = event.reason[:REASON_LENGTH]
-    return replace(refused, active=memory.fallback, fallback=memory.earlier, earlier=None, reason=reason)
+    resort: Pointer | None = memory.active
+    if isinstance(event, ActiveDenied):
+        resort = replace(memory.active, denied=memory.active.denied or "once")
+    elif not isinstance(event, Returned):
+        resort = replace(memory.active, verdict="failed")
+    if memory.phase == "rolling-back":
+        resort = (memory.resort or resort) if memory.fallback is not None else None
+    return replace(
+        refused,
+        active=memory.fallback or memory.resort,
+        fallback=memory.earlier,
+        earlier=None,
+        resort=resort,
+        reason=event.reason[:REASON_LENGTH],
+    )
 
 
 def close(memory: Memory, event: Event) -> Memory:
     """What is active is refused and nothing takes its place."""
     assert isinstance(event, LastClosed) and memory.active is not None
     refused = refuse(drop_target(memory, event), (memory.active,), event.reason)
-    return replace(refused, active=None, reason=event.reason[:REASON_LENGTH])
+    return replace(refused, active=None, resort=None, reason=event.reason[:REASON_LENGTH])
 
 
 def fail_active(memory: Memory, event: Event) -> Memory:
@@ -680,15 +724,19 @@ def clear_reason(memory: Memory, event: Event) -> Memory:
     )
     if active is not None and active.verdict == "failed" and not is_refused:
         active = replace(active, verdict="unproven", proven=0)
-    return replace(memory, active=active, reason="")
+    return drop_resort(replace(memory, active=active, reason=""), event)
+
+
+def drop_resort(memory: Memory, event: Event) -> Memory:
+    """What is active answers."""
+    return replace(memory, resort=None)
 
 
 def drop_denied(memory: Memory, event: Event) -> Memory:
     """What is denied will not serve again; its bytes go when the machine rests."""
     assert isinstance(event, FallbackDenied)
-    spare = tuple(pointer for pointer in memory.kept if pointer is not memory.active)
-    gone = tuple(pointer for pointer in spare if pointer.release in event.releases)
-    best = fallbacks(*(pointer for pointer in spare if pointer not in gone))
+    gone = tuple(pointer for pointer in memory.line if pointer.release in event.releases)
+    best = fallbacks(*(pointer for pointer in memory.line if pointer not in gone))
     return replace(refuse(memory, gone, event.reason), fallback=_at(best, 0), earlier=_at(best, 1))
 
 
@@ -752,7 +800,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("idle",         ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("idle",         LastDenied,       "idle",         flag,          None),
 
-    Row("checking",     Admitted,         "fetching",     keep,          Command.FETCH),
+    Row("checking",     Admitted,         "fetching",     drop_resort,   Command.FETCH),
     Row("checking",     Declined,         "idle",         refuse_target, Command.SERVE),
     Row("checking",     Wanted,           "checking",     take_target,   Command.CHECK),
     Row("checking",     Withdrawn,        "idle",         drop_target,   Command.SERVE),

@@ -5,7 +5,8 @@ so that nothing here runs twice at a time.
 
 Rule 1: memory is on disk before its command starts.
 Rule 2: one task works for a machine; a new command cancels the old one and waits for its end.
-Rule 3: what a directive means is worked out again whenever a machine comes to rest.
+Rule 3: what the denials held mean is worked out again after every step, what a directive means whenever a machine
+    comes to rest.
 Rule 4: denials are saved in the transaction that holds what every machine makes of them.
 """
 
@@ -22,6 +23,7 @@ from heliograph_site.journal import Journal
 from heliograph_site.machine import (
     Answer,
     Command,
+    DenialsHeld,
     Event,
     FallbackDenied,
     Happening,
@@ -95,7 +97,7 @@ class Machines:
         return None
 
     async def step(self, model: str, happening: Happening) -> None:
-        """Saves what follows, then has it done; comes to rest, then looks at the directive again."""
+        """Saves what follows, then has it done; then looks at the denials and, at rest, at the directive again."""
         todo: Happening | None = happening
         while todo is not None:
             before = self.memories[model]
@@ -108,10 +110,19 @@ class Machines:
             self._journal.save(after)
             self.memories[model] = after
             self._time.save()
+            if isinstance(todo, DenialsHeld):
+                self._record_denied(before, event)
             self._record(before, event, after)
             if command is not None:
                 await self._start(command, after)
-            todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
+            todo = None if isinstance(todo, Started) else self._level(after)
+
+    def _level(self, memory: Memory) -> Happening | None:
+        """What the denials held, or at rest the directive, say to a machine that has just changed."""
+        held = weigh(memory, self._belief.denials)
+        if classify(memory, held) is not None:
+            return held
+        return self._wanted(memory.model) if memory.phase in ("idle", "stuck") else None
 
     async def obey(self, denials: DenySet) -> None:
         """Saves denials with what every machine makes of them, in one transaction; then has it done."""

@@ -185,6 +185,7 @@ class Tasks:
     async def _check(self, memory: Memory) -> Answer:
         assert memory.target is not None, "checking has a target"
         model, release = memory.model, memory.target.release
+        await self._serve_first(memory)
         if memory.tries > 1:
             # What spoils in full images, or a disk that takes nothing, would meet the same fault at once again.
             await self._wait(
@@ -214,6 +215,14 @@ class Tasks:
         while lacking := await in_thread(self._slots.lacking_bytes, manifest):
             await self._wait(model, f"{lacking} more bytes of free disk", self._pace.retry_s)
         return await self._ask(memory, manifest)
+
+    async def _serve_first(self, memory: Memory) -> None:
+        """Has the server serve what is active: what was superseded may have been about to."""
+        if memory.active is None:
+            return
+        failed = await self._reach(memory, None)
+        if failed is not None and memory.active.verdict != "failed":
+            await self._agent.tell(memory.model, failed)
 
     async def _ask(self, memory: Memory, manifest: Manifest) -> Answer:
         assert memory.target is not None, "checking has a target"
@@ -345,6 +354,7 @@ class Tasks:
                 failed = await self._reach(memory, None)
                 if failed is not None:
                     return failed
+                row = {}  # it told of what answered before
             now = time.monotonic()
             verdict = probation.judge(look_from_row(row), now)
             if verdict is not None:

@@ -45,7 +45,9 @@ def test_an_active_release_that_rotted_is_not_served_and_the_fallback_is(tmp_pat
 
 
 @pytest.mark.full
-def test_a_fallback_that_rotted_is_not_used(tmp_path: Path, prepared: Path) -> None:
+def test_a_fallback_that_rotted_is_not_used_and_what_is_denied_serves_on_flagged(
+    tmp_path: Path, prepared: Path
+) -> None:
     with rig(tmp_path / "realm", prepared) as node:
         node.roll_out(THIRD)
         node.await_rest(THIRD)
@@ -54,13 +56,19 @@ def test_a_fallback_that_rotted_is_not_used(tmp_path: Path, prepared: Path) -> N
         node.start()
         node.await_rest(THIRD)
         node.deny(f"digits@{THIRD}", 1)
-        node.until(lambda: node.phase() == "stuck", "nothing else is left")
-        assert "is rotten" in node.model()["reason"]
-        print("answers now:", node.answer(), node.served())
+        node.until(lambda: node.model()["flag"] and node.phase() == "idle", "nothing else is left")
+        assert node.answer() == THIRD
+        refused = [refusal["reason"] for refusal in node.model()["refused"] if refusal["release"] == f"digits@{FIRST}"]
+        assert refused and "is rotten" in refused[0]
         node.until(node.is_receipted, "the hub knows")
         events = node.events()
-        assert events[events.index("ActiveDenied") :][:2] == ["ActiveDenied", "LastLost"]
-        assert node.answer() != FIRST, "what is rotten answers nothing"
+        assert events[events.index("ActiveDenied") :][:3] == ["ActiveDenied", "ActiveLost", "Served"]
+        node.deny(f"digits@{THIRD}", 2)
+        final = [False, True]
+        node.until(
+            lambda: [body["is_final"] for body in node.records("incident", "denied")] == final, "the second is heard of"
+        )
+        assert node.answer() == THIRD and node.model()["flag"], "its fail mode is safe"
 
 
 def test_a_part_that_rotted_is_fetched_again_and_a_journal_that_did_is_told_in_one_sentence(

@@ -88,6 +88,28 @@ MUTANTS: Final = (
         ((MACHINE, 'if is_final and active.fail_mode == "closed":', "if False:"),),
     ),
     Mutant(
+        "what is superseded before the server has switched goes on answering",
+        ("denied", "end"),
+        (
+            (
+                NODE,
+                "        if memory.active is not None:\n            failed = yield from self._reach(memory)\n            if failed",
+                "        if memory.active is not None:\n            failed = None\n            self._reaching.discard(memory.model)\n            if failed",
+            ),
+        ),
+    ),
+    Mutant(
+        "what is denied answers unflagged where no fallback serves",
+        ("denied",),
+        (
+            (
+                MACHINE,
+                "    if memory.fallback is not None or may_resort:\n        return ActiveLost(reason)\n",
+                "    if memory.fallback is not None:\n        return ActiveLost(reason)\n",
+            ),
+        ),
+    ),
+    Mutant(
         "what was refused is tried again under the same number",
         ("refused",),
         (

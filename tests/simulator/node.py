@@ -125,6 +125,7 @@ class Node:
         self._turn: object = None
         self._asked = 0
         self._unheard: set[str] = set()
+        self._reaching: set[str] = set()
         self._asks: dict[int, Any] = {}
         self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
         self._nonce: bytes | None = None
@@ -358,7 +359,7 @@ class Node:
     # --- machines -----------------------------------------------------------------------------------------------------
 
     def happen(self, model: str, happening: Happening) -> None:
-        """Saves what follows, then has it done; comes to rest, then looks at the directive again."""
+        """Saves what follows, then has it done; then looks at the denials and, at rest, at the directive again."""
         todo: Happening | None = happening
         while todo is not None:
             before = self.memories[model]
@@ -380,7 +381,13 @@ class Node:
             self.record("audit", "transition", {"model": model, "event": type(event).__name__})
             if command is not None:
                 self._begin(command, after)
-            todo = self._wanted(model) if after.phase in ("idle", "stuck") and not isinstance(todo, Started) else None
+            todo = None if isinstance(todo, Started) else self._level(after)
+
+    def _level(self, memory: Memory) -> Happening | None:
+        held = weigh(memory, self.belief.denials)
+        if classify(memory, held) is not None:
+            return held
+        return self._wanted(memory.model) if memory.phase in ("idle", "stuck") else None
 
     def obey(self, denials: DenySet) -> None:
         """Saves denials with what every machine makes of them, at once; then has it done."""
@@ -426,15 +433,16 @@ class Node:
         if old is not None:
             old.cancel()
         self.world.oracle.begins(self, command, memory)
+        reaches = command in (Command.CHECK, Command.PROVE, Command.SERVE)
+        (self._reaching.add if reaches else self._reaching.discard)(memory.model)
         steps = getattr(self, f"_{command.value}")(memory)
         task = Task(self.clock, steps, lambda answer: self._answer(memory.model, answer), self.world.guard)
         self._tasks[memory.model] = task
         self.clock.after(self.rng.uniform(0.0, 0.2), self._alive(task.go_on))
 
-    def is_busy(self, model: str) -> bool:
-        """Whether a task works for the model, or its answer is still to be heard."""
-        task = self._tasks.get(model)
-        return (task is not None and not task.is_over) or model in self._unheard
+    def is_reaching(self, model: str) -> bool:
+        """Whether a task is about to make the server serve what is active, or its answer is still to be heard."""
+        return model in self._reaching or model in self._unheard
 
     def _answer(self, model: str, answer: Answer | None) -> None:
         """What a task says waits its turn in the inbox; sometimes an old answer is heard again."""
@@ -457,6 +465,11 @@ class Node:
     def _check(self, memory: Memory) -> Steps:
         assert memory.target is not None, "checking has a target"
         release = memory.target.release
+        if memory.active is not None:
+            failed = yield from self._reach(memory)
+            if failed is not None and memory.active.verdict != "failed":
+                self._answer(memory.model, failed)
+                yield POLL_S
         if memory.tries > 1:
             yield 30.0 * 2.0 ** (memory.tries - 2)
         while self.belief.why_unsure() is not None:
@@ -677,6 +690,7 @@ class Node:
             yield self.rng.uniform(0.1, 10.0)
             if self.server.is_up:
                 reason = self._do("switch", lambda: self.server.serve(memory.model, release))
+                self._reaching.discard(memory.model)
                 if not reason:
                     self.world.oracle.switched(self, memory.model)
                 return Failed(memory.epoch, reason) if reason else None

@@ -89,8 +89,10 @@ class Oracle:
         elif after.active is not None and (before.active is None or before.active.release != after.active.release):
             was_active = after.active.release in self._were_active[key]
             require("fallback", was_active, f"{node.name} falls back on what never served")
-            require("fallback", after.active.verdict != "failed", f"{node.name} falls back on what failed")
-            has_proven = any(pointer.verdict == "proven" for pointer in before.kept[1:])
+            is_resort = before.resort is not None and after.active.release == before.resort.release
+            is_fit = after.active.verdict != "failed" and not after.active.denied
+            require("fallback", is_fit or is_resort, f"{node.name} falls back on what failed or is denied")
+            has_proven = any(pointer.verdict == "proven" for pointer in before.line)
             is_proven = after.active.verdict == "proven"
             require("fallback", is_proven or not has_proven, f"{node.name} passes a proven release over")
         self._count_cuts(node, before, event, after)
@@ -104,8 +106,9 @@ class Oracle:
         self._denials[node.name].update(held)
         for memory in node.memories.values():
             require("reason", memory.phase != "stuck" or memory.reason, f"{node.name} is stuck without a reason")
-            for pointer in memory.kept[1:]:
+            for pointer in memory.line:
                 require("denied", not self.denials(node, pointer), f"{node.name} keeps a denied fallback")
+            for pointer in memory.kept[1:]:
                 require("fallback", self._stands(node, pointer.release), f"{node.name}: a fallback lacks files")
             target = memory.target
             if target is not None and memory.phase in UNDER_WAY:
@@ -122,9 +125,7 @@ class Oracle:
             memory = node.memories.get(model) or Memory(model)
             active = memory.active
             is_flagged = active is not None and active.release == release and active.denied != ""
-            # On its way out; or what was to take over does not serve, so that the server keeps what it has.
-            is_lost = active is not None and active.verdict == "failed"
-            is_leaving = node.is_busy(model) or memory.phase != "idle" or is_lost
+            is_leaving = node.is_reaching(model)
             require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
 
     def serves(self, node: "Node") -> None:

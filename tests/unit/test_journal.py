@@ -72,6 +72,7 @@ memories = st.builds(
     st.integers(0, 9),
     st.integers(0, 9),
     st.booleans(),
+    st.none() | pointers,
 )
 
 

@@ -179,9 +179,10 @@ def test_failing_probation_serves_the_fallback_and_refuses_what_failed() -> None
     back, command = after(memory, Failed(5, "worker died 3 times"))
     assert (back.phase, command) == ("rolling-back", Command.SERVE)
     assert back.active == memory.fallback and back.fallback is None and back.target is None
+    assert back.resort == replace(memory.active, verdict="failed")  # type: ignore[type-var]  # it is there
     assert [(r.release, r.number) for r in back.refused] == [(B, 2)]
     healed, _ = after(back, Served(6))
-    assert (healed.phase, healed.reason) == ("idle", "")
+    assert (healed.phase, healed.reason, healed.resort) == ("idle", "", None)
 
 
 def test_a_fallback_that_does_not_serve_in_time_gives_way_to_the_next() -> None:
@@ -454,7 +455,9 @@ def test_a_denied_active_release_gives_way_to_the_best_fallback_that_is_not_deni
     assert [type(event) for event in events] == [FallbackDenied, ActiveDenied]
     assert (back.phase, back.active, back.fallback, command) == ("rolling-back", memory.earlier, None, Command.SERVE)
     assert {(r.release, r.number) for r in back.refused} == {(A, 1), (C, 3)}
-    assert back.releases == (B,), "the bytes of what is denied are needed no more"
+    assert back.releases == (B, C), "what answers is kept until something else does"
+    served, _ = after(back, Served(back.epoch))
+    assert served.releases == (B,), "the bytes of what is denied are needed no more"
 
 
 @pytest.mark.parametrize("fail_mode", ["safe", "closed"])
@@ -482,6 +485,85 @@ def test_the_last_release_denied_twice_ends_in_the_models_fail_mode(phase: Phase
     assert [type(event) for event in events] == [LastClosed]
     assert (closed.phase, closed.active, command) == ("rolling-back", None, Command.SERVE)
     assert after(closed, Stopped(closed.epoch))[0].phase == "stuck"
+
+
+@pytest.mark.parametrize("fail_mode", ["safe", "closed"])
+def test_what_was_denied_once_serves_on_flagged_where_no_fallback_serves(fail_mode: FailMode) -> None:
+    memory = Memory(
+        "digits", "idle", 5, active=Pointer(C, 9, 3, fail_mode=fail_mode),
+        fallback=Pointer(A, 1, 1, "proven", fail_mode=fail_mode),
+    )  # fmt: skip
+    denials = Denied({C: 1})
+    back, _, _ = settled(memory, weigh(memory, denials))
+    flagged, command = after(back, Failed(6, "it is rotten"))
+    assert (flagged.phase, flagged.reason, command) == ("rolling-back", "it is rotten", Command.SERVE)
+    assert flagged.active == Pointer(C, 9, 3, fail_mode=fail_mode, denied="once") and flagged.is_last_denied
+    assert flagged.kept == (flagged.active,) and settled(flagged, weigh(flagged, denials)) == (flagged, None, ())
+    rest, _ = after(flagged, Served(7))
+    assert rest.phase == "idle" and rest.is_last_denied
+    denials.releases[C] = 2
+    ended, _, events = settled(rest, weigh(rest, denials))
+    if fail_mode == "closed":
+        assert ([type(e) for e in events], ended.active, ended.phase) == ([LastClosed], None, "rolling-back")
+    else:
+        assert events == (LastDenied("finally"),) and ended.active is not None and ended.active.denied == "finally"
+
+
+def test_a_second_denial_that_comes_on_the_way_back_counts_when_the_way_ends_where_it_began() -> None:
+    closed = Pointer(C, 9, 3, fail_mode="closed")
+    memory = Memory("digits", "idle", 5, active=closed, fallback=Pointer(A, 1, 1, "proven", fail_mode="closed"))
+    back, _, _ = settled(memory, weigh(memory, Denied({C: 1})))
+    assert settled(back, weigh(back, Denied({C: 2}))) == (back, None, ()), "it is being left as it is"
+    again, _ = after(back, Failed(6, "it is rotten"))
+    ended, command, events = settled(again, weigh(again, Denied({C: 2})))
+    assert ([type(event) for event in events], ended.active, command) == ([LastClosed], None, Command.SERVE)
+
+
+def test_of_two_releases_that_are_denied_the_one_with_fewer_signatures_goes_on() -> None:
+    memory = Memory(
+        "digits", "rolling-back", 5, active=Pointer(A, 1, 1, fail_mode="closed"), reason="denied",
+        resort=Pointer(C, 9, 3, fail_mode="closed", denied="once"),
+    )  # fmt: skip
+    on, _, events = settled(memory, weigh(memory, Denied({A: 1, C: 1})))
+    assert events == (LastDenied("once"),) and on.resort == memory.resort
+    back, _, events = settled(on, weigh(on, Denied({A: 2, C: 1})))
+    assert [type(event) for event in events] == [ActiveDenied]
+    assert (back.active, back.resort) == (memory.resort, None)
+
+
+def test_what_failed_serves_on_where_no_fallback_serves_unless_the_fail_mode_is_closed() -> None:
+    memory = Memory("digits", "proving", 5, Target(B, 2), active=Pointer(B, 9, 2), fallback=Pointer(A, 1, 1, "proven"))
+    back, _ = after(memory, Failed(5, "too slow"))
+    on, command = after(back, Failed(6, "rotten"))
+    assert (on.phase, on.active, command) == ("rolling-back", Pointer(B, 9, 2, "failed"), Command.SERVE)
+    rest, _ = after(on, Served(7))
+    assert rest.active == Pointer(B, 9, 2, "failed"), "serving does not redeem it"
+    assert classify(rest, install(B, 2)) is None
+    assert after(on, Failed(7, "gone"))[0].phase == "stuck"
+    closed = replace(memory, active=Pointer(B, 9, 2, fail_mode="closed"))
+    ended, command = after(closed, Failed(5, "too slow"), Failed(6, "rotten"))
+    assert (ended.active, ended.kept, command) == (None, (), Command.SERVE)
+
+
+def test_what_was_returned_serves_on_where_no_fallback_serves() -> None:
+    memory = Memory("digits", "idle", 5, active=Pointer(B, 9, 2, "proven"), fallback=Pointer(A, 1, 1, "proven"))
+    back, _ = after(memory, Directed("return", Target(B, 3)))
+    assert after(back, Failed(6, "rotten"))[0].active == memory.active
+
+
+def test_what_answers_denied_goes_on_if_the_next_release_does_not_get_to_answer() -> None:
+    last = Pointer(A, 1, 1, "proven", denied="once")
+    memory = Memory("digits", "activating", 4, Target(B, 2), active=last)
+    proving, _ = after(memory, Passed(4, 9))
+    assert proving.resort == last and last in proving.kept
+    back, command = after(proving, Failed(5, "its manifest is gone"))
+    assert (back.phase, back.active, command) == ("rolling-back", last, Command.SERVE)
+    superseded, command = after(proving, install(C, 3))
+    assert command == Command.CHECK, "which has the server serve what is active before anything else"
+    assert superseded.resort == last, "nobody has seen the new one answer"
+    assert after(superseded, Failed(6, "rotten"))[0].active == last, "CHECK could not have the server serve it"
+    assert after(superseded, Admitted(6))[0].resort is None
+    assert after(proving, Proved(5, "unproven"))[0].resort is None
 
 
 def test_a_denied_last_release_is_no_fallback_for_the_next() -> None:
@@ -585,11 +667,13 @@ class Walk:
 
     def check(self) -> None:
         memory = self.memory
-        active, spare = memory.active, memory.kept[1:] if memory.active else memory.kept
+        active, spare, resort = memory.active, memory.line, memory.resort
         assert all(pointer.release in self.passed for pointer in memory.kept)
         assert len({pointer.release for pointer in memory.kept}) == len(memory.kept)
         assert (memory.target is not None) == (memory.phase in (*UNDER_WAY, "proving"))
         assert memory.fallback is not None or memory.earlier is None
+        assert active is not None or not memory.kept, "something could serve, and nothing does"
+        assert resort is None or memory.phase in ("proving", "checking", "rolling-back", "idle")
         for pointer in spare:
             assert pointer.verdict != "failed" and not pointer.denied
             assert pointer.release not in self.deny.releases, "a denied release may serve again"
@@ -599,6 +683,8 @@ class Walk:
             signatures = self.deny.releases.get(active.release, 0)
             assert memory.is_last_denied == (signatures > 0), "known to be denied and not flagged, or the reverse"
             assert not (signatures and memory.fallback), "denied, and something else could serve"
+            is_better = resort and resort.verdict != "failed"
+            assert not (signatures and is_better and resort.release not in self.deny.releases)  # type: ignore[union-attr]
             assert not (signatures > 1 and active.fail_mode == "closed"), "denied finally and not stopped"
             assert active.verdict != "failed" or memory.fallback is None, "failed, and something else could serve"
         if memory.phase in ("stuck", "rolling-back"):

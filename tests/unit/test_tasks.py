@@ -11,12 +11,12 @@ import pytest
 
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Hardware, Phase
-from heliograph.errors import ConfigError
-from heliograph.manifest import File, Gate, Golden, Manifest, Variant
+from heliograph.errors import ConfigError, RefusedError
+from heliograph.manifest import File, Gate, Golden, Manifest, Soak, Variant
 from heliograph.wire import pack
 from heliograph_site.folder import JOIN_PREFIX, JoinString, read_node_file
 from heliograph_site.hardware import detect, why_unfit
-from heliograph_site.machine import Command, Declined, Failed, Memory, Passed, Target
+from heliograph_site.machine import Answer, Command, Declined, Failed, Memory, Passed, Pointer, Proved, Target
 from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Tasks
 
@@ -111,6 +111,10 @@ class Around:
 
     def __init__(self) -> None:
         self.records: list[tuple[str, str, dict[str, Any]]] = []
+        self.told: list[Answer] = []
+
+    async def tell(self, model: str, answer: Answer) -> None:
+        self.told.append(answer)
 
     def target(self, model: str, release: bytes) -> object:
         return object()
@@ -165,3 +169,50 @@ def test_what_takes_too_long_to_load_never_answers_and_the_verdict_is_recorded(t
     assert body["evidence"] == [["cold-start-ms", 500.0, 900.0, 1, True]]
     event, around = performed(tmp_path, Command.ACTIVATE, "activating", Gate(name="memory-bytes", limit=2e9))
     assert isinstance(event, Passed) and around.records == []
+
+
+class Answers(Loads):
+    """A server that switches, unless the release is rotten; `rows` are what it says of itself, one after the other."""
+
+    def __init__(self, active: bytes, *rows: dict[str, Any], rotten: bytes = b"") -> None:
+        self.active, self.rotten = active, rotten
+        self.rows = list(rows)
+
+    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
+        if release == self.rotten:
+            raise RefusedError("it is rotten")
+        self.active = release
+        return {"duration_ms": 1.0, "failed": 0, "before": None}
+
+    async def status(self) -> dict[str, Any]:
+        return {"models": {"digits": self.rows.pop(0) if self.rows else {"active": self.active.hex()}}}
+
+
+OLD, NEW = b"o" * 32, b"n" * 32
+
+
+@pytest.mark.parametrize("rotten", [b"", NEW])
+def test_whatever_cut_the_switch_short_checking_begins_with_it(tmp_path: Path, rotten: bytes) -> None:
+    slots, around, server = Slots(tmp_path), Around(), Answers(OLD, rotten=rotten)
+    wanted = slots.store.put(manifest(Variant(name="plain", files=("m",), arch=("vax",))).encode())
+    tasks = Tasks(around, slots, None, server, HERE, Random(1), Deadlines(), Pace())
+    memory = Memory("digits", "checking", 7, Target(wanted, 2), active=Pointer(NEW, 5, 1))
+    assert isinstance(asyncio.run(tasks.perform(Command.CHECK, memory)), Declined)
+    assert server.active == (OLD if rotten else NEW)
+    assert around.told == ([Failed(7, "it is rotten")] if rotten else [])
+    around.told.clear()
+    known = replace(memory, active=Pointer(NEW, 5, 1, "failed"))
+    asyncio.run(tasks.perform(Command.CHECK, known))
+    assert around.told == [], "and what is known to fail is not told again"
+
+
+def test_what_the_server_said_of_the_release_before_proves_nothing(tmp_path: Path) -> None:
+    slots, around = Slots(tmp_path), Around()
+    plain = manifest(Variant(name="plain", files=("m",))).model_copy(update={"soak": Soak(min_s=0, max_s=1)})
+    release = slots.store.put(plain.encode())
+    other = {"active": OLD.hex(), "state": "failed", "reason": "it died", "requests": 9}
+    quiet = {"active": release.hex(), "state": "ready", "requests": 0}
+    server = Answers(OLD, other, *[quiet] * 1000)
+    tasks = Tasks(around, slots, None, server, HERE, Random(1), Deadlines(), Pace(poll_s=0.01))
+    memory = Memory("digits", "proving", 3, Target(release, 1), active=Pointer(release, 5, 1))
+    assert asyncio.run(tasks.perform(Command.PROVE, memory)) == Proved(3, "unproven")
