@@ -256,6 +256,10 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
         yield start, count
 
 
+SMALL, BULK = 1, 10
+"""Priorities: what is signed and small overtakes; what a budget counts."""
+
+
 @dataclass(slots=True, eq=False)
 class _Asked:
     """One page or run of leaves on its way.
@@ -290,6 +294,7 @@ class Fetcher:
 
     Attributes:
         unknown: chunks whose handle or place nobody asked for.
+        budget_bytes: what blobs of priority `BULK` and after may still bring, counting what is on its way; None: any.
     """
 
     LATER_ANSWERS = 3
@@ -299,6 +304,7 @@ class Fetcher:
     def __init__(self, window: Window | None = None, deadlines: Deadlines = DEADLINES) -> None:
         self.window = window or Window()
         self.unknown = 0
+        self.budget_bytes: int | None = None
         self._deadlines = deadlines
         self._fetches: dict[bytes, tuple[int, BlobFetch]] = {}
         self._asked: list[_Asked] = []
@@ -319,7 +325,7 @@ class Fetcher:
         """All blobs being fetched, first the ones asked for first."""
         return tuple(fetch for _, fetch in sorted(self._fetches.values(), key=lambda entry: entry[0]))
 
-    def add(self, fetch: BlobFetch, priority: int = 10) -> None:
+    def add(self, fetch: BlobFetch, priority: int = BULK) -> None:
         """Fetches this blob too; a lower number goes first, equals in the order they were added."""
         self._fetches[fetch.handle] = (priority, fetch)
 
@@ -431,6 +437,10 @@ class Fetcher:
         if all(self._priority(asked) > priority for asked in self._asked):
             # Nothing as urgent is on its way: one chunk may go beyond a window that other blobs have filled.
             credit = max(credit, chunk_leaves * LEAF_BYTES)
+        if self.budget_bytes is not None and priority >= BULK:
+            left = self.budget_bytes - sum(asked.bytes for asked in self._asked if self._priority(asked) >= BULK)
+            credit = min(credit, left)
+            chunk_leaves = max(1, min(chunk_leaves, left // LEAF_BYTES))
         pages: list[int] = []
         ranges: list[tuple[int, int]] = []
         busy_leaves: set[int] = set()

@@ -6,27 +6,26 @@ joins the two with the connection. Rules:
 1. Nothing here gives up: the road is waited out. Only wrong content ends a fetch, with `IntegrityError`.
 2. At any moment the process may be killed: what was verified is found again on the disk.
 3. One release is fetched at a time; small signed objects (manifests, recipes) may overtake it.
+4. Only a release's blobs are held to the budget (`Meter`); what is on its way when it ends still counts.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.delta.recipe import Recipe, UnknownOpError, parse
 from heliograph.documents import Chunk, Want, Way
 from heliograph.errors import IntegrityError, TransportError
-from heliograph.manifest import File, Manifest
+from heliograph.manifest import File, Manifest, manifest_digest
 from heliograph.names import Digest
-from heliograph.transfer import BlobFetch, Fetcher
+from heliograph.transfer import BULK, SMALL, BlobFetch, Fetcher
 from heliograph_site.slots import SYNC_BYTES, PartialBlob, Rebuild, Slots
 
 P = ParamSpec("P")
 R = TypeVar("R")
-SMALL, BULK = 1, 10
-"""Priorities in the fetcher."""
 SEGMENTS_AT_ONCE = 4
 
 
@@ -42,6 +41,27 @@ async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
         raise
 
 
+class Meter(Protocol):
+    """What may be fetched now, and who counts it."""
+
+    def may_take(self) -> int | None:
+        """Bytes that a release may still bring now; None: any."""
+
+    def took(self, release: bytes, size: int) -> None:
+        """So much content came, for this release."""
+
+
+class Unmetered:
+    """A link that nobody counts."""
+
+    def may_take(self) -> int | None:
+        """Any."""
+        return None
+
+    def took(self, release: bytes, size: int) -> None:
+        """Nobody counts."""
+
+
 class Downloads:
     """Every fetch of the node, through one window.
 
@@ -55,9 +75,12 @@ class Downloads:
         probe: Callable[[float], Awaitable[object]],
         rng: Random,
         deadlines: Deadlines = DEADLINES,
+        meter: Meter | None = None,
     ) -> None:
         """`send` publishes a want (TransportError: no link); `probe` finds out whether the link lives."""
         self.corrupt = 0
+        self._meter = meter or Unmetered()
+        self._release = b""
         self._send = send
         self._probe = probe
         self._rng = rng
@@ -77,6 +100,7 @@ class Downloads:
                 now = time.monotonic()
                 if self._fetcher.on_time(now):
                     await self._probe(max(5.0, self._deadlines.chunk_base_s))
+                self._fetcher.budget_bytes = self._meter.may_take()
                 try:
                     for want in self._fetcher.wants(time.monotonic()):
                         await self._send(want)
@@ -98,6 +122,10 @@ class Downloads:
             self._fetcher.on_link_lost(self._draw)
         self._wake.set()
 
+    def look(self) -> None:
+        """What may be taken may have changed."""
+        self._wake.set()
+
     def on_hub_back(self) -> None:
         """The hub is known to be there now: nothing waits any longer because it was silent."""
         if self._fetcher.on_peer_back():
@@ -107,6 +135,7 @@ class Downloads:
         """Takes a chunk message; False if it is none, doesn't verify or wasn't asked for."""
         try:
             chunk = Chunk.decode(payload)
+            self._meter.took(self._release, len(chunk.bytes))
             arrival = self._fetcher.on_chunk(chunk, time.monotonic())
         except IntegrityError:
             self.corrupt += 1
@@ -123,12 +152,12 @@ class Downloads:
         self._arrived.set()
         return True
 
-    async def small(self, digest: bytes, length: int) -> bytes:
+    async def small(self, digest: bytes, length: int, priority: int = SMALL) -> bytes:
         """A manifest or recipe, verified; asked for again until it is right."""
         pause_s = 1.0
         while True:
             fetch = BlobFetch(Digest(digest), length, (), self._draw())
-            self._fetcher.add(fetch, SMALL)
+            self._fetcher.add(fetch, priority)
             try:
                 await self._complete(fetch, lambda: None)
                 return fetch.finish()
@@ -155,8 +184,12 @@ class Downloads:
             OSError: the disk took no more; what it has is found again.
         """
         async with self._turn:
-            for file in slots.missing(manifest):
-                await self._file(slots, file, ways, on_progress)
+            self._release = manifest_digest(manifest)
+            try:
+                for file in slots.missing(manifest):
+                    await self._file(slots, file, ways, on_progress)
+            finally:
+                self._release = b""
 
     async def _file(
         self, slots: Slots, file: File, ways: Sequence[Way], on_progress: Callable[[int, int], None]
@@ -197,7 +230,7 @@ class Downloads:
         assert way.recipe is not None and way.base is not None, "a delta names both"
         data = slots.kept_recipe(file.sha256, way.recipe.sha256)
         if data is None:
-            data = await self.small(way.recipe.sha256, way.recipe.length)
+            data = await self.small(way.recipe.sha256, way.recipe.length, BULK)
             slots.keep_recipe(file.sha256, data)
         recipe = parse(data)
         recipe.check_is_for(Digest(way.base), Digest(file.sha256), file.length)

@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 
-from heliograph.blob import sha256
+from heliograph.blob import LEAF_BYTES, describe, page_of, sha256
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Chunk, Want
+from heliograph.documents import Chunk, Want, Way
 from heliograph.errors import TransportError
+from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
 from heliograph_site.fetching import Downloads
+from heliograph_site.slots import Slots
 
 DATA = b"a manifest"
 QUICK = Deadlines(chunk_base_s=0.05, chunk_rtts=0.0)
@@ -91,5 +94,88 @@ def test_a_hub_that_was_not_silent_is_not_asked_twice() -> None:
             await downloads.on_chunk(answer(want))
             assert await fetching == DATA
             assert wants.empty()
+
+    asyncio.run(scenario())
+
+
+class Metered:
+    """A link on which so many bytes may still come."""
+
+    def __init__(self, left: int | None) -> None:
+        self.left = left
+        self.came: list[tuple[bytes, int]] = []
+
+    def may_take(self) -> int | None:
+        return self.left
+
+    def took(self, release: bytes, size: int) -> None:
+        self.came.append((release, size))
+        if self.left is not None:
+            self.left -= size
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come to that")
+
+
+def release_of(content: bytes) -> Manifest:
+    digest, pages = describe(content)
+    return Manifest(
+        model="digits",
+        version="1.0.0",
+        files=(File(name="m", length=len(content), sha256=digest, pages=pages),),
+        variants=(Variant(name="plain", files=("m",)),),
+        golden=Golden(inputs="m", outputs="m"),
+    )
+
+
+def test_a_fetch_stops_short_of_the_budget_and_goes_on_when_there_is_more_of_it(tmp_path: Path) -> None:
+    content = Random(5).randbytes(200_000)
+    manifest, budget = release_of(content), 50_000
+    pages = [page_of(content)]
+
+    async def scenario() -> None:
+        wants: asyncio.Queue[Want] = asyncio.Queue()
+        meter, slots = Metered(budget), Slots(tmp_path)
+        downloads = Downloads(wants.put, answers, Random(1), SLOW, meter)
+        running = [asyncio.ensure_future(downloads.run())]
+
+        async def serve() -> None:
+            while True:
+                want = await wants.get()
+                for page in want.pages:
+                    await downloads.on_chunk(Chunk(handle=want.handle, page=page, bytes=pages[page]).encode())
+                for first, count in want.ranges:
+                    data = content[first * LEAF_BYTES : (first + count) * LEAF_BYTES]
+                    chunk = Chunk(handle=want.handle, offset=first * LEAF_BYTES, bytes=data)
+                    await downloads.on_chunk(chunk.encode())
+
+        running.append(asyncio.ensure_future(serve()))
+        await downloads.on_link(True)
+        way = Way(kind="full", blob=manifest.files[0].sha256, bytes=len(content))
+        fetching = asyncio.ensure_future(downloads.release(slots, manifest, (way,), lambda held, of: None))
+        await soon(lambda: sum(size for _, size in meter.came) > budget - LEAF_BYTES)
+        for _ in range(50):  # nothing more comes, however often it is looked at
+            downloads.look()
+            await asyncio.sleep(0)
+        assert not fetching.done() and 0 <= meter.left < LEAF_BYTES  # type: ignore[operator]
+        assert {release for release, _ in meter.came} == {manifest_digest(manifest)}
+        manifest_bytes = asyncio.ensure_future(downloads.small(sha256(DATA), len(DATA)))
+        await soon(lambda: any(fetch.blob == sha256(DATA) for fetch in downloads._fetcher.fetches))
+        async with asyncio.timeout(10):
+            handle = next(f.handle for f in downloads._fetcher.fetches if f.blob == sha256(DATA))
+            await downloads.on_chunk(Chunk(handle=handle, offset=0, bytes=DATA).encode())
+            assert await manifest_bytes == DATA, "what is signed and small is never held back"
+            meter.left = None
+            downloads.look()
+            await fetching
+        assert slots.store.read(manifest.files[0].sha256) == content  # type: ignore[arg-type]
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
 
     asyncio.run(scenario())
