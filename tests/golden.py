@@ -85,6 +85,7 @@ DOCUMENTS: dict[str, Document] = {
         deny=DENIALS,
         numbers=doc.Numbers(policy=1, config={"digits": 2}, directives={"digits": 6}, assignment=3),
         acked={"audit": LANE_RECEIPT},
+        lacks=doc.Numbers(policy=1, config={"digits": 1}),
     ),
     "ask": doc.Ask(
         run=RUN, n=5, model="digits", release=RELEASE, bases=(BASE,), free_bytes=1 << 33, link="2g", budget_left=10**6
@@ -102,6 +103,10 @@ DOCUMENTS: dict[str, Document] = {
         tuf={"root": 1, "timestamp": 9},
         deny=DENIALS,
         bytes_received=123_456,
+        policy=1,
+        declined=(doc.Declined(document="config/digits", number=3, reason="config 3 needs agent 9, this is 0.1.0"),),
+        spent=doc.Spent(day=4_000, month=90_000),
+        done=2,
         models={
             "digits": doc.ModelReport(
                 phase="proving",
@@ -111,6 +116,7 @@ DOCUMENTS: dict[str, Document] = {
                 held=(OLDER, RELEASE),
                 refused=(doc.Refusal(release=BLOB, number=5, reason="golden outputs differ by 3"),),
                 verdict="unproven",
+                stale=("2 minor versions behind",),
             ),
             "faces": doc.ModelReport(phase="checking", waiting="no offer yet"),
         },
@@ -147,15 +153,39 @@ DESIRED = pack([encode(STATEMENT)])
 """Payload of `desired/<ring>`: a list of envelopes."""
 
 
+FILES = {"hello": "hello-2", "reported": "reported-2"}
+"""File stem of what grew since its first golden file was written; of all else it is the name."""
+REPORTED = DOCUMENTS["reported"]
+assert isinstance(REPORTED, doc.Reported)
+OLDER: dict[str, Document] = {
+    "hello": DOCUMENTS["hello"].model_copy(update={"lacks": doc.Numbers()}),
+    "reported": REPORTED.model_copy(
+        update={
+            "policy": 0,
+            "declined": (),
+            "spent": doc.Spent(),
+            "done": 0,
+            "models": {name: model.model_copy(update={"stale": ()}) for name, model in REPORTED.models.items()},
+        }
+    ),
+}
+"""File stem to what this version reads in bytes that only earlier ones wrote: what came since has its default."""
+
+
 def encoded() -> dict[str, bytes]:
     """File stem to the bytes this version writes."""
     rest = {"manifest": MANIFEST.encode(), "statement": encode(STATEMENT), "desired": DESIRED}
-    return {name: document.encode() for name, document in DOCUMENTS.items()} | rest
+    return {FILES.get(name, name): document.encode() for name, document in DOCUMENTS.items()} | rest
 
 
 def stored(name: str) -> bytes:
+    """The bytes of an example as this version writes it."""
+    return file_bytes(FILES.get(name, name))
+
+
+def file_bytes(stem: str) -> bytes:
     """The bytes of a golden file."""
-    return (FOLDER / f"{name}.msgpack").read_bytes()
+    return (FOLDER / f"{stem}.msgpack").read_bytes()
 
 
 def main() -> None:

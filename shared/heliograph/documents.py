@@ -8,7 +8,7 @@ direction a document has stands in `heliograph.protocol`, not here.
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from heliograph.blob import LEAF_BYTES, MAX_UNPAGED_BYTES
 from heliograph.errors import IntegrityError
@@ -38,6 +38,9 @@ Lane = Literal["incident", "audit", "metric", "sample"]
 LANES: tuple[Lane, ...] = ("incident", "audit", "metric", "sample")
 Phase = Literal["idle", "checking", "fetching", "staging", "activating", "proving", "rolling-back", "stuck"]
 Verdict = Literal["proven", "unproven", "failed"]
+WayKind = Literal["full", "delta", "relay"]
+WAY_KINDS: tuple[WayKind, ...] = ("full", "delta", "relay")
+COMMAND_KINDS = ("drill", "rollback", "report", "abort", "forget")
 MAX_CHUNK_LEAVES = 8
 MAX_CHUNK_BYTES = MAX_CHUNK_LEAVES * LEAF_BYTES
 MAX_RANGES = 256
@@ -229,7 +232,7 @@ class Way(Part):
     A delta names its `base` and `recipe`; a full way has neither.
     """
 
-    kind: Literal["full", "delta", "relay"]
+    kind: WayKind
     blob: DigestField
     bytes: Count
     base: DigestField | None = None
@@ -242,6 +245,14 @@ class Way(Part):
         return self
 
 
+def _of_known_kinds(ways: Any) -> Any:
+    """Without ways of a kind that this version lacks: they are a newer hub's, and the others lead there too."""
+    if not isinstance(ways, tuple):
+        return ways
+    kinds = [way.get("kind") if isinstance(way, dict) else None for way in ways]
+    return tuple(way for way, kind in zip(ways, kinds, strict=True) if not isinstance(kind, str) or kind in WAY_KINDS)
+
+
 class OlderDenials(Part):
     """Names the blob, without pages, that holds the denials for which `deny/all` had no room."""
 
@@ -250,10 +261,13 @@ class OlderDenials(Part):
 
 
 class Command(Part):
-    """A numbered order to one node, repeated until echoed."""
+    """A numbered order to one node, repeated until echoed: `drill`, `rollback`, `report`, `abort` or `forget`.
+
+    A kind that is none of `COMMAND_KINDS` is a newer hub's: the node refuses that command in words, and obeys the rest.
+    """
 
     number: Count
-    kind: Literal["drill", "rollback", "report", "abort", "forget"]
+    kind: Name
     model: ModelName | None = None
 
 
@@ -401,7 +415,7 @@ class Offer(NodeScoped):
     model: ModelName
     release: DigestField
     expires: At
-    ways: tuple[Way, ...] = ()
+    ways: Annotated[tuple[Way, ...], BeforeValidator(_of_known_kinds)] = ()
     later_s: Count | None = None
     never: bool = False
     reason: Text = ""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden import DOCUMENTS, stored
+from golden import DOCUMENTS, OLDER, file_bytes, stored
 from heliograph import documents as doc
 from heliograph.documents import Document, Part
 from heliograph.errors import HeliographError, IntegrityError
@@ -23,6 +23,13 @@ def test_golden_bytes_decode_to_the_expected_value_and_encode_to_the_same_bytes(
     read = type(expected).decode(stored(name))
     assert read == expected
     assert read.encode() == stored(name)
+
+
+@pytest.mark.parametrize("stem", OLDER)
+def test_golden_bytes_of_an_earlier_version_are_read_with_the_defaults_of_what_came_since(stem: str) -> None:
+    expected = OLDER[stem]
+    assert type(expected).decode(file_bytes(stem)) == expected
+    assert expected.encode() != file_bytes(stem), "this version writes what it knows"
 
 
 def test_every_document_of_the_topic_table_has_a_golden_file() -> None:
@@ -108,7 +115,7 @@ BOUNDS: list[tuple[str, dict[str, object]]] = [
     ("assigned", {"key": b"x" * 31}),
     ("assigned", {"labels": {"a": "x" * 401}}),
     ("assigned", {"pins": {"Digits": "1.0.0"}}),
-    ("assigned", {"commands": [{"number": 1, "kind": "format-disk"}]}),
+    ("assigned", {"commands": [{"number": 1, "kind": "format disk"}]}),
     ("offer", {"run": b"x" * 9}),
     ("offer", {"ways": [{"kind": "delta", "blob": b"x" * 32, "bytes": 1}]}),
     ("offer", {"ways": [{"kind": "full", "blob": b"x" * 32, "bytes": 1, "base": b"x" * 32,
