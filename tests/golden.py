@@ -157,7 +157,7 @@ FILES = {"hello": "hello-2", "reported": "reported-2"}
 """File stem of what grew since its first golden file was written; of all else it is the name."""
 REPORTED = DOCUMENTS["reported"]
 assert isinstance(REPORTED, doc.Reported)
-OLDER: dict[str, Document] = {
+EARLIER: dict[str, Document] = {
     "hello": DOCUMENTS["hello"].model_copy(update={"lacks": doc.Numbers()}),
     "reported": REPORTED.model_copy(
         update={

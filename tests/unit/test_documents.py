@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden import DOCUMENTS, OLDER, file_bytes, stored
+from golden import DOCUMENTS, EARLIER, file_bytes, stored
 from heliograph import documents as doc
 from heliograph.documents import Document, Part
 from heliograph.errors import HeliographError, IntegrityError
@@ -25,9 +25,9 @@ def test_golden_bytes_decode_to_the_expected_value_and_encode_to_the_same_bytes(
     assert read.encode() == stored(name)
 
 
-@pytest.mark.parametrize("stem", OLDER)
+@pytest.mark.parametrize("stem", EARLIER)
 def test_golden_bytes_of_an_earlier_version_are_read_with_the_defaults_of_what_came_since(stem: str) -> None:
-    expected = OLDER[stem]
+    expected = EARLIER[stem]
     assert type(expected).decode(file_bytes(stem)) == expected
     assert expected.encode() != file_bytes(stem), "this version writes what it knows"
 
