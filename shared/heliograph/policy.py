@@ -5,14 +5,17 @@ names; `policy_from_table` and `config_from_table` refuse what is unknown. What 
 decided by one pure function each (`heliograph.tuples`, `heliograph.economy`, `heliograph.rules`); nothing is decided
 here. Without a document, number 0 is in force: every field at its default.
 
-`FIELDS` says of every field its unit, who enforces it and what a node does with it while it is off line; a test holds it
-to the models, and the documents' table is made from it.
+`FIELDS` says of every field its unit, who enforces it and what a node does with it while it is off line; a test holds
+it to the models, and the table in shared/POLICY.md is made from it.
 """
 
+import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import Field, ValidationError
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, Field, ValidationError
 
 from heliograph.documents import At, Broadcast, Count, Document, Lane, ModelName, Part, Text
 from heliograph.errors import ConfigError
@@ -31,7 +34,26 @@ UnprovenAction = Literal["extend", "return"]
 Guarded = Literal["fetch", "activate"]
 WorkClass = Literal["realtime", "policy", "sync", "telemetry", "validation", "batch"]
 Seconds = Annotated[int, Field(ge=0, le=100 * 366 * DAY_S)]
-Cron = Annotated[str, Field(max_length=80)]
+
+
+def _cron(value: str) -> str:
+    """Returns the five fields if cron knows a time that they name.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if len(value.split()) != 5:
+        raise ValueError(f"{value!r} is not five fields: minute hour day month weekday")
+    try:
+        next(CronSim(value, datetime(2024, 1, 1, tzinfo=UTC)))
+    except CronSimError as error:
+        raise ValueError(f"{value!r} is no time that cron knows: {error}") from error
+    except StopIteration:
+        raise ValueError(f"{value!r} never comes") from None
+    return value
+
+
+Cron = Annotated[str, Field(max_length=80), AfterValidator(_cron)]
 Scalar = str | int | float | bool
 
 
@@ -182,84 +204,200 @@ class Meaning(NamedTuple):
 
 
 _SAME = "the same"
+_BOTH = "node and hub"
 _HUB = "nothing: the hub's alone"
 
-# fmt: off
 #: What each field of a policy means. A test compares the keys with the model, and names a test for each.
 FIELDS: dict[str, Meaning] = {
-    "crit":                        Meaning("fields that an agent must know to obey this policy", "", "node", _SAME),
-    "min_agent":                   Meaning("oldest agent that may obey it; an older one declines and says so", "version", "node", _SAME),
-    "hold_max_s":                  Meaning("how long a node may hold it back while it fits no release it has; 0: not at all", "s", "node", "the time runs on"),
-    "fail_mode":                   Meaning("with nothing left that fits: serve on with an alarm, or stop; left out: as the manifest says", "", "node", _SAME),
-    "max_offline_s":               Meaning("how long a node may be without the hub's word", "s", "node", "judged by its own estimate of the time"),
-    "at_max_offline":              Meaning("what it does then: serve on and flag it, serve its fallback, or stop", "", "node", "done, until the hub is heard"),
-    "unproven":                    Meaning("what follows a probation without enough traffic: go on as unproven, or return to the fallback", "", "node", _SAME),
-    "authority":                   Meaning("who may act on a site: the hub alone, the site in an emergency too, the site as it likes", "", "node", _SAME),
-    "cadence_s":                   Meaning("least time between two activations of a model on a node, security releases excepted", "s", "node", _SAME),
-    "windows[]":                   Meaning("when work may be begun; none: always", "", "node", "judged by its own estimate of the time"),
-    "windows[].opens":             Meaning("minute hour day month weekday, as cron has them", "site's time zone", "node", _SAME),
-    "windows[].for_s":             Meaning("how long it stays open", "s", "node", _SAME),
-    "windows[].guards":            Meaning("what needs it open: fetching, activating, or both", "", "node", _SAME),
-    "budget":                      Meaning("content that the link of a site may carry", "", "", ""),
-    "budget.day_bytes":            Meaning("in one day of the site's time zone", "bytes", "node and hub", "nothing is fetched"),
-    "budget.month_bytes":          Meaning("in one month of it", "bytes", "node and hub", "nothing is fetched"),
-    "budget.full":                 Meaning("where only the full image will do: take it, wait for a delta, or refuse the release", "", "node", "nothing is fetched"),
-    "pacing":                      Meaning("how fast a release goes through the ring", "", "", ""),
-    "pacing.nodes_at_once":        Meaning("nodes that fetch at a time", "nodes", "hub", _HUB),
-    "pacing.nodes_per_hour":       Meaning("nodes that begin in any hour", "nodes", "hub", _HUB),
-    "pacing.bytes_per_hour":       Meaning("content sent to the ring in any hour", "bytes", "hub", _HUB),
-    "staleness":                   Meaning("how far behind a node may be", "", "", ""),
-    "staleness.max_minor_behind":  Meaning("minor versions between what it serves and the newest admissible release", "minor versions", "node and hub", "judged by the releases it knows of"),
-    "staleness.within_s":          Meaning("time from a directive to serving its release", "s", "node and hub", "judged by the directives it knows of"),
-    "staleness.security_within_s": Meaning("time from a security release's date to serving it or a newer one", "s", "node and hub", "judged by the policy it has"),
-    "telemetry":                   Meaning("what may leave the site, and how long it is kept", "", "", ""),
-    "telemetry.lanes":             Meaning("lanes of records that may leave", "", "node", "records of other lanes aren't kept"),
-    "telemetry.redact":            Meaning("fields of records that stay at the site: a name, or lane.name", "", "node", "left out before anything is stored"),
-    "telemetry.keep_days":         Meaning("how long records are kept", "days", "node and hub", "older ones are dropped and counted"),
-    "limits.<class>":              Meaning("what a class of work may take: realtime, policy, sync, telemetry, validation, batch", "", "", ""),
-    "limits.<class>.concurrency":  Meaning("requests worked on at a time", "requests", "people", _SAME),
-    "limits.<class>.queue":        Meaning("requests that may wait", "requests", "people", _SAME),
-    "limits.<class>.deadline_ms":  Meaning("after which a request is refused", "ms", "people", _SAME),
-    "immediate[]":                 Meaning("what in this policy must be in force everywhere soon", "", "", ""),
-    "immediate[].item":            Meaning("what it is: a safety filter, a compliance rule", "", "people", ""),
-    "immediate[].converge_s":      Meaning("time from its signing in which every node of the ring must have it in force", "s", "hub", "the hub shows it as missing"),
-    "drills":                      Meaning("rollbacks done on purpose", "", "", ""),
-    "drills.every_days":           Meaning("how often each site is to have one", "days", "people", _SAME),
-    "models.<model>":              Meaning("what holds for one model; a field given here replaces the ring's", "", "", ""),
-    "models.<model>.floor":        Meaning("the lowest version that may be activated or fallen back to", "version", "node and hub", _SAME),
-    "models.<model>.security":     Meaning("security releases: version and the date from which time is counted", "UTC", "node and hub", _SAME),
-    "models.<model>.gates[]":      Meaning("gates that tighten the manifest's, or are added to them", "", "node", _SAME),
+    "crit": Meaning("fields that an agent must know to obey this policy", "", "node", _SAME),
+    "min_agent": Meaning("oldest agent that may obey it; an older one declines and says so", "version", "node", _SAME),
+    "hold_max_s": Meaning(
+        "how long a node holds it back while none of its releases fits; 0: not at all", "s", "node", "the time runs on"
+    ),
+    "fail_mode": Meaning(
+        "with nothing left that fits: serve on with an alarm, or stop; left out: as the manifest says",
+        "",
+        "node",
+        _SAME,
+    ),
+    "max_offline_s": Meaning(
+        "how long a node may be without the hub's word", "s", "node", "judged by its own estimate of the time"
+    ),
+    "at_max_offline": Meaning(
+        "what it does then: serve on and flag it, serve its fallback, or stop",
+        "",
+        "node",
+        "done, until the hub is heard",
+    ),
+    "unproven": Meaning(
+        "what follows a probation without enough traffic: go on as unproven, or return to the fallback",
+        "",
+        "node",
+        _SAME,
+    ),
+    "authority": Meaning(
+        "who may act on a site: the hub alone, the site in an emergency too, the site as it likes", "", "node", _SAME
+    ),
+    "cadence_s": Meaning(
+        "least time between two activations of a model on a node, security releases excepted", "s", "node", _SAME
+    ),
+    "windows[]": Meaning("when work may be begun; none: always", "", "node", "judged by its own estimate of the time"),
+    "windows[].opens": Meaning("minute hour day month weekday, as cron has them", "site's time zone", "node", _SAME),
+    "windows[].for_s": Meaning("how long it stays open", "s", "node", _SAME),
+    "windows[].guards": Meaning("what needs it open: fetching, activating, or both", "", "node", _SAME),
+    "budget": Meaning("content that the link of a site may carry", "", "", ""),
+    "budget.day_bytes": Meaning("in one day of the site's time zone", "bytes", _BOTH, "nothing is fetched"),
+    "budget.month_bytes": Meaning("in one month of it", "bytes", _BOTH, "nothing is fetched"),
+    "budget.full": Meaning(
+        "where only the full image will do: take it, wait for a delta, or refuse the release",
+        "",
+        "node",
+        "nothing is fetched",
+    ),
+    "pacing": Meaning("how fast a release goes through the ring", "", "", ""),
+    "pacing.nodes_at_once": Meaning("nodes that fetch at a time", "nodes", "hub", _HUB),
+    "pacing.nodes_per_hour": Meaning("nodes that begin in any hour", "nodes", "hub", _HUB),
+    "pacing.bytes_per_hour": Meaning("content sent to the ring in any hour", "bytes", "hub", _HUB),
+    "staleness": Meaning("how far behind a node may be", "", "", ""),
+    "staleness.max_minor_behind": Meaning(
+        "minor versions between what it serves and the newest admissible release",
+        "minor versions",
+        _BOTH,
+        "judged by the releases it knows of",
+    ),
+    "staleness.within_s": Meaning(
+        "time from a directive to serving its release", "s", _BOTH, "judged by the directives it knows of"
+    ),
+    "staleness.security_within_s": Meaning(
+        "time from a security release's date to serving it or a newer one", "s", _BOTH, "judged by the policy it has"
+    ),
+    "telemetry": Meaning("what may leave the site, and how long it is kept", "", "", ""),
+    "telemetry.lanes": Meaning("lanes of records that may leave", "", "node", "records of other lanes aren't kept"),
+    "telemetry.redact": Meaning(
+        "fields of records that stay at the site: a name, or lane.name",
+        "",
+        "node",
+        "left out before anything is stored",
+    ),
+    "telemetry.keep_days": Meaning("how long records are kept", "days", _BOTH, "older ones are dropped and counted"),
+    "limits.<class>": Meaning(
+        "what a class of work may take: realtime, policy, sync, telemetry, validation, batch", "", "", ""
+    ),
+    "limits.<class>.concurrency": Meaning("requests worked on at a time", "requests", "people", _SAME),
+    "limits.<class>.queue": Meaning("requests that may wait", "requests", "people", _SAME),
+    "limits.<class>.deadline_ms": Meaning("after which a request is refused", "ms", "people", _SAME),
+    "immediate[]": Meaning("what in this policy must be in force everywhere soon", "", "", ""),
+    "immediate[].item": Meaning("what it is: a safety filter, a compliance rule", "", "people", ""),
+    "immediate[].converge_s": Meaning(
+        "time from its signing in which every node of the ring must have it in force",
+        "s",
+        "hub",
+        "the hub shows it as missing",
+    ),
+    "drills": Meaning("rollbacks done on purpose", "", "", ""),
+    "drills.every_days": Meaning("how often each site is to have one", "days", "people", _SAME),
+    "models.<model>": Meaning("what holds for one model; a field given here replaces the ring's", "", "", ""),
+    "models.<model>.floor": Meaning(
+        "the lowest version that may be activated or fallen back to", "version", _BOTH, _SAME
+    ),
+    "models.<model>.security": Meaning(
+        "security releases: version and the date from which time is counted", "UTC", _BOTH, _SAME
+    ),
+    "models.<model>.gates[]": Meaning("gates that tighten the manifest's, or are added to them", "", "node", _SAME),
     "models.<model>.gates[].name": Meaning("as in release.toml", "", "node", _SAME),
     "models.<model>.gates[].limit": Meaning("the lower of this and the manifest's counts", "", "node", _SAME),
     "models.<model>.gates[].min_samples": Meaning("the higher of this and the manifest's counts", "", "node", _SAME),
-    "models.<model>.compatible.<version>": Meaning("ranges that replace those of one version's manifest", "", "node and hub", _SAME),
-    "models.<model>.compatible.<version>.config": Meaning("config numbers", "", "node and hub", _SAME),
-    "models.<model>.compatible.<version>.config.min": Meaning("the lowest", "", "node and hub", _SAME),
-    "models.<model>.compatible.<version>.config.max": Meaning("the highest; left out: any newer", "", "node and hub", _SAME),
-    "models.<model>.compatible.<version>.policy": Meaning("policy numbers", "", "node and hub", _SAME),
-    "models.<model>.compatible.<version>.policy.min": Meaning("the lowest", "", "node and hub", _SAME),
-    "models.<model>.compatible.<version>.policy.max": Meaning("the highest; left out: any newer", "", "node and hub", _SAME),
-    "models.<model>.authority":    Meaning("as above, of this model", "", "node", _SAME),
-    "models.<model>.fail_mode":    Meaning("as above, of this model", "", "node", _SAME),
+    "models.<model>.compatible.<version>": Meaning(
+        "ranges that replace those of one version's manifest", "", _BOTH, _SAME
+    ),
+    "models.<model>.compatible.<version>.config": Meaning("config numbers", "", _BOTH, _SAME),
+    "models.<model>.compatible.<version>.config.min": Meaning("the lowest", "", _BOTH, _SAME),
+    "models.<model>.compatible.<version>.config.max": Meaning("the highest; left out: any newer", "", _BOTH, _SAME),
+    "models.<model>.compatible.<version>.policy": Meaning("policy numbers", "", _BOTH, _SAME),
+    "models.<model>.compatible.<version>.policy.min": Meaning("the lowest", "", _BOTH, _SAME),
+    "models.<model>.compatible.<version>.policy.max": Meaning("the highest; left out: any newer", "", _BOTH, _SAME),
+    "models.<model>.authority": Meaning("as above, of this model", "", "node", _SAME),
+    "models.<model>.fail_mode": Meaning("as above, of this model", "", "node", _SAME),
     "models.<model>.max_offline_s": Meaning("as above, of this model", "s", "node", _SAME),
     "models.<model>.at_max_offline": Meaning("as above, of this model", "", "node", _SAME),
-    "models.<model>.unproven":     Meaning("as above, of this model", "", "node", _SAME),
-    "models.<model>.cadence_s":    Meaning("as above, of this model", "s", "node", _SAME),
+    "models.<model>.unproven": Meaning("as above, of this model", "", "node", _SAME),
+    "models.<model>.cadence_s": Meaning("as above, of this model", "s", "node", _SAME),
 }
 
 #: The same of a config.
 CONFIG_FIELDS: dict[str, Meaning] = {
-    "crit":       Meaning("fields that an agent must know to use this config", "", "node", _SAME),
-    "min_agent":  Meaning("oldest agent that may use it; an older one declines and says so", "version", "node", _SAME),
-    "generation": Meaning("generation of the feature schema that this preprocessing makes; left out: any", "", "node", _SAME),
-    "thresholds": Meaning("names and numbers for the programs that decide by the model's outputs", "", "programs", _SAME),
-    "flags":      Meaning("names and truth values", "", "programs", _SAME),
-    "pre":        Meaning("parameters of what is done before the model", "", "programs", _SAME),
-    "post":       Meaning("parameters of what is done after it", "", "programs", _SAME),
+    "crit": Meaning("fields that an agent must know to use this config", "", "node", _SAME),
+    "min_agent": Meaning("oldest agent that may use it; an older one declines and says so", "version", "node", _SAME),
+    "generation": Meaning(
+        "generation of the feature schema that this preprocessing makes; left out: any", "", "node", _SAME
+    ),
+    "thresholds": Meaning(
+        "names and numbers for the programs that decide by the model's outputs", "", "programs", _SAME
+    ),
+    "flags": Meaning("names and truth values", "", "programs", _SAME),
+    "pre": Meaning("parameters of what is done before the model", "", "programs", _SAME),
+    "post": Meaning("parameters of what is done after it", "", "programs", _SAME),
 }
-# fmt: on
+
 GIVEN = frozenset({"realm", "ring", "model", "number", "at"})
 """Fields that `policy set` and `config set` fill in; a file names `ring`, or `model`, as well."""
+
+
+class Row(NamedTuple):
+    """One field as documents show it; `default` is the value in TOML's spelling, empty for tables and what is unset."""
+
+    field: str
+    type: str
+    default: str
+    meaning: Meaning
+
+
+def explain() -> list[Row]:
+    """Every field of a policy, in the model's order."""
+    return list(_explained(Policy, "", FIELDS))
+
+
+def explain_config() -> list[Row]:
+    """Every field of a config, in the model's order."""
+    return list(_explained(Config, "", CONFIG_FIELDS))
+
+
+_KEYS = {"limits": "<class>", "models": "<model>", "compatible": "<version>"}
+"""What the names in a table of tables stand for."""
+
+
+def _explained(model: type[Document], prefix: str, meanings: Mapping[str, Meaning]) -> Iterator[Row]:
+    for name, field in model.model_fields.items():
+        if not prefix and name in GIVEN:
+            continue
+        inner = table_in(field.annotation)
+        if inner is None:
+            default = "required" if field.is_required() else _shown(field.default)
+            yield Row(prefix + name, _type_name(field.annotation), default, meanings[prefix + name])
+            continue
+        is_map, is_list = _is_map(field.annotation), get_origin(field.annotation) is tuple
+        shown = prefix + name + (f".{_KEYS[name]}" if is_map else "[]" if is_list else "")
+        yield Row(shown, "tables" if is_map or is_list else "table", "", meanings[shown])
+        yield from _explained(inner, shown + ".", meanings)
+
+
+def _shown(default: Any) -> str:
+    return "" if default is None else json.dumps(default)
+
+
+def _type_name(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is Literal:
+        return " | ".join(json.dumps(value) for value in inner)
+    if origin is tuple:
+        return f"list of {_type_name(inner[0])}"
+    if origin is dict:
+        return f"table of {_type_name(inner[1])}"
+    if inner:
+        return " | ".join(_type_name(part) for part in inner if part is not type(None))
+    return {str: "text", int: "integer", float: "number", bool: "truth value"}[annotation]
 
 
 # --- operator files -----------------------------------------------------------------------------------------------
