@@ -8,6 +8,7 @@ from pathlib import Path
 
 from heliograph import documents as doc
 from heliograph import manifest as man
+from heliograph import policy as pol
 from heliograph.documents import Document
 from heliograph.statement import Statement, encode
 from heliograph.wire import pack
@@ -30,7 +31,58 @@ DENIALS = doc.Denials(count=2, digest=bytes([0xD1]) * 32)
 DENY = doc.Deny(realm="demo", releases=(RELEASE, RECIPE), reason="wrong labels", at=AT)
 DENY_KEY = doc.DenyKey(realm="demo", keys=(KEY,), keep=(OLDER,), reason="stolen", at=AT)
 
+POLICY = pol.Policy(
+    realm="demo",
+    ring="early",
+    number=4,
+    at=AT,
+    min_agent="0.1.0",
+    hold_max_s=0,
+    fail_mode="closed",
+    max_offline_s=7 * 86_400,
+    at_max_offline="fall-back",
+    unproven="return",
+    authority="central",
+    cadence_s=86_400,
+    windows=(pol.Window(opens="0 2 * * 1-5", for_s=7_200), pol.Window(opens="30 4 * * 6", for_s=60, guards=("fetch",))),
+    budget=pol.Budget(day_bytes=2_000_000, month_bytes=20_000_000, full="wait"),
+    pacing=pol.Pacing(nodes_at_once=10, nodes_per_hour=60, bytes_per_hour=1 << 30),
+    staleness=pol.Staleness(max_minor_behind=2, within_s=604_800, security_within_s=86_400),
+    telemetry=pol.Telemetry(lanes=("incident", "audit"), redact=("who", "audit.why"), keep_days=90),
+    limits={"realtime": pol.Limits(concurrency=2, queue=8, deadline_ms=150), "batch": pol.Limits(queue=0)},
+    immediate=(pol.Immediate(item="safety filter of digits", converge_s=900),),
+    drills=pol.Drills(every_days=90),
+    models={
+        "digits": pol.ModelRules(
+            floor="1.2.0",
+            security={"1.4.1": AT - 3_600},
+            gates=(man.Gate(name="p95-ms", limit=15.0, min_samples=100),),
+            compatible={"1.4.0": man.Compatible(config=man.Span(min=2, max=9), policy=man.Span(min=4))},
+            authority="hybrid",
+            fail_mode="safe",
+            max_offline_s=3_600,
+            at_max_offline="stop",
+            unproven="extend",
+            cadence_s=0,
+        ),
+        "faces": pol.ModelRules(),
+    },
+)
+CONFIG = pol.Config(
+    realm="demo",
+    model="digits",
+    number=2,
+    at=AT,
+    generation=1,
+    thresholds={"accept": 0.85},
+    flags={"show-alternatives": False},
+    pre={"invert": True, "gain": 1.5, "size": 16, "mode": "centre"},
+    post={"top": 3},
+)
+
 DOCUMENTS: dict[str, Document] = {
+    "policy": POLICY,
+    "config": CONFIG,
     "deny": DENY,
     "deny-key": DENY_KEY,
     "deny-all": doc.DenyAll(

@@ -26,7 +26,7 @@ from heliograph.wire import unpack
 each_row = pytest.mark.parametrize("row", TOPICS, ids=[row.name for row in TOPICS])
 NAMES = {"site": "shop-7", "node": "till-1", "ring": "canary", "model": "digits", "number": "3"}
 LONG = dict.fromkeys(NAMES, "x" * 40) | {"number": "9" * 9}
-RESERVED = {"policy", "config", "renew"}
+RESERVED = {"renew"}
 
 
 def _names_of(row: Topic, names: dict[str, str]) -> dict[str, str]:
