@@ -2,6 +2,9 @@
 
 Only signatures move the estimate forward by a jump; between them CLOCK_BOOTTIME carries it, also over restarts of the
 agent. Powered-off time doesn't count. The wall clock is never read.
+
+Beside it stands when the hub was last heard: what it signed anew then proves that it was there, so that a node can tell
+how long it has been alone.
 """
 
 import time
@@ -22,6 +25,8 @@ class Estimate:
         if mark.boot != self._boot or mark.boottime_s > _boottime_s():
             mark = TimeMark(mark.at, self._boot, _boottime_s())
         self._mark = mark
+        self.heard_at = journal.heard_at() or mark.at
+        """The newest time that the hub vouched for; what came before anybody wrote it down counts as heard."""
 
     def now(self) -> int:
         """Seconds since 1970, never more than what was signed and what has passed since; 0 before any signed time."""
@@ -32,6 +37,16 @@ class Estimate:
         if signed_at > self.now():
             self._mark = TimeMark(signed_at, self._boot, _boottime_s())
             self._journal.save_time(self._mark)
+
+    def heard(self, at: int) -> None:
+        """The hub vouched for this time: it answered a hello, or signed a timestamp then. Later than now counts as now.
+
+        On disk when this returns.
+        """
+        at = min(at, self.now())
+        if at > self.heard_at:
+            self.heard_at = at
+            self._journal.save_heard(at)
 
     def save(self) -> None:
         """Writes the estimate as it is now, so that a power cut loses little of it."""

@@ -25,7 +25,7 @@ from typing import Any, Self, cast
 from heliograph.documents import Phase, Verdict
 from heliograph.errors import ConfigError, StorageError
 from heliograph.wire import pack, unpack
-from heliograph_site.machine import FailMode, Memory, Pointer, Refused, Standing, Target
+from heliograph_site.machine import Aside, FailMode, Memory, Pointer, Refused, Standing, Target
 from heliograph_site.served import Counted
 
 
@@ -103,12 +103,36 @@ def _evidence(db: Database) -> None:
     db.conn.execute("DROP TABLE pointer_1")
 
 
+@migrations(name="0003")
+def _papers(db: Database) -> None:
+    """Policies and configs, several to a scope; with each machine the policy in force and what is outside of it."""
+    db.conn.execute(
+        "CREATE TABLE paper (kind TEXT NOT NULL CHECK (kind IN ('policy', 'config')), scope TEXT NOT NULL,"
+        " number INTEGER NOT NULL, statement BLOB NOT NULL, came INTEGER NOT NULL,"
+        " newest_until INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (kind, scope, number))"
+    )
+    db.conn.execute("ALTER TABLE machine ADD COLUMN policy INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("ALTER TABLE pointer ADD COLUMN is_unfit INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("ALTER TABLE pointer ADD COLUMN passed_over INTEGER NOT NULL DEFAULT 0")
+
+
+@migrations(name="0004")
+def _spent(db: Database) -> None:
+    """Bytes of content that came for a release on a day of the site, as `2026-11-22`."""
+    db.conn.execute(
+        "CREATE TABLE spent (day TEXT NOT NULL, release BLOB NOT NULL, bytes INTEGER NOT NULL,"
+        " PRIMARY KEY (day, release)) WITHOUT ROWID"
+    )
+
+
 _INSERT_POINTER = (
     "INSERT INTO pointer (model, slot, release, activated_at, number, verdict, config, policy,"
-    " path, vouchers, fail_mode, proven, denied) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " path, vouchers, fail_mode, proven, denied, is_unfit, passed_over)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _SELECT_POINTER = (
-    "SELECT release, activated_at, number, verdict, config, policy, path, vouchers, fail_mode, proven, denied"
+    "SELECT release, activated_at, number, verdict, config, policy, path, vouchers, fail_mode, proven, denied,"
+    " is_unfit, passed_over"
     " FROM pointer WHERE model = ? AND slot = ?"
 )
 _KEYID_BYTES = 32
@@ -122,6 +146,25 @@ class Held:
     name: str
     number: int
     statement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A policy or config as its signed bytes; of each scope several may be held.
+
+    Attributes:
+        kind: `policy` or `config`.
+        scope: the ring of a policy, the model of a config.
+        came: when it was first held, by this node's estimate of the time.
+        newest_until: it is the newest published one up to this number, as the hub said when it was asked for by number.
+    """
+
+    kind: str
+    scope: str
+    number: int
+    statement: bytes
+    came: int
+    newest_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +257,8 @@ class Journal:
         target = memory.target
         self._conn.execute(
             "INSERT OR REPLACE INTO machine (model, phase, epoch, target, target_number, full_only, refused, reason,"
-            " target_path, target_vouchers, tries, cuts, is_healthy) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " target_path, target_vouchers, tries, cuts, is_healthy, policy)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 memory.model,
                 memory.phase,
@@ -229,6 +273,7 @@ class Journal:
                 memory.tries,
                 memory.cuts,
                 int(memory.is_healthy),
+                memory.policy,
             ),
         )
 
@@ -238,24 +283,27 @@ class Journal:
         for slot, pointer in slots:
             if pointer is not None:
                 self._conn.execute(_INSERT_POINTER, (memory.model, slot, *_row_from_pointer(pointer)))
-        # Not a slot: nobody but the machine asks for it.
-        key = f"resort {memory.model}"
-        if memory.resort is None:
-            self._conn.execute("DELETE FROM state WHERE key = ?", (key,))
-        else:
-            value = pack(list(_row_from_pointer(memory.resort)))
-            self._conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
+        # Not slots: nobody but the machine asks for them.
+        for name, pointer in (("resort", memory.resort), ("unfit", memory.unfit)):
+            key = f"{name} {memory.model}"
+            if pointer is None:
+                self._conn.execute("DELETE FROM state WHERE key = ?", (key,))
+            else:
+                value = pack(list(_row_from_pointer(pointer)))
+                self._conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
+        aside = (f"aside {memory.model}", memory.aside.encode())
+        self._conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", aside)
 
     def load(self, model: str) -> Memory:
         """The machine's memory as last saved; a new one for a model never seen."""
         row = self._conn.execute(
             "SELECT phase, epoch, target, target_number, full_only, refused, reason, target_path, target_vouchers,"
-            " tries, cuts, is_healthy FROM machine WHERE model = ?",
+            " tries, cuts, is_healthy, policy FROM machine WHERE model = ?",
             (model,),
         ).fetchone()
         if row is None:
             return Memory(model)
-        phase, epoch, target, number, full_only, refused, reason, path, vouchers, tries, cuts, is_healthy = row
+        phase, epoch, target, number, full_only, refused, reason, path, vouchers, tries, cuts, is_healthy, policy = row
         return Memory(
             model,
             cast(Phase, phase),
@@ -270,12 +318,19 @@ class Journal:
             tries,
             cuts,
             bool(is_healthy),
-            None if (resort := self._get(f"resort {model}")) is None else _pointer_from_row(tuple(unpack(resort))),
+            self._apart(model, "resort"),
+            policy=policy,
+            unfit=self._apart(model, "unfit"),
+            aside=cast(Aside, (self._get(f"aside {model}") or b"").decode()),
         )
 
     def models(self) -> tuple[str, ...]:
         """The models that have a machine here, by name."""
         return tuple(row[0] for row in self._conn.execute("SELECT model FROM machine ORDER BY model"))
+
+    def _apart(self, model: str, name: str) -> Pointer | None:
+        row = self._get(f"{name} {model}")
+        return None if row is None else _pointer_from_row(tuple(unpack(row)))
 
     def _pointer(self, model: str, slot: str) -> Pointer | None:
         row = self._conn.execute(_SELECT_POINTER, (model, slot)).fetchone()
@@ -326,6 +381,42 @@ class Journal:
         with self._db.atomic():
             self._conn.execute("DELETE FROM document WHERE kind = ?", (kind,))
 
+    def papers(self) -> tuple[Paper, ...]:
+        """Every policy and config held, by kind and scope, the newest first."""
+        rows = self._conn.execute(
+            "SELECT kind, scope, number, statement, came, newest_until FROM paper ORDER BY kind, scope, number DESC"
+        )
+        return tuple(Paper(*row) for row in rows)
+
+    def shelve(self, *papers: Paper, drop: tuple[Paper, ...] = ()) -> None:
+        """Keeps these, each in place of one of the same number, and forgets those of `drop`, in one transaction."""
+        with self._db.atomic():
+            for paper in drop:
+                self._conn.execute(
+                    "DELETE FROM paper WHERE kind = ? AND scope = ? AND number = ?",
+                    (paper.kind, paper.scope, paper.number),
+                )
+            for paper in papers:
+                self._conn.execute(
+                    "INSERT OR REPLACE INTO paper VALUES (?, ?, ?, ?, ?, ?)",
+                    (paper.kind, paper.scope, paper.number, paper.statement, paper.came, paper.newest_until),
+                )
+
+    @staticmethod
+    def configs(path: Path) -> dict[str, bytes]:
+        """The signed configs that the active pointers name, by model; read as `pointers` are."""
+        if not path.exists():
+            return {}
+        with _reading(path) as conn:
+            if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'paper'").fetchone():
+                return {}
+            return dict(
+                conn.execute(
+                    "SELECT model, statement FROM pointer JOIN paper ON kind = 'config' AND scope = model"
+                    " AND paper.number = config WHERE slot = 'active'"
+                ).fetchall()
+            )
+
     def name_release(self, digest: bytes, model: str, version: str) -> None:
         """Remembers what a manifest digest is called, for people."""
         with self._db.atomic():
@@ -335,6 +426,27 @@ class Journal:
         """`model@version`, or None for a digest never named here."""
         row = self._conn.execute('SELECT model, version FROM "release" WHERE digest = ?', (digest,)).fetchone()
         return f"{row[0]}@{row[1]}" if row else None
+
+    # --- what was fetched ---------------------------------------------------------------------------------------------
+
+    def spend(self, day: str, release: bytes, size: int, *, forget_before: str) -> None:
+        """Adds bytes that came for a release on a day (`2026-11-22`), and drops days before `forget_before`."""
+        with self._db.atomic():
+            self._conn.execute("DELETE FROM spent WHERE day < ?", (forget_before,))
+            self._conn.execute(
+                "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (day, release) DO UPDATE SET bytes = bytes + ?",
+                (day, release, size, size),
+            )
+
+    def spent(self, since: str, until: str) -> int:
+        """Bytes that came on the days from `since` to `until`, both included."""
+        found = self._conn.execute("SELECT SUM(bytes) FROM spent WHERE day BETWEEN ? AND ?", (since, until)).fetchone()
+        return int(found[0] or 0)
+
+    def spent_on(self, release: bytes) -> int:
+        """Bytes that came for a release on the days remembered."""
+        found = self._conn.execute("SELECT SUM(bytes) FROM spent WHERE release = ?", (release,)).fetchone()
+        return int(found[0] or 0)
 
     # --- denials -----------------------------------------------------------------------------------------------------
 
@@ -360,6 +472,14 @@ class Journal:
     def save_time(self, mark: TimeMark) -> None:
         """Replaces the estimate."""
         self._put(("time", pack([mark.at, mark.boot, mark.boottime_s])))
+
+    def heard_at(self) -> int:
+        """The newest time that the hub vouched for; 0 before the first."""
+        return int.from_bytes(self._get("heard") or b"", "big")
+
+    def save_heard(self, at: int) -> None:
+        """Replaces it."""
+        self._put(("heard", at.to_bytes(8, "big")))
 
     def counter(self, name: str) -> int:
         """A counter's value; 0 if never saved."""
@@ -448,6 +568,8 @@ def _row_from_pointer(pointer: Pointer) -> tuple[Any, ...]:
         pointer.fail_mode,
         pointer.proven,
         pointer.denied,
+        int(pointer.is_unfit),
+        pointer.passed_over,
     )
 
 
@@ -456,7 +578,8 @@ def _pointer_from_row(row: tuple[Any, ...]) -> Pointer:
     pointer = Pointer(bytes(release), activated_at, number, cast(Verdict, verdict), config, policy)
     if not evidence:
         return pointer
-    path, vouchers, fail_mode, proven, denied = evidence
+    path, vouchers, fail_mode, proven, denied, *fit = evidence
+    is_unfit, passed_over = fit or (0, 0)
     return replace(
         pointer,
         path=path,
@@ -464,6 +587,8 @@ def _pointer_from_row(row: tuple[Any, ...]) -> Pointer:
         fail_mode=cast(FailMode, fail_mode),
         proven=proven,
         denied=cast(Standing, denied),
+        is_unfit=bool(is_unfit),
+        passed_over=passed_over,
     )
 
 

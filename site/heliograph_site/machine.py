@@ -35,6 +35,8 @@ REASON_LENGTH: Final = 400
 FailMode = Literal["safe", "closed"]
 Standing = Literal["", "once", "finally"]
 """Of what is active: not denied, denied by one signature, denied by as many as end it."""
+Aside = Literal["", "fallback", "stopped"]
+"""What stands in for a while for what is committed: nothing does, the fallback does, nothing serves."""
 
 
 class Command(Enum):
@@ -80,6 +82,10 @@ class Pointer:
     """Epoch of the machine when it was proven: an order that needs no clock; 0: never."""
     denied: Standing = ""
     """Other than empty only for the active release, where nothing else was left to serve."""
+    is_unfit: bool = False
+    """It fits nothing that may be in force, and serves because nothing else fits either; only of what is active."""
+    passed_over: int = 0
+    """Configs up to this number, its own aside, aren't taken for it: it was rolled back to from this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,15 @@ class Memory:
     """What answers until `active` does, though it is no fallback: denied, failed or returned. Only if nothing else can
     be served it becomes active again, so that whatever answers is named, told and met by a denial."""
 
+    aside: Aside = ""
+    """`fallback`: active and fallback have changed places; `stopped`: what was active waits as `resort`. Nothing is
+    refused for it, and it is undone as a whole."""
+
+    policy: int = 0
+    """Number of the policy in force for the model; in one ring it never goes back."""
+    unfit: Pointer | None = None
+    """What was active and, by its fail mode, stopped because nothing fits; it serves again once something does."""
+
     @property
     def line(self) -> tuple[Pointer, ...]:
         """Who serves instead, by the fallback rule, the best first."""
@@ -126,7 +141,8 @@ class Memory:
     @property
     def kept(self) -> tuple[Pointer, ...]:
         """Every release that was active here and may serve again, what is active first, the last resort last."""
-        return tuple(pointer for pointer in (self.active, *self.line, self.resort) if pointer is not None)
+        pointers = (self.active, *self.line, self.unfit, self.resort)
+        return tuple(pointer for pointer in pointers if pointer is not None)
 
     @property
     def releases(self) -> tuple[bytes, ...]:
@@ -138,6 +154,11 @@ class Memory:
     def is_last_denied(self) -> bool:
         """Whether it serves a denied release because nothing else is left: to be flagged wherever it is told."""
         return self.active is not None and self.active.denied != ""
+
+    @property
+    def is_last_unfit(self) -> bool:
+        """Whether it serves what fits no policy in force because nothing else fits: to be flagged as well."""
+        return self.active is not None and self.active.is_unfit
 
 
 # --- what may happen: given to `classify` ----------------------------------------------------------------------------
@@ -156,7 +177,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Directed:
-    """The newest directive of this ring, admissible if it installs, says this; repeated, since it is a level."""
+    """The newest directive of this ring, admissible if it installs, says this; repeated, since it is a level.
+
+    Attributes:
+        action: as in the directive; empty: none of this ring names the model.
+    """
 
     action: str
     target: Target
@@ -174,11 +199,54 @@ class DenialsHeld:
     final: frozenset[bytes] = frozenset()
 
 
+Fit = Literal["fits", "flagged", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What the configs and policies held make of what is active, or was last, and its fallbacks; a level too.
+
+    Attributes:
+        release: what is to serve.
+        fit: with nothing that fits, the release is the last one, and its fail mode says whether it serves on.
+        reason: why what is active doesn't fit, or what newer doesn't.
+    """
+
+    release: bytes
+    config: int
+    policy: int
+    fit: Fit = "fits"
+    fail_mode: FailMode = "safe"
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class GivenUp:
     """The server has given up a release that it served: its worker died too often, or its bytes are rotten."""
 
     release: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """For a while this is to stand in for what is committed: a drill, or too long off line. A level; empty ends it."""
+
+    aside: Aside
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A person wants what is active gone: its fallback is to serve, and it isn't tried again under its number."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CalledOff:
+    """A person wants what is on its way stopped, and not tried again under its number."""
+
     reason: str
 
 
@@ -188,6 +256,13 @@ class GivenUp:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A directive of this ring names another release than the one active or under way."""
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Renumbered:
+    """A directive with another number names what is active or under way: it is that which is obeyed now."""
 
     target: Target
 
@@ -204,6 +279,34 @@ class Returned:
     """The directive says return and names what is active, and there is a fallback: serve that."""
 
     reason: str = "returned by directive"
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """What is on its way is called off by a person."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedAside:
+    """The fallback is to serve for a while."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoodDown:
+    """Nothing is to serve for a while."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What is committed is to serve again."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +390,15 @@ class Passed:
     Attributes:
         fail_mode: what its manifest wants when nothing good is left to serve.
         waits_for: what forbids activating at the moment the answer is heard; empty: nothing.
+        config, policy: the numbers that go with it, chosen at that moment.
     """
 
     epoch: int
     at: int
     fail_mode: FailMode = "safe"
     waits_for: str = ""
+    config: int = 0
+    policy: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +429,8 @@ class Proved:
 
     epoch: int
     verdict: Verdict
+    returns: bool = False
+    """Whether an unproven release is to give way to its fallback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +502,54 @@ class LastDenied:
     reason: str = "denied, and nothing else is left to serve"
 
 
+@dataclass(frozen=True, slots=True)
+class Retuned:
+    """What is active goes on with another config or policy, or it fits again, or only the policy in force is newer."""
+
+    config: int
+    policy: int
+    fail_mode: FailMode = "safe"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveUnfit:
+    """What is active fits no config and policy that may be in force; this fallback does."""
+
+    release: bytes
+    config: int
+    policy: int
+    fail_mode: FailMode = "safe"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LastUnfit:
+    """Nothing fits the policy in force, and the fail mode is safe: what is active serves on, flagged."""
+
+    config: int
+    policy: int
+    fail_mode: FailMode = "safe"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LastStopped:
+    """Nothing fits the policy in force, and the fail mode is closed: nothing serves until something fits."""
+
+    policy: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FitsAgain:
+    """What was stopped, or a fallback, fits now, or may serve on flagged."""
+
+    release: bytes
+    config: int
+    policy: int
+    fail_mode: FailMode = "safe"
+
+
 Answer = (
     Admitted | Declined | Fetched | Spoiled | Blocked | Staged | Passed | Failed | Healthy | Proved | Served | Stopped
 )
@@ -401,8 +557,13 @@ Answer = (
 Event = (
     Answer
     | Wanted
+    | Renumbered
     | Withdrawn
     | Returned
+    | Aborted
+    | SteppedAside
+    | StoodDown
+    | Resumed
     | Restarted
     | RestartedMidway
     | RestartedHealthy
@@ -416,13 +577,19 @@ Event = (
     | FallbackDenied
     | ActiveDenied
     | LastDenied
+    | Retuned
+    | ActiveUnfit
+    | LastUnfit
+    | LastStopped
+    | FitsAgain
 )
 EVENTS: Final[tuple[type, ...]] = (
-    Wanted, Withdrawn, Returned, Restarted, RestartedMidway, RestartedHealthy, RestartedAgain, Admitted, Declined,
-    Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
-    ActiveLost, LastLost, LastClosed, TargetDenied, FallbackDenied, ActiveDenied, LastDenied,
+    Wanted, Renumbered, Withdrawn, Returned, Aborted, SteppedAside, StoodDown, Resumed, Restarted, RestartedMidway, RestartedHealthy, RestartedAgain, Admitted,
+    Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed, Healthy, Proved, Served,
+    Stopped, ActiveLost, LastLost, LastClosed, TargetDenied, FallbackDenied, ActiveDenied, LastDenied,
+    Retuned, ActiveUnfit, LastUnfit, LastStopped, FitsAgain,
 )  # fmt: skip
-Happening = Started | Directed | DenialsHeld | GivenUp | Withdrawn | Answer
+Happening = Started | Directed | DenialsHeld | Matched | GivenUp | StandIn | Recalled | CalledOff | Withdrawn | Answer
 
 UNDER_WAY: Final[tuple[Phase, ...]] = ("checking", "fetching", "staging", "activating")
 """Phases in which the target is not active yet."""
@@ -444,8 +611,17 @@ def classify(memory: Memory, happening: Happening) -> Event | None:
             return _directed(memory, happening)
         case DenialsHeld():
             return _denied(memory, happening)
+        case Matched():
+            return _matched(memory, happening)
         case GivenUp():
             return _given_up(memory, happening)
+        case StandIn():
+            return _stand_in(memory, happening)
+        case Recalled():
+            is_open = memory.phase != "rolling-back" and not memory.aside and memory.active is not None
+            return Returned(happening.reason) if is_open and memory.fallback is not None else None
+        case CalledOff():
+            return Aborted(happening.reason) if memory.phase in UNDER_WAY else None
         case Withdrawn():
             return happening
         case _:
@@ -487,6 +663,8 @@ def _started(memory: Memory, started: Started) -> Event:
 
 
 def _directed(memory: Memory, directed: Directed) -> Event | None:
+    if memory.aside:
+        return None
     active, target, wanted = memory.active, memory.target, directed.target
     is_active = active is not None and active.release == wanted.release
     is_sound = active is not None and active.verdict != "failed"
@@ -494,17 +672,24 @@ def _directed(memory: Memory, directed: Directed) -> Event | None:
     is_unfinished = memory.phase in UNDER_WAY or (memory.phase == "stuck" and is_sound)
     match directed.action:
         case "install":
+            is_refused = any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused)
             if target is not None and target.release == wanted.release:
-                return None
+                if target.number == wanted.number:
+                    return None
             # Only a new number has a node try again what it failed to serve.
-            if active is not None and is_active and (is_sound or active.number == wanted.number):
-                return Withdrawn("superseded: what is active is directed again") if is_unfinished else None
-            if any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused):
+            elif active is not None and is_active and (is_sound or active.number == wanted.number):
+                if is_unfinished:
+                    return Withdrawn("superseded: what is active is directed again")
+                return Renumbered(wanted) if active.number != wanted.number and not is_refused else None
+            if is_refused:
                 superseded = Withdrawn("superseded by a directive that was refused here already")
                 return superseded if memory.phase in UNDER_WAY else None
-            return Wanted(wanted)
+            is_same = target is not None and target.release == wanted.release
+            return Renumbered(wanted) if is_same else Wanted(wanted)
         case "hold":
             return Withdrawn("held by directive") if is_unfinished else None
+        case "":
+            return Withdrawn("no directive of this node's ring names the model") if is_unfinished else None
         case "return":
             if memory.phase in UNDER_WAY:
                 return Withdrawn("returned by directive")
@@ -515,11 +700,27 @@ def _directed(memory: Memory, directed: Directed) -> Event | None:
             return None
 
 
+def _stand_in(memory: Memory, wanted: StandIn) -> Event | None:
+    """What is on its way is withdrawn first, and nothing new is taken up until all is as it was (`_directed`)."""
+    if wanted.aside == memory.aside:
+        return None
+    if memory.aside:
+        return Resumed(wanted.reason) if memory.phase in ("idle", "stuck") else None
+    is_able = memory.active is not None and (wanted.aside == "stopped" or memory.fallback is not None)
+    if not is_able:
+        return None
+    if memory.phase in UNDER_WAY:
+        return Withdrawn(wanted.reason)
+    if wanted.aside == "stopped":
+        return StoodDown(wanted.reason) if memory.phase in ("idle", "stuck") else None
+    return SteppedAside(wanted.reason) if memory.phase == "idle" else None
+
+
 def _denied(memory: Memory, held: DenialsHeld) -> Event | None:
     active = memory.active
     if memory.phase in UNDER_WAY and memory.target is not None and memory.target.release in held.denied:
         return TargetDenied()
-    spare = frozenset(pointer.release for pointer in memory.line)
+    spare = frozenset(pointer.release for pointer in (*memory.line, memory.unfit) if pointer is not None)
     if spare & held.denied:
         return FallbackDenied(spare & held.denied)
     if active is None or active.release not in held.denied:
@@ -533,6 +734,25 @@ def _denied(memory: Memory, held: DenialsHeld) -> Event | None:
         return LastClosed("denied finally, and nothing else is left to serve")
     standing: Standing = "finally" if is_final else "once"
     return LastDenied(standing) if active.denied not in (standing, "finally") else None
+
+
+def _matched(memory: Memory, found: Matched) -> Event | None:
+    active = memory.active
+    numbers = (found.config, found.policy, found.fail_mode)
+    if active is None:
+        if memory.unfit is None:
+            return None
+        if found.fit != "stopped":
+            return FitsAgain(found.release, *numbers)
+        return Retuned(*numbers) if found.policy != memory.policy else None
+    if found.release != active.release:
+        return ActiveUnfit(found.release, *numbers, reason=found.reason)
+    if found.fit == "stopped":
+        return LastStopped(found.policy, found.reason)
+    is_tuned = (active.config, active.policy, active.fail_mode) == numbers and memory.policy == found.policy
+    if found.fit == "flagged":
+        return None if is_tuned and active.is_unfit else LastUnfit(*numbers, reason=found.reason)
+    return None if is_tuned and not active.is_unfit else Retuned(*numbers)
 
 
 def _denials(pointer: Pointer, held: DenialsHeld) -> int:
@@ -555,6 +775,8 @@ def _answered(memory: Memory, answer: Answer) -> Event | None:
             return Postponed(answer.waits_for)
         case Failed() if memory.phase != "activating":
             return _lost(memory, answer.reason)
+        case Proved(verdict="unproven", returns=True) if memory.fallback is not None:
+            return ActiveLost("not proven in its time: it returns, by policy")
         case _:
             return answer
 
@@ -584,6 +806,18 @@ def take_target(memory: Memory, event: Event) -> Memory:
     return replace(drop_target(memory, event), target=event.target, earlier=None)
 
 
+def renumber(memory: Memory, event: Event) -> Memory:
+    """The number is the newer directive's, to be reported and refused by; the evidence is that of both."""
+    assert isinstance(event, Renumbered)
+    number, target, active = event.target.number, memory.target, memory.active
+    if target is not None:
+        vouchers = tuple(sorted({*target.vouchers, *event.target.vouchers}))
+        target = replace(target, number=number, vouchers=vouchers)
+    if active is not None and memory.phase not in UNDER_WAY:
+        active = replace(active, number=number)
+    return replace(memory, target=target, active=active)
+
+
 def drop_target(memory: Memory, event: Event) -> Memory:
     """Nothing is under way."""
     return replace(memory, target=None, full_only=False, tries=0, cuts=0, is_healthy=False, reason="")
@@ -591,7 +825,7 @@ def drop_target(memory: Memory, event: Event) -> Memory:
 
 def refuse_target(memory: Memory, event: Event) -> Memory:
     """The target is remembered as refused, by release and number."""
-    assert isinstance(event, Declined | Failed | RestartedAgain | TargetDenied) and memory.target is not None
+    assert isinstance(event, Declined | Failed | RestartedAgain | TargetDenied | Aborted) and memory.target is not None
     return refuse(drop_target(memory, event), (memory.target,), event.reason)
 
 
@@ -644,18 +878,85 @@ def flip(memory: Memory, event: Event) -> Memory:
         path=target.path,
         vouchers=target.vouchers,
         fail_mode=event.fail_mode,
+        config=event.config,
+        policy=event.policy,
     )
-    others = tuple(pointer for pointer in memory.kept if pointer.release != active.release)
+    others = tuple(replace(pointer, is_unfit=False) for pointer in memory.kept if pointer.release != active.release)
     best = fallbacks(*others)
     return replace(
         memory,
         active=active,
         fallback=_at(best, 0),
         earlier=_at(best, 1),
-        resort=memory.active if memory.active in others and not best else None,
+        resort=memory.active
+        if memory.active is not None and memory.active.release != active.release and not best
+        else None,
+        unfit=None,
+        policy=event.policy,
         cuts=0,
         is_healthy=False,
         reason="",
+    )
+
+
+def retune(memory: Memory, event: Event) -> Memory:
+    """Config and policy of what is active are others; the release is the same, and whatever is under way goes on."""
+    assert isinstance(event, Retuned | LastUnfit)
+    is_unfit = isinstance(event, LastUnfit)
+    active = memory.active
+    if active is not None:
+        active = replace(active, config=event.config, policy=event.policy, fail_mode=event.fail_mode, is_unfit=is_unfit)
+    return replace(memory, active=active, policy=event.policy)
+
+
+def flag_unfit(memory: Memory, event: Event) -> Memory:
+    """What is active is marked as outside of what policy allows, to be told wherever it is told."""
+    return retune(memory, event)
+
+
+def give_way(memory: Memory, event: Event) -> Memory:
+    """The fallback that fits becomes active; what was active is refused for nothing and may be its fallback."""
+    assert isinstance(event, ActiveUnfit) and memory.active is not None
+    old = replace(memory.active, is_unfit=False)
+    resort = memory.resort if memory.phase == "rolling-back" else old
+    return _take_over(replace(memory, resort=resort), event, (old, *memory.line))
+
+
+def revive(memory: Memory, event: Event) -> Memory:
+    """What was stopped, or a fallback, is active."""
+    assert isinstance(event, FitsAgain) and memory.unfit is not None
+    return _take_over(memory, event, (memory.unfit, *memory.line))
+
+
+def _take_over(memory: Memory, event: ActiveUnfit | FitsAgain, candidates: tuple[Pointer, ...]) -> Memory:
+    chosen = next(pointer for pointer in candidates if pointer.release == event.release)
+    best = fallbacks(*(pointer for pointer in candidates if pointer.release != event.release))
+    reason = event.reason if isinstance(event, ActiveUnfit) else "documents that fit have come"
+    resort = memory.resort
+    return replace(
+        drop_target(memory, event),
+        active=replace(chosen, config=event.config, policy=event.policy, fail_mode=event.fail_mode),
+        fallback=_at(best, 0),
+        earlier=_at(best, 1),
+        resort=None if resort is None or resort.release in {p.release for p in (chosen, *best[:2])} else resort,
+        unfit=None,
+        aside="",
+        policy=event.policy,
+        reason=reason[:REASON_LENGTH],
+    )
+
+
+def shut(memory: Memory, event: Event) -> Memory:
+    """What is active fits nothing and stops, to serve again once something fits."""
+    assert isinstance(event, LastStopped) and memory.active is not None
+    return replace(
+        drop_target(memory, event),
+        active=None,
+        unfit=replace(memory.active, is_unfit=False),
+        resort=None,
+        aside="",
+        policy=event.policy,
+        reason=event.reason[:REASON_LENGTH],
     )
 
 
@@ -683,12 +984,43 @@ def demote(memory: Memory, event: Event) -> Memory:
         resort = (memory.resort or resort) if memory.fallback is not None else None
     return replace(
         refused,
-        active=memory.fallback or memory.resort,
+        active=_restored(memory.fallback, memory) or memory.resort,
         fallback=memory.earlier,
         earlier=None,
         resort=resort,
         reason=event.reason[:REASON_LENGTH],
+        aside="",
     )
+
+
+def step_aside(memory: Memory, event: Event) -> Memory:
+    """Active and fallback change places for a while."""
+    assert isinstance(event, SteppedAside) and memory.fallback is not None
+    reason = event.reason[:REASON_LENGTH]
+    return replace(memory, active=memory.fallback, fallback=memory.active, aside="fallback", reason=reason)
+
+
+def stand_down(memory: Memory, event: Event) -> Memory:
+    """What is active waits; its fallbacks are kept."""
+    assert isinstance(event, StoodDown)
+    reason = event.reason[:REASON_LENGTH]
+    return replace(drop_target(memory, event), active=None, resort=memory.active, aside="stopped", reason=reason)
+
+
+def resume(memory: Memory, event: Event) -> Memory:
+    """What is committed is active again."""
+    assert isinstance(event, Resumed)
+    reason = event.reason[:REASON_LENGTH]
+    if memory.aside == "stopped":
+        return replace(memory, active=memory.resort, resort=None, aside="", reason=reason)
+    return replace(memory, active=memory.fallback, fallback=memory.active, aside="")
+
+
+def _restored(pointer: Pointer | None, memory: Memory) -> Pointer | None:
+    """A fallback with the config that it had, and without those that came since; policy never goes back."""
+    if pointer is None or memory.active is None:
+        return pointer
+    return replace(pointer, policy=memory.policy, passed_over=max(pointer.passed_over, memory.active.config))
 
 
 def close(memory: Memory, event: Event) -> Memory:
@@ -735,9 +1067,13 @@ def drop_resort(memory: Memory, event: Event) -> Memory:
 def drop_denied(memory: Memory, event: Event) -> Memory:
     """What is denied will not serve again; its bytes go when the machine rests."""
     assert isinstance(event, FallbackDenied)
-    gone = tuple(pointer for pointer in memory.line if pointer.release in event.releases)
+    spare = (*memory.line, memory.unfit)
+    gone = tuple(pointer for pointer in spare if pointer is not None and pointer.release in event.releases)
     best = fallbacks(*(pointer for pointer in memory.line if pointer not in gone))
-    return replace(refuse(memory, gone, event.reason), fallback=_at(best, 0), earlier=_at(best, 1))
+    aside = "" if memory.aside == "fallback" and memory.fallback in gone else memory.aside
+    unfit = None if memory.unfit in gone else memory.unfit
+    refused = refuse(memory, gone, event.reason)
+    return replace(refused, fallback=_at(best, 0), earlier=_at(best, 1), aside=aside, unfit=unfit)
 
 
 def flag(memory: Memory, event: Event) -> Memory:
@@ -789,8 +1125,12 @@ class Row:
 TABLE: Final[tuple[Row, ...]] = (
     #   phase           event             goal            update         command
     Row("idle",         Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("idle",         Renumbered,       "idle",           renumber,      None),
     Row("idle",         Returned,         "rolling-back", demote,        Command.SERVE),
     Row("idle",         Restarted,        "idle",         keep,          Command.SERVE),
+    Row("idle",         SteppedAside,     "rolling-back", step_aside,    Command.SERVE),
+    Row("idle",         StoodDown,        "rolling-back", stand_down,    Command.SERVE),
+    Row("idle",         Resumed,          "idle",         resume,        Command.SERVE),
     Row("idle",         Served,           "idle",         clear_reason,  Command.REST),
     Row("idle",         Stopped,          "idle",         keep,          Command.REST),
     Row("idle",         ActiveLost,       "rolling-back", demote,        Command.SERVE),
@@ -799,11 +1139,19 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("idle",         FallbackDenied,   "idle",         drop_denied,   Command.SERVE),
     Row("idle",         ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("idle",         LastDenied,       "idle",         flag,          None),
+    Row("idle",         Retuned,          "idle",         retune,        None),
+    Row("idle",         ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("idle",         LastUnfit,        "idle",         flag_unfit,    None),
+    Row("idle",         LastStopped,      "rolling-back", shut,          Command.SERVE),
+    Row("idle",         FitsAgain,        "rolling-back", revive,        Command.SERVE),
 
     Row("checking",     Admitted,         "fetching",     drop_resort,   Command.FETCH),
     Row("checking",     Declined,         "idle",         refuse_target, Command.SERVE),
     Row("checking",     Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("checking",     Renumbered,       "checking",       renumber,      None),
     Row("checking",     Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("checking",     Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("checking",     Aborted,          "idle",         refuse_target, Command.SERVE),
     Row("checking",     Restarted,        "checking",     keep,          Command.CHECK),
     Row("checking",     ActiveLost,       "rolling-back", demote,        Command.SERVE),
     Row("checking",     LastLost,         "checking",     fail_active,   None),
@@ -812,13 +1160,21 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("checking",     FallbackDenied,   "checking",     drop_denied,   None),
     Row("checking",     ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("checking",     LastDenied,       "checking",     flag,          None),
+    Row("checking",     Retuned,          "checking",     retune,        None),
+    Row("checking",     ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("checking",     LastUnfit,        "checking",     flag_unfit,    None),
+    Row("checking",     LastStopped,      "rolling-back", shut,          Command.SERVE),
+    Row("checking",     FitsAgain,        "rolling-back", revive,        Command.SERVE),
 
     Row("fetching",     Fetched,          "staging",      keep,          Command.STAGE),
     Row("fetching",     Spoiled,          "checking",     count_spoiled, Command.CHECK),
     Row("fetching",     Blocked,          "checking",     count_try,     Command.CHECK),
     Row("fetching",     TriedEnough,      "stuck",        give_up,       Command.REST),
     Row("fetching",     Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("fetching",     Renumbered,       "fetching",       renumber,      None),
     Row("fetching",     Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("fetching",     Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("fetching",     Aborted,          "idle",         refuse_target, Command.SERVE),
     Row("fetching",     Restarted,        "checking",     keep,          Command.CHECK),
     Row("fetching",     ActiveLost,       "rolling-back", demote,        Command.SERVE),
     Row("fetching",     LastLost,         "fetching",     fail_active,   None),
@@ -827,13 +1183,21 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("fetching",     FallbackDenied,   "fetching",     drop_denied,   None),
     Row("fetching",     ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("fetching",     LastDenied,       "fetching",     flag,          None),
+    Row("fetching",     Retuned,          "fetching",     retune,        None),
+    Row("fetching",     ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("fetching",     LastUnfit,        "fetching",     flag_unfit,    None),
+    Row("fetching",     LastStopped,      "rolling-back", shut,          Command.SERVE),
+    Row("fetching",     FitsAgain,        "rolling-back", revive,        Command.SERVE),
 
     Row("staging",      Staged,           "activating",   keep,          Command.ACTIVATE),
     Row("staging",      Spoiled,          "checking",     count_spoiled, Command.CHECK),
     Row("staging",      Blocked,          "checking",     count_try,     Command.CHECK),
     Row("staging",      TriedEnough,      "stuck",        give_up,       Command.REST),
     Row("staging",      Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("staging",      Renumbered,       "staging",        renumber,      None),
     Row("staging",      Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("staging",      Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("staging",      Aborted,          "idle",         refuse_target, Command.SERVE),
     Row("staging",      Restarted,        "staging",      keep,          Command.STAGE),
     Row("staging",      ActiveLost,       "rolling-back", demote,        Command.SERVE),
     Row("staging",      LastLost,         "staging",      fail_active,   None),
@@ -842,12 +1206,20 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("staging",      FallbackDenied,   "staging",      drop_denied,   None),
     Row("staging",      ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("staging",      LastDenied,       "staging",      flag,          None),
+    Row("staging",      Retuned,          "staging",      retune,        None),
+    Row("staging",      ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("staging",      LastUnfit,        "staging",      flag_unfit,    None),
+    Row("staging",      LastStopped,      "rolling-back", shut,          Command.SERVE),
+    Row("staging",      FitsAgain,        "rolling-back", revive,        Command.SERVE),
 
     Row("activating",   Passed,           "proving",      flip,          Command.PROVE),
     Row("activating",   Postponed,        "activating",   keep,          Command.ACTIVATE),
     Row("activating",   Failed,           "idle",         refuse_target, Command.SERVE),
     Row("activating",   Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("activating",   Renumbered,       "activating",     renumber,      None),
     Row("activating",   Withdrawn,        "idle",         drop_target,   Command.SERVE),
+    Row("activating",   Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("activating",   Aborted,          "idle",         refuse_target, Command.SERVE),
     Row("activating",   Restarted,        "activating",   keep,          Command.ACTIVATE),
     Row("activating",   RestartedMidway,  "activating",   count_cut,     Command.ACTIVATE),
     Row("activating",   RestartedAgain,   "idle",         refuse_target, Command.SERVE),
@@ -858,11 +1230,17 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("activating",   FallbackDenied,   "activating",   drop_denied,   None),
     Row("activating",   ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("activating",   LastDenied,       "activating",   flag,          None),
+    Row("activating",   Retuned,          "activating",   retune,        None),
+    Row("activating",   ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("activating",   LastUnfit,        "activating",   flag_unfit,    None),
+    Row("activating",   LastStopped,      "rolling-back", shut,          Command.SERVE),
+    Row("activating",   FitsAgain,        "rolling-back", revive,        Command.SERVE),
 
     Row("proving",      Healthy,          "proving",      mark_healthy,  None),
     Row("proving",      Proved,           "idle",         settle,        Command.REST),
     Row("proving",      Returned,         "rolling-back", demote,        Command.SERVE),
     Row("proving",      Wanted,           "checking",     take_target,   Command.CHECK),
+    Row("proving",      Renumbered,       "proving",        renumber,      None),
     Row("proving",      Restarted,        "proving",      keep,          Command.PROVE),
     Row("proving",      RestartedHealthy, "proving",      count_cut,     Command.PROVE),
     Row("proving",      RestartedAgain,   "rolling-back", demote,        Command.SERVE),
@@ -872,6 +1250,10 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("proving",      FallbackDenied,   "proving",      drop_denied,   None),
     Row("proving",      ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("proving",      LastDenied,       "idle",         flag_unjudged, Command.SERVE),
+    Row("proving",      Retuned,          "proving",      retune,        None),
+    Row("proving",      ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("proving",      LastUnfit,        "proving",      flag_unfit,    None),
+    Row("proving",      LastStopped,      "rolling-back", shut,          Command.SERVE),
 
     Row("rolling-back", Served,           "idle",         clear_reason,  Command.REST),
     Row("rolling-back", Stopped,          "stuck",        keep,          Command.REST),
@@ -882,10 +1264,17 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("rolling-back", FallbackDenied,   "rolling-back", drop_denied,   None),
     Row("rolling-back", ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("rolling-back", LastDenied,       "rolling-back", flag,          None),
+    Row("rolling-back", Retuned,          "rolling-back", retune,        None),
+    Row("rolling-back", ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("rolling-back", LastUnfit,        "rolling-back", flag_unfit,    None),
+    Row("rolling-back", LastStopped,      "rolling-back", shut,          Command.SERVE),
+    Row("rolling-back", FitsAgain,        "rolling-back", revive,        Command.SERVE),
 
     Row("stuck",        Wanted,           "checking",     take_target,   Command.CHECK),
     Row("stuck",        Withdrawn,        "idle",         drop_target,   Command.SERVE),
     Row("stuck",        Returned,         "rolling-back", demote,        Command.SERVE),
+    Row("stuck",        StoodDown,        "rolling-back", stand_down,    Command.SERVE),
+    Row("stuck",        Resumed,          "rolling-back", resume,        Command.SERVE),
     Row("stuck",        Restarted,        "rolling-back", keep,          Command.SERVE),
     Row("stuck",        ActiveLost,       "rolling-back", demote,        Command.SERVE),
     Row("stuck",        LastLost,         "stuck",        note_reason,   None),
@@ -893,6 +1282,11 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("stuck",        FallbackDenied,   "stuck",        drop_denied,   Command.REST),
     Row("stuck",        ActiveDenied,     "rolling-back", demote,        Command.SERVE),
     Row("stuck",        LastDenied,       "stuck",        flag,          None),
+    Row("stuck",        Retuned,          "stuck",        retune,        None),
+    Row("stuck",        ActiveUnfit,      "rolling-back", give_way,      Command.SERVE),
+    Row("stuck",        LastUnfit,        "stuck",        flag_unfit,    None),
+    Row("stuck",        LastStopped,      "rolling-back", shut,          Command.SERVE),
+    Row("stuck",        FitsAgain,        "rolling-back", revive,        Command.SERVE),
 )
 # fmt: on
 
@@ -926,6 +1320,21 @@ def settled(memory: Memory, happening: Happening) -> tuple[Memory, Command | Non
         memory, command = after, started or command
         events.append(event)
     return memory, command, tuple(events)
+
+
+def matched(memory: Memory, look: Callable[[Memory], Matched | None]) -> tuple[tuple[Memory, Event, Memory], ...]:
+    """Every step that the documents held lead to; `look` says what they make of a memory. The last may have a command.
+
+    They are to be saved with whatever brought the machine into this memory, so that no tuple on disk is unfit unseen.
+    """
+    steps: list[tuple[Memory, Event, Memory]] = []
+    while (found := look(memory)) is not None and (event := classify(memory, found)) is not None:
+        after, _ = step(memory, event)
+        if after == memory:
+            break
+        steps.append((memory, event, after))
+        memory = after
+    return tuple(steps)
 
 
 def mermaid() -> str:

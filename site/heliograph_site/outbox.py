@@ -19,13 +19,13 @@ How kinds of records merge is said in decay.py. Source: FORMATS.md, "Outbox".
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 from heliograph.documents import LANES, Lane
-from heliograph.policy import DAY_S, Telemetry
+from heliograph.policy import Telemetry
+from heliograph.rules import keep_from, redacted
 from heliograph.wire import pack, unpack
 from heliograph_site.decay import PERIODS_S, Piece, merge, subject
 from heliograph_site.journal import Database, Migrations, open_database
@@ -192,9 +192,10 @@ class Outbox:
         A body over 16 KiB is replaced by a note of its size: a record must fit one message. Nothing is written in a
         lane that may not leave the site.
         """
-        if lane not in self.telemetry.lanes:
+        kept = redacted(self.telemetry, lane, body)
+        if kept is None:
             return
-        data = pack(redacted(lane, body, self.telemetry.redact))
+        data = pack(kept)
         if len(data) > MAX_BODY_BYTES:
             data = pack({"oversize_bytes": len(data)})
         with self._db.atomic():
@@ -208,7 +209,7 @@ class Outbox:
 
         What was handed out stays until it is receipted (rule 1).
         """
-        oldest, lost = now - self.telemetry.keep_days * DAY_S, 0
+        oldest, lost = keep_from(self.telemetry, now), 0
         with self._db.atomic():
             for lane in LANES:
                 while self._is_older(lane, oldest) and self._lose(lane):
@@ -450,22 +451,6 @@ class Outbox:
         if free > 2 * SPARE_PAGES:
             # Each step of it frees one page; `execute` would take only the first.
             self._conn.executescript(f"PRAGMA incremental_vacuum({free - SPARE_PAGES})")
-
-
-def redacted(lane: Lane, body: Any, names: Sequence[str]) -> Any:
-    """The body without the fields so named, at any depth; `lane.name` names a field in one lane only."""
-    here = {name.removeprefix(f"{lane}.") for name in names if "." not in name or name.startswith(f"{lane}.")}
-    return _without(body, here) if here else body
-
-
-def _without(value: Any, names: Set[str]) -> Any:
-    match value:
-        case dict():
-            return {key: _without(inner, names) for key, inner in value.items() if key not in names}
-        case list() | tuple():
-            return [_without(inner, names) for inner in value]
-        case _:
-            return value
 
 
 def _kinds_of(count: int, gap: bytes) -> Counter[str]:

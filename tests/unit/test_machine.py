@@ -18,10 +18,12 @@ from heliograph_site.machine import (
     MAX_TRIES,
     TABLE,
     UNDER_WAY,
+    Aborted,
     ActiveDenied,
     Admitted,
     Answer,
     Blocked,
+    CalledOff,
     Command,
     Declined,
     DenialsHeld,
@@ -41,15 +43,21 @@ from heliograph_site.machine import (
     Pointer,
     Postponed,
     Proved,
+    Recalled,
     Refused,
+    Renumbered,
     RestartedAgain,
     RestartedHealthy,
     RestartedMidway,
+    Resumed,
     Returned,
     Served,
     Spoiled,
     Staged,
+    StandIn,
     Started,
+    SteppedAside,
+    StoodDown,
     Stopped,
     Target,
     TargetDenied,
@@ -68,30 +76,34 @@ ROOT = Path(__file__).parents[2]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 A, B, C, D = b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32
 RESTARTS = {RestartedMidway, RestartedHealthy, RestartedAgain}
+ASIDE = {SteppedAside, StoodDown, Resumed}
 
 # fmt: off
 IGNORED: dict[str, set[type]] = {
     # What a machine at rest, or one that is busy elsewhere, need not hear: another phase's answers. `classify` names
     # what the active release failed at, restarts and denials so that only the phases they matter in hear of them.
     "idle":         {Withdrawn, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed,
-                     Failed, Healthy, Proved, TargetDenied, *RESTARTS},
-    "checking":     {Returned, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed, Healthy,
-                     Proved, Served, Stopped, *RESTARTS},
-    "fetching":     {Returned, Admitted, Declined, Staged, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
-                     *RESTARTS},
-    "staging":      {Returned, Admitted, Declined, Fetched, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
-                     *RESTARTS},
+                     Failed, Healthy, Proved, TargetDenied, Aborted, *RESTARTS},
+    # What is on its way is withdrawn before anything steps aside.
+    "checking":     {Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed, Healthy,
+                     Proved, Served, Stopped, *ASIDE, *RESTARTS},
+    "fetching":     {Admitted, Declined, Staged, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
+                     *ASIDE, *RESTARTS},
+    "staging":      {Admitted, Declined, Fetched, Passed, Postponed, Failed, Healthy, Proved, Served, Stopped,
+                     *ASIDE, *RESTARTS},
     # Only cuts count here, healthy or not.
-    "activating":   {Returned, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Healthy, Proved,
-                     Served, Stopped, RestartedHealthy},
+    "activating":   {Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Healthy, Proved,
+                     Served, Stopped, *ASIDE, RestartedHealthy},
     # Probation is not withdrawn: what is active is judged to the end, or superseded. What it fails at has other names.
     "proving":      {Withdrawn, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed,
-                     Failed, Served, Stopped, RestartedMidway, TargetDenied},
+                     Failed, Served, Stopped, RestartedMidway, TargetDenied, Aborted, *ASIDE},
     # A way back is finished first; what the directive says is looked at again on arrival.
-    "rolling-back": {Wanted, Withdrawn, Returned, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged,
-                     Passed, Postponed, Failed, Healthy, Proved, TargetDenied, *RESTARTS},
-    "stuck":        {Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed,
-                     Healthy, Proved, Served, Stopped, TargetDenied, *RESTARTS},
+    "rolling-back": {Wanted, Renumbered, Withdrawn, Returned, Admitted, Declined, Fetched, Spoiled, Blocked,
+                     TriedEnough, Staged, Passed, Postponed, Failed, Healthy, Proved, TargetDenied, Aborted, *ASIDE,
+                     *RESTARTS},
+    # What is active and sound makes the machine leave first.
+    "stuck":        {Renumbered, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed,
+                     Healthy, Proved, Served, Stopped, TargetDenied, Aborted, SteppedAside, *RESTARTS},
 }
 # fmt: on
 
@@ -333,7 +345,35 @@ def test_a_repeated_directive_changes_nothing() -> None:
     assert classify(rest, Directed("unheard-of", Target(B, 2))) is None
 
 
-@pytest.mark.parametrize("action", ["hold", "return"])
+@pytest.mark.parametrize("phase", [*UNDER_WAY, "proving"])
+def test_what_is_under_way_is_refused_by_the_number_of_the_newest_directive_that_named_it(phase: Phase) -> None:
+    key, other = b"k" * 32, b"l" * 32
+    active = Pointer(B, 9, 2) if phase == "proving" else Pointer(A, 1, 1)
+    memory = Memory("digits", phase, 4, Target(B, 2, "b", (key,)), active=active, fallback=Pointer(C, 0, 0), tries=2)
+    newer = Directed("install", Target(B, 3, "b", (other,)))
+    on, command, events = settled(memory, newer)
+    assert [type(event) for event in events] == [Renumbered] and command is None
+    assert (on.phase, on.epoch, on.tries, on.target) == (phase, 4, 2, Target(B, 3, "b", (key, other)))
+    assert on.active == (Pointer(B, 9, 3) if phase == "proving" else active)
+    assert settled(on, newer) == (on, None, ())
+    failed: Happening = DenialsHeld(frozenset({B}))
+    assert (B, 3) in {(r.release, r.number) for r in settled(on, failed)[0].refused}
+    refused = replace(memory, refused=(Refused(B, 3, "no"),))
+    left, _, events = settled(refused, newer)
+    assert [type(event) for event in events] == ([] if phase == "proving" else [Withdrawn])
+
+
+def test_what_is_active_is_refused_by_the_number_of_the_newest_directive_that_named_it() -> None:
+    memory = Memory("digits", active=Pointer(B, 9, 2, "proven", proven=4), fallback=Pointer(A, 1, 1))
+    on, command, _ = settled(memory, install(B, 3))
+    assert (on.active, command) == (Pointer(B, 9, 3, "proven", proven=4), None)
+    back, _ = after(on, GivenUp(B, "died too often"))
+    assert classify(after(back, Served(back.epoch))[0], install(B, 3)) is None
+    given_up = replace(memory, phase="stuck", reason="given up")
+    assert [type(event) for event in settled(given_up, install(B, 3))[2]] == [Withdrawn, Renumbered]
+
+
+@pytest.mark.parametrize("action", ["hold", "return", ""])
 @pytest.mark.parametrize("phase", UNDER_WAY)
 def test_hold_and_return_stop_what_is_under_way_and_keep_what_serves(phase: Phase, action: str) -> None:
     memory = Memory("digits", phase, 4, Target(B, 2), active=Pointer(A, 1, 1))
@@ -566,6 +606,91 @@ def test_what_answers_denied_goes_on_if_the_next_release_does_not_get_to_answer(
     assert after(proving, Proved(5, "unproven"))[0].resort is None
 
 
+REST = Memory("digits", "idle", 5, active=Pointer(B, 9, 2, "proven"), fallback=Pointer(A, 1, 1, "proven"))
+
+
+def test_the_fallback_stands_in_and_what_is_committed_comes_back_and_nothing_is_refused() -> None:
+    aside, command = after(REST, StandIn("fallback", "a drill"))
+    assert (aside.phase, command, aside.active, aside.fallback) == (
+        "rolling-back", Command.SERVE, REST.fallback, REST.active,
+    )  # fmt: skip
+    served, _ = after(aside, Served(6))
+    assert (served.phase, served.aside) == ("idle", "fallback")
+    assert classify(served, install(C, 9)) is None, "nothing new is taken up meanwhile"
+    assert classify(served, Directed("return", Target(A, 9))) is None
+    back, command = after(served, StandIn("", "it is over"))
+    assert command is Command.SERVE
+    assert replace(back, epoch=5, reason="") == REST
+
+
+def test_what_stands_in_and_fails_gives_way_to_what_is_committed() -> None:
+    aside, _ = after(REST, StandIn("fallback", "a drill"))
+    back, command = after(aside, Failed(6, "rotten"))
+    assert (back.active, back.aside, command) == (REST.active, "", Command.SERVE)
+    assert [(r.release, r.number) for r in back.refused] == [(A, 1)]
+
+
+def test_a_model_stands_down_and_all_it_had_comes_back() -> None:
+    down, command = after(REST, StandIn("stopped", "too long off line"))
+    assert (down.active, down.fallback, command) == (None, REST.fallback, Command.SERVE)
+    stopped, _ = after(down, Stopped(6))
+    assert (stopped.phase, stopped.reason) == ("stuck", "too long off line")
+    assert stopped.releases == (A, B), "the bytes of both are kept"
+    restarted, command = after(stopped, Started())
+    assert (restarted.active, command) == (None, Command.SERVE)
+    back, _ = after(stopped, StandIn("", "the hub is heard"))
+    assert (back.active, back.fallback, back.resort, back.phase) == (REST.active, REST.fallback, None, "rolling-back")
+    assert after(back, Served(back.epoch))[0].phase == "idle"
+
+
+def test_what_is_denied_while_the_model_stands_down_does_not_come_back() -> None:
+    stopped, _ = after(REST, StandIn("stopped", "too long off line"), Stopped(6))
+    back, _ = after(stopped, StandIn("", "the hub is heard"))
+    held, _, events = settled(back, weigh(back, Denied({B: 1})))
+    assert [type(event) for event in events] == [ActiveDenied] and held.active == REST.fallback
+
+
+def test_what_is_on_its_way_is_withdrawn_before_anything_stands_in() -> None:
+    fetching = replace(REST, phase="fetching", target=Target(C, 3))
+    memory, _, events = settled(fetching, StandIn("fallback", "too long off line"))
+    assert [type(event) for event in events] == [Withdrawn, SteppedAside] and memory.target is None
+    alone = Memory("digits", "fetching", 5, Target(C, 3), active=Pointer(B, 9, 2))
+    assert classify(alone, StandIn("fallback", "a drill")) is None, "there is nothing to stand in"
+    assert classify(replace(REST, phase="proving", target=Target(B, 2)), StandIn("fallback", "a drill")) is None
+
+
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "rolling-back"])
+def test_what_a_person_recalls_gives_way_to_its_fallback_and_is_refused_by_its_number(phase: Phase) -> None:
+    target = Target(C, 3) if phase in UNDER_WAY else Target(B, 2) if phase == "proving" else None
+    back, command = after(replace(REST, phase=phase, target=target), Recalled("wrong labels"))
+    assert (back.phase, back.active, command) == ("rolling-back", REST.fallback, Command.SERVE)
+    assert [(r.release, r.number, r.reason) for r in back.refused] == [(B, 2, "wrong labels")]
+    assert classify(replace(REST, fallback=None), Recalled("wrong labels")) is None
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_what_a_person_calls_off_is_refused_by_its_number_wherever_it_is_on_its_way(phase: Phase) -> None:
+    memory = replace(REST, phase=phase, target=Target(C, 3) if phase in UNDER_WAY else None)
+    event = classify(memory, CalledOff("not today"))
+    if phase not in UNDER_WAY:
+        assert event is None
+        return
+    assert event == Aborted("not today")
+    rest, command = step(memory, event)
+    assert (rest.phase, rest.target, rest.active, command) == ("idle", None, REST.active, Command.SERVE)
+    assert [(r.release, r.number) for r in rest.refused] == [(C, 3)]
+    assert classify(rest, install(C, 3)) is None and classify(rest, install(C, 4)) is not None
+
+
+def test_policy_unproven_return_goes_back_to_the_fallback_if_there_is_one() -> None:
+    proving = replace(REST, phase="proving", target=Target(B, 2))
+    back, command = after(proving, Proved(5, "unproven", returns=True))
+    assert (back.phase, back.active, command) == ("rolling-back", REST.fallback, Command.SERVE)
+    assert after(proving, Proved(5, "unproven"))[0].active == replace(REST.active, verdict="unproven")  # type: ignore[type-var]
+    assert after(proving, Proved(5, "proven", returns=True))[0].phase == "idle"
+    assert after(replace(proving, fallback=None), Proved(5, "unproven", returns=True))[0].phase == "idle"
+
+
 def test_a_denied_last_release_is_no_fallback_for_the_next() -> None:
     memory = Memory("digits", "activating", 4, Target(B, 2), active=Pointer(A, 1, 1, "proven", denied="once"))
     flipped, _ = after(memory, Passed(4, 9))
@@ -585,13 +710,15 @@ def test_what_passed_waits_if_meanwhile_something_forbids_activating() -> None:
 RELEASES = st.sampled_from([A, B, C, D])
 NUMBERS = st.integers(0, 5)
 MOVES = st.one_of(
-    st.tuples(st.just("directive"), st.sampled_from(["install", "install", "hold", "return"]), RELEASES, NUMBERS),
+    st.tuples(st.just("directive"), st.sampled_from(["install", "install", "hold", "return", ""]), RELEASES, NUMBERS),
     st.tuples(st.just("answer"), st.sampled_from(range(12)), st.sampled_from([0, 0, 0, 0, 1]), st.booleans()),
     st.tuples(st.just("natural"), st.sampled_from([True, True, True, False])),
     st.tuples(st.just("natural"), st.just(True)),
     st.tuples(st.just("restart"), st.booleans()),
     st.tuples(st.just("deny"), RELEASES),
     st.tuples(st.just("given up"), RELEASES),
+    st.tuples(st.just("stand in"), st.sampled_from(["", "fallback", "stopped"])),
+    st.sampled_from([("recall",), ("call off",)]),
 )
 MAX_COMMANDS = 60
 
@@ -628,6 +755,7 @@ class Walk:
         self.deny = Denied()
         self.passed: set[bytes] = set()
         self.directive: Directed | None = None
+        self.stand_in = StandIn("", "it is over")
         self.commands = 0
 
     def happen(self, happening: Happening) -> None:
@@ -635,11 +763,19 @@ class Walk:
         event = classify(self.memory, happening)
         if event is not None:
             self.step(event)
+        self.look()
+
+    def look(self) -> None:
+        for _ in range(2):
+            self.level(weigh(self.memory, self.deny))
+            self.level(self.stand_in)
         self.level(weigh(self.memory, self.deny))
+        if self.stand_in.aside:
+            return
         if self.directive is not None and self.directive.target.release not in self.deny.releases:
             self.level(self.directive)
 
-    def level(self, happening: Directed | DenialsHeld) -> None:
+    def level(self, happening: Directed | DenialsHeld | StandIn) -> None:
         for _ in range(8):
             event = classify(self.memory, happening)
             if event is None or not self.step(event):
@@ -660,7 +796,8 @@ class Walk:
             named = (event.target.release, event.target.number)
             assert named not in {(r.release, r.number) for r in before.refused}, "refused, and wanted again"
         if before.active is not None and self.memory.active is None:
-            assert isinstance(event, LastClosed) and before.active.fail_mode == "closed"
+            is_closed = isinstance(event, LastClosed) and before.active.fail_mode == "closed"
+            assert is_closed or isinstance(event, StoodDown)
         for late in (Admitted, Fetched, Staged, Healthy, Served, Stopped):
             assert step(self.memory, late(before.epoch - 1)) == (self.memory, None)
         return True
@@ -672,8 +809,11 @@ class Walk:
         assert len({pointer.release for pointer in memory.kept}) == len(memory.kept)
         assert (memory.target is not None) == (memory.phase in (*UNDER_WAY, "proving"))
         assert memory.fallback is not None or memory.earlier is None
-        assert active is not None or not memory.kept, "something could serve, and nothing does"
-        assert resort is None or memory.phase in ("proving", "checking", "rolling-back", "idle")
+        is_stopped = memory.aside == "stopped"
+        assert active is None or not is_stopped
+        assert memory.aside != "fallback" or memory.fallback is not None
+        assert active is not None or not memory.kept or is_stopped, "something could serve, and nothing does"
+        assert resort is None or is_stopped or memory.phase in ("proving", "checking", "rolling-back", "idle")
         for pointer in spare:
             assert pointer.verdict != "failed" and not pointer.denied
             assert pointer.release not in self.deny.releases, "a denied release may serve again"
@@ -719,12 +859,21 @@ class Walk:
                 self.level(weigh(self.memory, self.deny))
             case ("given up", bytes(release)):
                 self.happen(GivenUp(release, "died too often"))
+            case ("stand in", str(aside)):
+                self.stand_in = StandIn(aside, "so it is for a while")  # type: ignore[arg-type]
+                self.look()
+            case ("recall",):
+                self.happen(Recalled("the operator recalls it"))
+            case ("call off",):
+                self.happen(CalledOff("the operator calls it off"))
             case ("restart", bool(was_orderly)):
                 self.happen(Started(was_orderly))
 
     def run_dry(self, answers: Random | None = None) -> None:
-        """Lets the tasks answer until none is running: well, or as `answers` draws."""
+        """Lets the tasks answer until none is running: well, or as `answers` draws. Nothing stands in any more."""
         self.commands = 0
+        self.stand_in = StandIn("", "it is over")
+        self.look()
         while True:
             good = answers is None or answers.random() < 0.6
             blocked = answers is not None and answers.random() < 0.5
@@ -778,8 +927,9 @@ def test_a_restart_anywhere_ends_at_rest_with_what_is_wanted_or_a_reason(
         return
     wanted = directive.target
     is_refused = any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused)
-    is_active = memory.active is not None and memory.active.release == wanted.release
-    assert is_active or is_refused
+    assert is_refused or memory.active is not None
+    if not is_refused and memory.active is not None:
+        assert (memory.active.release, memory.active.number) == (wanted.release, wanted.number)
 
 
 def test_the_printed_diagram_is_the_one_in_the_documents() -> None:
