@@ -32,6 +32,7 @@ from heliograph.names import Digest, check_name, parse_release
 from heliograph.objects import write_durably
 from heliograph.protocol import topic
 from heliograph.signing import MAX_KEY_FILE_BYTES, PrivateKey, PublicKey, sign_statement
+from heliograph.statement import signed_bytes as statement_bytes
 from heliograph.trust import TrustedSet
 from heliograph_hub import ceremony
 from heliograph_hub.ceremony import DAY_S, MODEL_ROLES, STATEMENT_ROLES, TUF_ROLES, key_names
@@ -418,6 +419,16 @@ class Authority:
             IntegrityError: it would exceed 60 KiB.
         """
         return sign_statement(type_, document.encode(), self._signers(role, f"{type_} can't be signed here"))
+
+    def sign_payload(self, role: str, type_: str, payload: bytes) -> dict[bytes, bytes]:
+        """As `sign_statement`, of bytes: signatures by key id.
+
+        Raises:
+            TrustError, RefusedError: as there.
+        """
+        message = statement_bytes(type_, payload)
+        signers = self._signers(role, f"{type_} can't be signed here, name the keys with --key")
+        return {key.keyid: key.sign(message) for key in signers}
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from heliograph.errors import ConfigError, HeliographError, RefusedError
 
-MAX_BODY_BYTES = 64 * 1024
+MAX_BODY_BYTES = 160 * 1024
+"""Room for the largest policy in hex, with its signatures."""
 _STATUS = {2: 400, 3: 404, 4: 409, 5: 504}
 """HTTP status by the family's exit code; 503 otherwise."""
 
@@ -68,6 +69,11 @@ def text(body: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{name} is missing from the request")
     return value
+
+
+def optional_text(body: dict[str, Any], name: str) -> str | None:
+    """A field that is text, or is left out."""
+    return None if body.get(name) is None else text(body, name)
 
 
 def texts(body: dict[str, Any], name: str) -> list[str]:

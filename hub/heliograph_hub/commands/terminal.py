@@ -30,6 +30,13 @@ Keys = Annotated[
 DenyKeys = Annotated[
     list[Path], typer.Option("--key", metavar="FILE", help="A key of the role; give it once for each key that signs.")
 ]
+DocumentKeys = Annotated[
+    list[Path] | None,
+    typer.Option("--key", metavar="FILE", help="A key of the role, repeatable; left out: the hub's own keys sign."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show who would be affected and how.")]
+Number = Annotated[int | None, typer.Option("--number", min=1, help="An older one.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Sign even if nodes stop serving.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, in few words: every node is told.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The hub's folder.")]
 
