@@ -43,8 +43,11 @@ _NAME: Final = re.compile(NAME_PATTERN.strip("^$"))
 _VERSION: Final = re.compile(VERSION_PATTERN.strip("^$"))
 
 
-def load(kind: type[T], data: bytes, name: str) -> Metadata[T]:
-    """Metadata of one kind, bounded and of sound types; nothing in it is believed yet."""
+def load(kind: type[T], data: bytes, name: str, *, is_own_only: bool = True) -> Metadata[T]:
+    """Metadata of one kind, bounded and of sound types; nothing in it is believed yet.
+
+    `is_own_only`: every key must be one of ours, as in every realm.
+    """
     limit = MAX_TIMESTAMP_BYTES if kind is Timestamp else MAX_METADATA_BYTES
     if len(data) > limit:
         raise IntegrityError(f"{name!r} metadata of {len(data)} bytes exceeds {limit}")
@@ -54,16 +57,18 @@ def load(kind: type[T], data: bytes, name: str) -> Metadata[T]:
         raise IntegrityError(f"{name!r} metadata is not TUF JSON: {str(error.__cause__)[:200]!r}") from error
     if type(metadata.signed) is not kind:
         raise IntegrityError(f"{name!r} metadata is of type {metadata.signed.type}, expected {kind.type}")
-    if not _is_sound_metadata(metadata.signed):
+    if not _is_sound_metadata(metadata.signed, is_own_only):
         raise IntegrityError(f"{name!r} metadata has a field of the wrong type or out of bounds")
     return metadata
 
 
-def load_listed(data: bytes, name: str, delegator: Root | Targets, snapshot: Snapshot) -> Metadata[Targets]:
+def load_listed(
+    data: bytes, name: str, delegator: Root | Targets, snapshot: Snapshot, *, is_own_only: bool = True
+) -> Metadata[Targets]:
     """A targets file that the snapshot lists: its digest first, then its signatures, then its version."""
     meta = listed_meta(snapshot, name)
     require_listed(name, data, meta)
-    metadata = load(Targets, data, name)
+    metadata = load(Targets, data, name, is_own_only=is_own_only)
     verify_role(delegator, name, metadata)
     require_version(name, metadata.signed, meta)
     return metadata
@@ -212,7 +217,7 @@ def authority_of(root: Root, role: str) -> tuple[frozenset[str], int]:
     return frozenset(root.roles[role].keyids), root.roles[role].threshold
 
 
-def _is_sound_metadata(signed: Signed) -> bool:
+def _is_sound_metadata(signed: Signed, is_own_only: bool) -> bool:
     """Whether the fields that tuf's classes take on trust have the types and bounds we count on."""
     metas: list[MetaFile] = []
     roles: list[Role] = []
@@ -228,16 +233,16 @@ def _is_sound_metadata(signed: Signed) -> bool:
             pass
         case Targets():
             assert signed.delegations is not None  # the case above
-            if signed.delegations.roles is None:
+            if signed.delegations.roles is None and is_own_only:
                 return False
-            roles, keys = list(signed.delegations.roles.values()), list(signed.delegations.keys.values())
+            roles, keys = list((signed.delegations.roles or {}).values()), list(signed.delegations.keys.values())
     return (
         _is_version(signed.version)
         and all(_is_version(meta.version) for meta in metas)
         and all(meta.length is None or type(meta.length) is int for meta in metas)
         and all(type(role.threshold) is int and isinstance(role.keyids, list) for role in roles)
         and all(isinstance(keyid, str) for role in roles for keyid in role.keyids)
-        and all(isinstance(key, TufKey) for key in keys)
+        and (not is_own_only or all(isinstance(key, TufKey) for key in keys))
     )
 
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal, cast
 
-from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from heliograph.blob import sha256
 from heliograph.documents import Heads
@@ -41,21 +41,16 @@ from heliograph.manifest import Manifest
 from heliograph.metadata import (
     MAX_METADATA_BYTES,
     AnyMetadata,
-    authority_of,
     custom_of,
     delegations,
     expiry,
     is_release_path,
     is_sound_target,
-    is_verified,
     listed_meta,
     load,
-    load_listed,
     realm_and_kind,
     require_listed,
-    require_not_older,
     require_unexpired,
-    require_version,
     role_of,
     signed_bytes,
     time_text,
@@ -63,6 +58,7 @@ from heliograph.metadata import (
 )
 from heliograph.names import Digest
 from heliograph.wire import compress, decompress, pack, unpack
+from heliograph.workflow import Workflow
 
 MAX_SET_BYTES = 56 * 1024
 """The set message, compressed: it must fit into a signed reply."""
@@ -314,23 +310,20 @@ def with_root(current: TrustedSet, root: bytes) -> TrustedSet:
     """
     if root == current.root:
         return current
-    metadata = load(Root, root, "root")
-    old, new = current._root, metadata.signed
-    if new.version != old.version + 1:
-        raise TrustError(f"root version {new.version} does not follow {old.version}: the next is {old.version + 1}")
-    verify_role(old, "root", metadata, f"root {new.version}, by the keys of root {old.version},")
-    verify_role(new, "root", metadata, f"root {new.version}, by its own keys,")
+    old = current._root
+    flow = _workflow(current).with_root(root)
+    new = flow.root.signed
     if realm_and_kind(new) != realm_and_kind(old):
         raise TrustError(f"root {new.version} is of {realm_and_kind(new)}, this realm is {realm_and_kind(old)}")
-    files: dict[str, AnyMetadata] = {**current._files, "root": metadata}
-    kept = replace(current, root=root)
-    if any(authority_of(old, role) != authority_of(new, role) for role in ("timestamp", "snapshot")):
-        kept = replace(kept, timestamp=None, snapshot=None)
-        files = {role: file for role, file in files.items() if role not in ("timestamp", "snapshot")}
-    if "targets" in files and not is_verified(new, "targets", files["targets"]):
-        kept = replace(kept, targets=None, delegated=MappingProxyType({}), late=frozenset())
-        files = {role: file for role, file in files.items() if role in ("root", "timestamp", "snapshot")}
-    return replace(kept, _files=MappingProxyType(files))
+    return TrustedSet(
+        root,
+        current.timestamp if flow.timestamp else None,
+        current.snapshot if flow.snapshot else None,
+        current.targets if flow.targets else None,
+        current.delegated if flow.targets else MappingProxyType({}),
+        current.late if flow.targets else frozenset(),
+        MappingProxyType(flow.files()),
+    )
 
 
 def pack_set(timestamp: bytes, snapshot: bytes, targets: bytes, delegated: Mapping[str, bytes]) -> bytes:
@@ -354,55 +347,35 @@ def with_set(current: TrustedSet, packed: bytes, now: int) -> TrustedSet:
         TrustError: a signature, version or expiry rule was not met; the held set stays good for what it was.
     """
     message = _unpack_set(packed)
-    root = current._root
-    require_unexpired("root", root, now, "nothing new is installed until the realm's next root arrives")  # 5.3.10
-
-    timestamp = load(Timestamp, message.timestamp, "timestamp")
-    verify_role(root, "timestamp", timestamp)  # 5.4.2
+    flow = _workflow(current)
+    flow.require_root_unexpired(now)
+    timestamp = flow.open_timestamp(message.timestamp)
     custom_of(timestamp.signed)
-    held = current._files.get("timestamp")
-    if held is not None:
-        if timestamp.signed.version == held.signed.version:
-            if signed_bytes(timestamp, "timestamp") != signed_bytes(held, "timestamp"):
-                raise TrustError(f"a second timestamp of version {held.signed.version}, unlike the one that is held")
-            if current.is_complete:
-                return current
-        require_not_older("timestamp", cast(Timestamp, held.signed), timestamp.signed)  # 5.4.3.1
-        require_not_older(
-            "snapshot", cast(Timestamp, held.signed).snapshot_meta, timestamp.signed.snapshot_meta
-        )  # 5.4.3.2
-    require_unexpired("timestamp", timestamp.signed, now, "nothing new is installed until a newer set arrives")  # 5.4.4
-
-    require_listed("snapshot", message.snapshot, timestamp.signed.snapshot_meta)  # 5.5.2
-    snapshot = load(Snapshot, message.snapshot, "snapshot")
-    verify_role(root, "snapshot", snapshot)  # 5.5.3
-    require_version("snapshot", snapshot.signed, timestamp.signed.snapshot_meta)  # 5.5.4
-    for name, meta in (current._snapshot.meta if current._snapshot else {}).items():  # 5.5.5
-        listed = snapshot.signed.meta.get(name)
-        if listed is None:
-            raise TrustError(f"snapshot {snapshot.signed.version} no longer lists {name!r}, which the held one does")
-        require_not_older(name, meta, listed)
-    require_unexpired("snapshot", snapshot.signed, now, "nothing new is installed until a newer set arrives")  # 5.5.6
-
-    targets = load_listed(message.targets, "targets", root, snapshot.signed)  # 5.6.2 to 5.6.4
-    require_unexpired("targets", targets.signed, now, "nothing new is installed until targets is signed again")  # 5.6.5
-
-    roles = delegations(targets.signed)
-    wanted = {name for name in roles if f"{name}.json" in snapshot.signed.meta}
+    held = flow.timestamp
+    if held is not None and timestamp.signed.version == held.signed.version:
+        if signed_bytes(timestamp, "timestamp") != signed_bytes(held, "timestamp"):
+            raise TrustError(f"a second timestamp of version {held.signed.version}, unlike the one that is held")
+        if current.is_complete:
+            return current
+    flow = flow.with_timestamp(message.timestamp, now)
+    flow = flow.with_snapshot(message.snapshot, now).with_targets(message.targets, now)
+    assert flow.snapshot is not None  # it was just taken
+    assert flow.targets is not None
+    listed = flow.snapshot.signed.meta
+    wanted = {name for name in delegations(flow.targets.signed) if f"{name}.json" in listed}
     if wanted != set(message.delegated):
         odd = sorted(wanted ^ set(message.delegated))
         raise TrustError(f"set is not whole: {odd[0][:60]!r} stands in only one of snapshot and message")
-    files: dict[str, AnyMetadata] = {"root": current._files["root"], "timestamp": timestamp, "snapshot": snapshot}
-    files["targets"] = targets
+    flow = replace(flow, delegated=MappingProxyType({}))
     for name, data in sorted(message.delegated.items()):
-        files[name] = load_listed(data, name, targets.signed, snapshot.signed)
+        flow = flow.with_delegated(name, "targets", data)
     new = TrustedSet(
         current.root,
         message.timestamp,
         message.snapshot,
         message.targets,
         MappingProxyType(dict(sorted(message.delegated.items()))),
-        _files=MappingProxyType(files),
+        _files=MappingProxyType(flow.files()),
     )
     return replace(new, late=_late(current, new, now))
 
@@ -422,6 +395,19 @@ def with_head(current: TrustedSet, head: bytes, now: int) -> bool:
         return not current.is_complete and timestamp.signed.version == held.version
     require_unexpired("timestamp", timestamp.signed, now, "it says nothing about what is newest")
     return True
+
+
+def _workflow(current: TrustedSet) -> Workflow:
+    """The set as TUF's client workflow holds it."""
+    files = current._files
+    delegated = {role: file for role, file in files.items() if role not in ("root", *TOP_ROLES)}
+    return Workflow(
+        cast(Metadata[Root], files["root"]),
+        cast(Metadata[Timestamp] | None, files.get("timestamp")),
+        cast(Metadata[Snapshot] | None, files.get("snapshot")),
+        cast(Metadata[Targets] | None, files.get("targets")),
+        MappingProxyType(cast(dict[str, Metadata[Targets]], delegated)),
+    )
 
 
 # --- persistence --------------------------------------------------------------------------------------------------
