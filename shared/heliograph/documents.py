@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+import heliograph
 from heliograph.blob import LEAF_BYTES, MAX_UNPAGED_BYTES
 from heliograph.errors import IntegrityError
 from heliograph.names import Name, Ring
@@ -72,7 +73,9 @@ class Document(BaseModel):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             unknown = [str(name) for name in crit if not isinstance(name, str) or name not in known]
             if unknown:
-                raise IntegrityError(f"{cls.__name__.lower()} needs {_shown(unknown)}, which this version lacks")
+                number = value.get("number")
+                name = cls.__name__.lower() + (f" {number}" if type(number) is int else "")
+                raise IntegrityError(f"{name} needs {_shown(unknown)}, which agent {heliograph.__version__} lacks")
         try:
             return cls.model_validate(value)
         except ValidationError as error:
