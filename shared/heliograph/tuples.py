@@ -12,12 +12,13 @@ The rules (`misfits`, `choose`, `restore`):
     one below that in force; then the directed release; then the newest config.
 3. A newer policy that none of these fits is held, at most its `hold_max_s` from when it came. Then it is in force: the
     best fallback that fits serves; with none, the fail mode. Fallbacks are never taken for a policy that can wait.
+    An older policy that came because it was asked for is never forced: a newer one stands behind it.
 4. Rolling back restores a release with its config. Configs that came since, up to the one that was rolled back from,
-    stay passed over for it, or the choice would bring the same config back at once. Policy never goes back.
+    come last for it, or the choice would bring the same config back at once. Policy never goes back.
 5. Number 0 stands for "no document". It is a candidate where no document is held, and where it was activated so.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -36,7 +37,7 @@ class HeldRelease:
     Attributes:
         is_staged: its whole image stands verified; a directed release without that is waited for.
         config: number of the config it was last active with here; None if it never was.
-        passed_over: configs up to this number, `config` aside, aren't taken for it: a rollback to it left this one.
+        passed_over: a rollback to it left this config: those up to it are taken only where `config` doesn't fit.
     """
 
     digest: bytes
@@ -80,7 +81,7 @@ class HeldPolicy:
 
     @property
     def forced_at(self) -> int:
-        """When it is in force whatever fits it."""
+        """When it is in force whatever fits it, if it came as the newest."""
         return self.came_at + self.hold_max_s
 
 
@@ -237,12 +238,12 @@ def _outside(document: str, number: int, span: Span, owner: str) -> Iterator[Mis
 def choose(held: Held, now: int) -> Choice:
     """What is to be active of all that is held, what it waits for, and what would help."""
     chosen = _choose(held, now)
-    ahead = [policy for policy in held.policies if policy.number > chosen.in_force]
+    ahead = [policy.forced_at for policy in _forcing(held) if policy.number > chosen.in_force]
     return replace(
         chosen,
         waits=tuple(dict.fromkeys(_waits(held, chosen))),
         lacks=lacks(replace(held, in_force=chosen.in_force)),
-        forces_at=min((policy.forced_at for policy in ahead), default=None),
+        forces_at=min(ahead, default=None),
     )
 
 
@@ -251,7 +252,7 @@ def restore(held: Held, now: int) -> Choice:
 
     The one that is rolled back from isn't asked; of the policies only those count that `choose` may take.
     """
-    return _fall_back(replace(held, active=None, directed=None), _forced(held, now))
+    return _fall_back(replace(held, active=None, directed=None), least(held, now), _own_config)
 
 
 def fitting(held: Held, release: HeldRelease) -> tuple[HeldConfig, HeldPolicy] | None:
@@ -263,42 +264,52 @@ def fitting(held: Held, release: HeldRelease) -> tuple[HeldConfig, HeldPolicy] |
     return None
 
 
+def least(held: Held, now: int) -> int:
+    """The lowest policy number that may be in force now."""
+    return max(held.in_force, *(policy.number for policy in _forcing(held) if now >= policy.forced_at), 0)
+
+
 def _choose(held: Held, now: int) -> Choice:
-    least = _forced(held, now)
+    lowest = least(held, now)
     wanted = held.directed if held.directed is not None and held.directed.is_staged else None
     first = [release for release in (wanted, held.active) if release is not None]
-    for policy in _policies(held, least):
+    for policy in _policies(held, lowest):
         for release in first:
             config = _newest_config(held, release, policy)
             if config is not None:
                 return Choice(release.digest, config.number, policy.number)
-    return _fall_back(held, least)
+    return _fall_back(held, lowest, _newest_config)
 
 
-def _fall_back(held: Held, least: int) -> Choice:
+def _fall_back(held: Held, lowest: int, pick: Callable[[Held, HeldRelease, HeldPolicy], HeldConfig | None]) -> Choice:
     for release in held.fallbacks:
-        for policy in _policies(held, least):
-            config = _own_config(held, release, policy) or _newest_config(held, release, policy)
+        for policy in _policies(held, lowest):
+            config = pick(held, release, policy)
             if config is not None:
                 return Choice(release.digest, config.number, policy.number)
     last = held.active or next(iter(held.fallbacks), None)
     if last is None:
-        return Choice(None, 0, least, "stopped")
-    in_force = next((policy for policy in held.policies if policy.number == least), NO_POLICY)
+        return Choice(None, 0, lowest, "stopped")
+    in_force = next((policy for policy in held.policies if policy.number == lowest), NO_POLICY)
     is_safe = (in_force.fail_mode or last.fail_mode) == "safe"
-    return Choice(last.digest, last.config or 0, least, "flagged" if is_safe else "stopped")
+    return Choice(last.digest, last.config or 0, lowest, "flagged" if is_safe else "stopped")
 
 
-def _forced(held: Held, now: int) -> int:
-    """The lowest policy number that may be in force now."""
-    over = (policy.number for policy in held.policies if now >= policy.forced_at)
-    return max(held.in_force, *over, 0)
+def _forcing(held: Held) -> list[HeldPolicy]:
+    """Those that come into force by time: they came before any newer one did."""
+    found = []
+    since = None
+    for policy in sorted(held.policies, key=lambda policy: policy.number, reverse=True):
+        if since is None or policy.came_at < since:
+            found.append(policy)
+            since = policy.came_at
+    return found
 
 
-def _policies(held: Held, least: int) -> list[HeldPolicy]:
-    """Those that may be in force, the newest first. What was in force once counts though its document is gone."""
-    found = {policy.number: policy for policy in held.policies if policy.number >= least}
-    if least == 0 and (held.active is not None or held.fallbacks or not found):
+def _policies(held: Held, lowest: int) -> list[HeldPolicy]:
+    """Those that may be in force, the newest first; 0 only for what serves already, or where none is held."""
+    found = {policy.number: policy for policy in held.policies if policy.number >= lowest}
+    if lowest == 0 and (held.active is not None or held.fallbacks or not found):
         found.setdefault(0, NO_POLICY)
     return [found[number] for number in sorted(found, reverse=True)]
 
@@ -310,16 +321,23 @@ def _newest_config(held: Held, release: HeldRelease, policy: HeldPolicy) -> Held
 
 
 def _own_config(held: Held, release: HeldRelease, policy: HeldPolicy) -> HeldConfig | None:
+    """The config that it was last active with, if that fits still; else as always."""
     own = next((config for config in _configs(held, release) if config.number == release.config), None)
-    return own if own is not None and is_compatible(release, own, policy) else None
+    if own is not None and is_compatible(release, own, policy):
+        return own
+    return _newest_config(held, release, policy)
 
 
 def _configs(held: Held, release: HeldRelease) -> list[HeldConfig]:
-    """Those that may be taken for the release, the newest first."""
-    found = [c for c in held.configs if c.number > release.passed_over or c.number == release.config]
-    if not held.configs or release.config == 0:
-        found = [config for config in found if config.number != 0] + [NO_CONFIG]
-    return sorted(found, key=lambda config: config.number, reverse=True)
+    """Those that may be taken for the release, the best first: the newest, then those passed over."""
+    found = {config.number: config for config in held.configs}
+    if not found or release.config == 0:
+        found.setdefault(0, NO_CONFIG)
+
+    def rank(number: int) -> tuple[bool, bool, int]:
+        return number > release.passed_over, number == release.config, number
+
+    return [found[number] for number in sorted(found, key=rank, reverse=True)]
 
 
 # --- what is waited for -----------------------------------------------------------------------------------------------
@@ -355,16 +373,20 @@ def _waits(held: Held, chosen: Choice) -> Iterator[str]:
 
 
 def lacks(held: Held) -> Lacks:
-    """Which older published documents could give a better choice than those held; each answer narrows the question."""
+    """Which older published documents could give a better choice than those held; each answer narrows the question.
+
+    Of all numbers that could help the highest is asked for: where that gets no answer, none of the others was published
+    either. To ask for the most wanted one first would let one that doesn't exist hide those that do.
+    """
     coming = replace(held.directed, is_staged=True) if held.directed is not None else None
-    for releases in ((coming, held.active), (held.active,)):
-        found = _lacks(held, [release for release in releases if release is not None])
-        if found != NO_LACKS:
-            return found
-    return NO_LACKS
+    with_coming = _lacks(held, [release for release in (coming, held.active) if release is not None])
+    without = _lacks(held, [held.active] if held.active is not None else [])
+    return Lacks(max(with_coming.config, without.config), max(with_coming.policy, without.policy))
 
 
 def _lacks(held: Held, releases: list[HeldRelease]) -> Lacks:
+    if not releases:
+        return NO_LACKS
     config = 0
     for policy in _policies(held, held.in_force):
         for release in releases:
@@ -372,12 +394,13 @@ def _lacks(held: Held, releases: list[HeldRelease]) -> Lacks:
                 continue
             best = _newest_config(held, release, policy)
             span = ranges(release, policy.rules)[0].config
-            above = max(best.number if best else 0, span.min - 1, release.passed_over)
-            config = config or _unknown(held.configs, above, span.max)
+            above = span.min - 1
+            if best is not None:
+                above = max(best.number, release.passed_over if best.number == release.config else 0)
+            config = max(config, _unknown(held.configs, above, span.max))
             if best is not None:
                 return Lacks(config, _unknown(held.policies, policy.number, None))
-    least = max(held.in_force - 1, 0)
-    return Lacks(config, _unknown(held.policies, least, None) if releases else 0)
+    return Lacks(config, _unknown(held.policies, held.in_force - 1, None))
 
 
 def _unknown(known: Iterable[HeldConfig | HeldPolicy], above: int, most: int | None) -> int:
