@@ -31,6 +31,7 @@ from heliograph_site.serving.gateway import Gateway, refusal
 from heliograph_site.serving.server import Server
 from heliograph_site.serving.spawn import Forks
 from heliograph_site.serving.steering import steering
+from heliograph_site.serving.tuned import opened
 
 log = logging.getLogger(__name__)
 _GRACE_S = 5
@@ -72,6 +73,7 @@ async def run(folder: Path, limits: Limits | None = None) -> None:
         url = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
         pointers = folder / "journal.sqlite"
         active, fallback = Journal.pointers(pointers), Journal.pointers(pointers, "fallback")
+        configs = {model: opened(statement) for model, statement in Journal.configs(pointers).items()}
         forks = Forks()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -82,7 +84,7 @@ async def run(folder: Path, limits: Limits | None = None) -> None:
                     tasks.create_task(fronts[0].serve(sockets=[tcp, unix]), name="gateway"),
                     tasks.create_task(fronts[1].serve(sockets=[control]), name="control"),
                 ]
-                boot = tasks.create_task(server.boot(active, fallback), name="boot")
+                boot = tasks.create_task(server.boot(active, fallback, configs), name="boot")
                 log.info("listening on %s and %s", url, folder / "serve.sock")
                 await stopping.wait()
                 for front in fronts:

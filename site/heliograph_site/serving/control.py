@@ -1,4 +1,4 @@
-"""The agent's line to the server: HTTP and JSON over `DIR/control.sock`. Standard library only.
+"""The agent's line to the server: HTTP and JSON over `DIR/control.sock`.
 
 Calls name the state to reach, so that making one twice is harmless. None of them is on the path of a request.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from heliograph.errors import RefusedError, TransportError
 from heliograph.unix import short_path
+from heliograph_site.serving.tuned import Tuned
 
 _ANSWER_S = 5.0
 """On top of what the call itself may take."""
@@ -46,8 +47,10 @@ class ServerControl:
             body["files"] = {name: digest.hex() for name, digest in files.items()}
         return await self._call("POST", "/control/check", body, timeout_s)
 
-    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Makes the release the one that answers. The one before stays warm as standby; no request fails.
+    async def serve(
+        self, model: str, release: bytes, timeout_s: float = 60.0, tuned: Tuned | None = None
+    ) -> dict[str, Any]:
+        """Makes the release the one that answers, with its config. The one before stays warm; no request fails.
 
         Returns:
             `duration_ms` (null if it answered already), `failed` requests of the release before during the switch, and
@@ -57,8 +60,17 @@ class ServerControl:
             RefusedError: it can't serve; what answered before goes on.
             TransportError: no answer from the server.
         """
-        body = {"model": model, "release": release.hex(), "timeout_s": timeout_s}
+        body = {"model": model, "release": release.hex(), "timeout_s": timeout_s, **(tuned or Tuned()).row()}
         return await self._call("POST", "/control/serve", body, timeout_s)
+
+    async def tune(self, model: str, release: bytes, tuned: Tuned) -> None:
+        """Has the release, which answers, answer with this config from now on.
+
+        Raises:
+            RefusedError: another release answers.
+            TransportError: no answer from the server.
+        """
+        await self._call("POST", "/control/tune", {"model": model, "release": release.hex(), **tuned.row()}, 0.0)
 
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         """Ends the spare or standby worker of the release, if there is one.

@@ -3,7 +3,8 @@
 Every failure is `{"error": one sentence, "reason": a word for programs}`. Statuses: 400 the request is wrong, 404 no
 such model, version or path, 403 loading and unloading (a release's life decides those), 408 slow, 413 too large, 415 a
 coding we don't take, 500 the runtime failed, 503 with Retry-After not now, 504 no answer in time. Every inference names
-the release that gave it (`model_version`, header `heliograph-release`).
+the release that gave it (`model_version`, header `heliograph-release`) and the numbers of the config and policy that it
+serves with (`heliograph-config`, `heliograph-policy`); `GET /v2/models/{m}/config` gives that config to programs.
 """
 
 import json
@@ -67,6 +68,8 @@ class Gateway:
                     return self._metadata(self._slot(model, None))
                 case "GET", ["v2", "models", model, "versions", version]:
                     return self._metadata(self._slot(model, version))
+                case "GET", ["v2", "models", model, "config"]:
+                    return self._config(self._slot(model, None))
                 case "GET", ["v2", "models", model, "ready"]:
                     return self._ready(self._slot(model, None))
                 case "GET", ["v2", "models", model, "versions", version, "ready"]:
@@ -103,9 +106,10 @@ class Gateway:
         request = parse_request(body, headers.get(HEADER_LENGTH))
         inputs = match_inputs(request, slot.inputs)
         wanted = match_outputs(request, slot.outputs)
+        tuned = slot.tuned
         outputs = await slot.infer(inputs)
         content, json_length = response(model, slot.manifest.version, request.id, outputs, wanted)
-        named = (("heliograph-release", slot.release.hex()),)
+        named = (("heliograph-release", slot.release.hex()), *tuned.headers)
         if json_length is None:
             return Answer(200, content, named)
         return Answer(200, content, (*named, (HEADER_LENGTH, str(json_length))), "application/octet-stream")
@@ -148,6 +152,18 @@ class Gateway:
         name, version = slot.manifest.model, slot.manifest.version
         described = {"name": name, "versions": [version], "platform": "tflite", "inputs": specs[0], "outputs": specs[1]}
         return _json(200, described)
+
+    def _config(self, slot: Slot) -> Answer:
+        tuned = slot.tuned
+        said = {
+            "name": slot.manifest.model,
+            "version": slot.manifest.version,
+            "release": slot.release.hex(),
+            "config": tuned.config,
+            "policy": tuned.policy,
+            **tuned.content,
+        }
+        return _json(200, said, tuned.headers)
 
     def _ready(self, slot: Slot) -> Answer:
         if slot.state == "ready":

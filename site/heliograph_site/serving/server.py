@@ -2,7 +2,8 @@
 
 Rules:
 1. Only a slot whose load passed every golden request ever answers.
-2. Switching is one assignment: requests already admitted finish on the slot that took them.
+2. Switching is one assignment: requests already admitted finish on the slot that took them. What a slot is tuned to is
+   set before it answers, so that no answer is of one release and of the config of another.
 3. The server decides nothing about releases. It serves what the committed pointer says at start and what the agent says
    after; when that can't be served it says so, and never serves something else instead.
 """
@@ -18,9 +19,11 @@ from typing import Any, Protocol
 from heliograph.blob import Digest
 from heliograph.errors import HeliographError, IntegrityError, NotFoundError, RefusedError, TransportError
 from heliograph.manifest import Manifest
+from heliograph.policy import Config
 from heliograph_site.serving.admission import Limits
 from heliograph_site.serving.slot import Measured, Objects, Slot, memory_bytes
 from heliograph_site.serving.spawn import Forks, WorkerDiedError
+from heliograph_site.serving.tuned import Tuned, tuned
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,14 @@ class Pointed(Protocol):
     @property
     def release(self) -> bytes:
         """The manifest's digest."""
+
+    @property
+    def config(self) -> int:
+        """Number of the config that it serves with."""
+
+    @property
+    def policy(self) -> int:
+        """Number of the policy that it serves under."""
 
 
 @dataclass(slots=True)
@@ -82,11 +93,25 @@ class Server:
 
     # --- for start and control ------------------------------------------------------------------------------------
 
-    async def boot(self, active: Mapping[str, Pointed], fallback: Mapping[str, Pointed]) -> None:
-        """Serves the committed releases, then warms their fallbacks; what can't be served is told in `status`."""
+    async def boot(
+        self,
+        active: Mapping[str, Pointed],
+        fallback: Mapping[str, Pointed],
+        configs: Mapping[str, Config] | None = None,
+    ) -> None:
+        """Serves the committed releases, then warms their fallbacks; what can't be served is told in `status`.
+
+        `configs` are the documents of the numbers that the active pointers name.
+        """
         for model in active:
             self._seats(model)
-        await asyncio.gather(*(self._boot_active(model, pointer.release) for model, pointer in active.items()))
+        known = configs or {}
+        await asyncio.gather(
+            *(
+                self._boot_active(model, pointer.release, tuned(pointer.config, pointer.policy, known.get(model)))
+                for model, pointer in active.items()
+            )
+        )
         for model, pointer in fallback.items():
             if model in active:
                 await self._boot_standby(model, pointer.release)
@@ -123,8 +148,10 @@ class Server:
                 "memory_bytes": measured.memory_bytes,
             }
 
-    async def serve(self, model: str, release: bytes, timeout_s: float) -> dict[str, Any]:
-        """Makes a release the one that answers; the one before stays as standby.
+    async def serve(
+        self, model: str, release: bytes, timeout_s: float, tuned_to: Tuned | None = None
+    ) -> dict[str, Any]:
+        """Makes a release the one that answers, with its config; the one before stays as standby.
 
         Returns the switch's figures: `duration_ms` (null if it answered already), requests of the release before that
         `failed` meanwhile, and `before`: that release and its turn (null if there was none).
@@ -144,6 +171,7 @@ class Server:
                 except BaseException:
                     slot.close()
                     raise
+            slot.tuned = tuned_to or Tuned()
             if slot is seats.active:
                 return {"duration_ms": None, "failed": 0, "before": None}
             turn = None if seats.active is None else {"release": seats.active.release.hex(), **seats.active.turn()}
@@ -164,6 +192,19 @@ class Server:
             seats.standby = before
             log.info("%s answers now", slot.manifest.release)
             return {"duration_ms": round((time.monotonic() - began) * 1000, 1), "failed": failed, "before": turn}
+
+    async def tune(self, model: str, release: bytes, tuned_to: Tuned) -> None:
+        """Gives the release that answers, or should, another config.
+
+        Raises:
+            RefusedError: another release answers.
+        """
+        seats = self._seats(model)
+        async with seats.lock:
+            if seats.active is None or seats.active.release != release:
+                raise RefusedError(f"{release.hex()[:12]} is not what answers for {model}: serve it first")
+            seats.active.tuned = tuned_to
+            log.info("%s answers with config %d", seats.active.manifest.release, tuned_to.config)
 
     async def drop(self, model: str, release: bytes) -> None:
         """Ends the spare or standby that holds the release.
@@ -252,7 +293,7 @@ class Server:
 
         self._tasks.create_task(retire(), name=f"retire {slot.manifest.release}")
 
-    async def _boot_active(self, model: str, release: bytes) -> None:
+    async def _boot_active(self, model: str, release: bytes, tuned_to: Tuned) -> None:
         seats = self._seats(model)
         async with seats.lock:
             try:
@@ -261,6 +302,7 @@ class Server:
                 seats.unreadable = (release, str(error))
                 log.error("%s", error)
                 return
+            slot.tuned = tuned_to
             seats.active = slot
             try:
                 measured = await slot.load()
@@ -299,7 +341,7 @@ def _described(seats: _Seats) -> dict[str, Any]:
             "active": release.hex() if release else None, "version": None, "state": "failed" if release else "empty",
             "reason": reason, "requests": 0, "errors": 0, "latency_ms": {}, "restarts": 0, "waiting": 0,
             "memory_bytes": 0, "worker": None, "runtime": "", "sketch": "", "cold_start_ms": None,
-            "first_request_s": None, "began_ns": 0,
+            "first_request_s": None, "began_ns": 0, "config": 0, "policy": 0,
         }  # fmt: skip
     else:
         described = {"active": seats.active.release.hex(), **_slot_status(seats.active)}
@@ -327,4 +369,6 @@ def _slot_status(slot: Slot) -> dict[str, Any]:
         "cold_start_ms": slot.measured.cold_start_ms if slot.measured is not None else None,
         "first_request_s": slot.turn()["first_request_s"],
         "began_ns": slot.began_ns,
+        "config": slot.tuned.config,
+        "policy": slot.tuned.policy,
     }

@@ -29,6 +29,7 @@ from heliograph_site.serving.inference import (
 )
 from heliograph_site.serving.meter import Meter
 from heliograph_site.serving.spawn import Forks, Reply, Worker, WorkerDiedError
+from heliograph_site.serving.tuned import Tuned
 
 State = Literal["loading", "ready", "restarting", "failed", "closed"]
 _DEPTH = 4
@@ -93,6 +94,8 @@ class Slot:
         self.runtime = ""
         self.measured: Measured | None = None
         self.meter = Meter()
+        self.tuned = Tuned()
+        """What it answers with; set before it answers."""
         self.began_ns = time.monotonic_ns()
         """When the meter began to count: two looks at one meter show the same."""
         self.restarts = 0

@@ -2,13 +2,15 @@
 
     POST /control/check {"model", "release", "files"?, "timeout_s"?} -> {"ok": true, "cold_start_ms",
                                                 "golden_max_error", "memory_bytes"} | {"ok": false, "reason"}
-    POST /control/serve {"model", "release", "timeout_s"?}           -> {"ok": true, "duration_ms", "failed", "before"}
+    POST /control/serve {"model", "release", "timeout_s"?, TUNED?}   -> {"ok": true, "duration_ms", "failed", "before"}
                                                                         | {"ok": false, "reason"}
+    POST /control/tune  {"model", "release", TUNED}                  -> {"ok": true} | {"ok": false, "reason"}
     POST /control/drop  {"model", "release"}                         -> {"ok": true} | {"ok": false, "reason"}
     POST /control/stop  {"model"}                                    -> {"ok": true}
     GET  /control/status                                             -> {"pid", "http", "models": {…}}
 
-A release is named by the hex digest of its manifest. What is not of this form is answered with 400;
+A release is named by the hex digest of its manifest. TUNED is `"config", "policy", "content"`: the numbers of the tuple
+and what the config says; left out, there are no documents. What is not of this form is answered with 400;
 503 says nothing about the release: the server itself is in trouble, ask again.
 """
 
@@ -23,6 +25,7 @@ from heliograph_site.serving.asgi import Answer, Handler
 from heliograph_site.serving.gateway import refusal
 from heliograph_site.serving.inference import RequestError, json_object
 from heliograph_site.serving.server import Server
+from heliograph_site.serving.tuned import parse_tuned
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_S = 60.0
@@ -41,7 +44,11 @@ def steering(server: Server, facts: Mapping[str, Any]) -> Handler:
         return await server.check(*_named(body), files, _seconds(body))
 
     async def serve(body: dict[str, Any]) -> dict[str, Any]:
-        return await server.serve(*_named(body), _seconds(body))
+        return await server.serve(*_named(body), _seconds(body), parse_tuned(body))
+
+    async def tune(body: dict[str, Any]) -> dict[str, Any]:
+        await server.tune(*_named(body), parse_tuned(body))
+        return {}
 
     async def drop(body: dict[str, Any]) -> dict[str, Any]:
         await server.drop(*_named(body))
@@ -53,7 +60,7 @@ def steering(server: Server, facts: Mapping[str, Any]) -> Handler:
 
     acts: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
         "/control/check": check, "/control/serve": serve, "/control/drop": drop,
-        "/control/stop": stop,
+        "/control/stop": stop, "/control/tune": tune,
     }  # fmt: skip
 
     async def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
