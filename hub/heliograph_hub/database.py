@@ -63,6 +63,56 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE vouchers (
             release BLOB NOT NULL, role TEXT NOT NULL, keyid BLOB NOT NULL, PRIMARY KEY (release, role, keyid))""",
     ),
+    # 3: policy and config
+    (
+        """CREATE TABLE documents (
+            kind TEXT NOT NULL, scope TEXT NOT NULL, number INTEGER NOT NULL, statement BLOB NOT NULL,
+            made_at INTEGER NOT NULL, published_at INTEGER, PRIMARY KEY (kind, scope, number))""",
+    ),
+    # 4: pauses, who began to fetch what, and the bytes sent
+    (
+        """CREATE TABLE pauses (
+            model TEXT NOT NULL, release BLOB NOT NULL, lets_running INTEGER NOT NULL, at INTEGER NOT NULL,
+            PRIMARY KEY (model, release))""",
+        """CREATE TABLE begun (
+            site TEXT NOT NULL, node TEXT NOT NULL, release BLOB NOT NULL, model TEXT NOT NULL, ring TEXT NOT NULL,
+            number INTEGER NOT NULL, began_at INTEGER NOT NULL, last_at INTEGER NOT NULL, cost INTEGER NOT NULL,
+            sent_before INTEGER NOT NULL, PRIMARY KEY (site, node, release))""",
+        """CREATE INDEX begun_lately ON begun (last_at)""",
+        """CREATE TABLE sent (
+            site TEXT NOT NULL, node TEXT NOT NULL, release BLOB NOT NULL, quarter INTEGER NOT NULL, ring TEXT NOT NULL,
+            bytes INTEGER NOT NULL, PRIMARY KEY (site, node, release, quarter))""",
+        """CREATE INDEX sent_lately ON sent (quarter)""",
+    ),
+    # 5: assignments by node, their signing, hardware that was replaced, records dropped by age
+    (
+        "ALTER TABLE nodes ADD COLUMN ring TEXT",
+        """UPDATE nodes SET ring = COALESCE(
+            (SELECT sites.ring FROM sites WHERE sites.site = nodes.site), 'general')""",
+        "ALTER TABLE nodes ADD COLUMN protected INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE nodes ADD COLUMN proposed INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE nodes ADD COLUMN relay TEXT",
+        "ALTER TABLE nodes ADD COLUMN removed_at INTEGER",
+        "ALTER TABLE nodes ADD COLUMN runs_before INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE nodes ADD COLUMN records_before INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tokens ADD COLUMN protected INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE lanes ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE labels (
+            site TEXT NOT NULL, node TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+            PRIMARY KEY (site, node, key))""",
+        """CREATE TABLE pins (
+            site TEXT NOT NULL, node TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
+            PRIMARY KEY (site, node, model))""",
+        """CREATE TABLE commands (
+            site TEXT NOT NULL, node TEXT NOT NULL, number INTEGER NOT NULL, kind TEXT NOT NULL, model TEXT,
+            given_at INTEGER NOT NULL, done_at INTEGER, ended_at INTEGER, PRIMARY KEY (site, node, number))""",
+        """CREATE TABLE proposals (
+            site TEXT NOT NULL, node TEXT NOT NULL, number INTEGER NOT NULL, statement BLOB NOT NULL,
+            PRIMARY KEY (site, node))""",
+        """CREATE TABLE former_keys (
+            site TEXT NOT NULL, node TEXT NOT NULL, keyid BLOB NOT NULL, enrolled_at INTEGER NOT NULL,
+            ended_at INTEGER NOT NULL, why TEXT NOT NULL)""",
+    ),
 )
 # fmt: on
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -101,7 +151,7 @@ directives = _table(
     released_at=_int,
 )
 sites = _table("sites", site=_text, ring=_text)
-tokens = _table("tokens", hash=_blob, site=_text, node=_text, expires=_int, used_at=_int, used_by=_blob)
+tokens = _table("tokens", hash=_blob, site=_text, node=_text, expires=_int, used_at=_int, used_by=_blob, protected=_int)
 nodes = _table(
     "nodes",
     site=_text,
@@ -116,6 +166,13 @@ nodes = _table(
     run=_blob,
     n=_int,
     reported=_blob,
+    ring=_text,
+    protected=_int,
+    proposed=_int,
+    relay=_text,
+    removed_at=_int,
+    runs_before=_int,
+    records_before=_int,
 )
 runs = _table("runs", site=_text, node=_text, run=_blob, since=_int)
 lanes = _table(
@@ -129,6 +186,7 @@ lanes = _table(
     merged=_int,
     lost=_int,
     missing=_int,
+    dropped=_int,
 )
 records = _table(
     "records",
@@ -142,9 +200,40 @@ records = _table(
     at=_int,
     body=_blob,
 )
+labels = _table("labels", site=_text, node=_text, key=_text, value=_text)
+pins = _table("pins", site=_text, node=_text, model=_text, version=_text)
+commands = _table(
+    "commands", site=_text, node=_text, number=_int, kind=_text, model=_text, given_at=_int, done_at=_int, ended_at=_int
+)
+proposals = _table("proposals", site=_text, node=_text, number=_int, statement=_blob)
+former_keys = _table("former_keys", site=_text, node=_text, keyid=_blob, enrolled_at=_int, ended_at=_int, why=_text)
 counts = _table("counts", site=_text, node=_text, what=_text, count=_int, last=_text)
 denials = _table("denials", digest=_blob, type=_text, statement=_blob, made_at=_int, in_force_at=_int)
 vouchers = _table("vouchers", release=_blob, role=_text, keyid=_blob)
+documents = _table(
+    "documents",
+    kind=_text,
+    scope=_text,
+    number=_int,
+    statement=_blob,
+    made_at=_int,
+    published_at=_int,
+)
+pauses = _table("pauses", model=_text, release=_blob, lets_running=sa.Boolean(), at=_int)
+begun = _table(
+    "begun",
+    site=_text,
+    node=_text,
+    release=_blob,
+    model=_text,
+    ring=_text,
+    number=_int,
+    began_at=_int,
+    last_at=_int,
+    cost=_int,
+    sent_before=_int,
+)
+sent = _table("sent", site=_text, node=_text, release=_blob, quarter=_int, ring=_text, bytes=_int)
 
 
 class Database:

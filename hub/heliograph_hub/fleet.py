@@ -1,38 +1,34 @@
-"""What the hub knows of its nodes: who was enrolled with which key, what each said last, and every record it sent.
+"""[IO] What the hub knows of its nodes: what each said last, and every record it sent.
 
 Rule 1: a statement counts only if the key of the node its topic names signed it and its payload names that node; the
     signature is checked before the payload is parsed. What fails is counted with its node and changes nothing else.
 Rule 2: `reported` is ordered by (run, n): a run once left never comes back, and within a run n only grows.
 Rule 3: records are counted once. A row is new if its number is at or above the lane's `next`; a batch commits whole,
     then its receipt may be sent. kept + merged + lost + missing = next, in every lane of every run.
-Rule 4: a token is stored as its hash, bound to one node, and used once; the same key may ask again with it, since an
-    answer can be lost.
+Rule 4: what a removed node, or hardware that was replaced, still sends counts for nothing and is counted.
 
-Time, tokens and signing come from the caller.
+Who is a node is `heliograph_hub.enrolment`'s, what each is to be `heliograph_hub.assigning`'s, how long records are
+kept `heliograph_hub.retention`'s. Time comes from the caller.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from heliograph.blob import sha256
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Assignment, Document, Enroll, LaneReceipt, Records, Reported
+from heliograph.documents import Document, LaneReceipt, Records, Reported
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
-from heliograph.names import RINGS, Ring
+from heliograph.names import Ring
 from heliograph.protocol import topic
-from heliograph.signing import PublicKey
 from heliograph.statement import parse
 from heliograph.vouching import open_own
 from heliograph.wire import pack, unpack
-from heliograph_hub.database import Database, counts, lanes, nodes, records, runs, sites, tokens
+from heliograph_hub.assigning import FIRST_RING
+from heliograph_hub.database import Database, counts, lanes, nodes, records, runs, sites
 from heliograph_hub.figures import Figures, figures
 from heliograph_hub.rollout import Member
 
-FIRST_RING: Ring = "general"
-"""The ring of a site until it is assigned one."""
 HEARD_EVERY_S = 10
 """A node's `last_heard` is written at most this often."""
 GAP = "gap"
@@ -50,7 +46,15 @@ class ReplayError(TrustError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One enrolled node. `assigned` is the signed statement of its newest assignment."""
+    """One enrolled node.
+
+    Attributes:
+        ring: of its newest assignment in force; before the first, its site's.
+        assignment: the number of that assignment.
+        assigned: its signed statement; empty before the first.
+        proposed: the highest number ever proposed to protected's keys.
+        protected: it was enrolled with a token that says protected.
+    """
 
     site: str
     node: str
@@ -64,6 +68,10 @@ class Node:
     gone_at: int | None
     run: bytes | None
     reported: Reported | None
+    proposed: int = 0
+    protected: bool = False
+    relay: str | None = None
+    removed_at: int | None = None
 
     def is_up(self, now: int, deadlines: Deadlines = DEADLINES) -> bool:
         """Whether it was heard within its deadline and the broker has not seen its connection break since."""
@@ -73,109 +81,16 @@ class Node:
 
 
 class Fleet:
-    """The nodes of one realm.
+    """The nodes of one realm."""
 
-    Args:
-        sign: makes the signed statement of an assignment (role `assign`).
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        realm: str,
-        sign: Callable[[Assignment], bytes],
-        deadlines: Deadlines = DEADLINES,
-    ) -> None:
+    def __init__(self, database: Database, realm: str, deadlines: Deadlines = DEADLINES) -> None:
         self._database = database
         self._realm = realm
-        self._sign = sign
         self._deadlines = deadlines
         # Both bounded by the nodes enrolled: only what a known node sent is a sign of life.
         self._heard: dict[tuple[str, str], int] = {}
         self._latest: dict[tuple[str, str], int] = {}
         self._uncounted: dict[tuple[str, str, str], tuple[int, str]] = {}
-
-    # --- enrolment and assignment -----------------------------------------------------------------------------------
-
-    def add_token(self, site: str, node: str, token: bytes, now: int, life_s: int) -> None:
-        """Makes `token` good for enrolling this node once; only its hash is kept.
-
-        Raises:
-            RefusedError: it would live longer than 7 days.
-        """
-        if not 0 < life_s <= self._deadlines.token_s:
-            raise RefusedError(
-                f"a token lives 1 second to {self._deadlines.token_s / 86400:g} days, asked were {life_s} s"
-            )
-        row = {"hash": sha256(token), "site": site, "node": node, "expires": now + life_s}
-        with self._database.write() as connection:
-            connection.execute(sa.delete(tokens).where(tokens.c.expires < now, tokens.c.used_at.is_(None)))
-            connection.execute(sa.insert(tokens).values(**row))
-
-    def enroll(self, site: str, node: str, request: Enroll, now: int) -> bytes:
-        """Enrols the node under the key it brings and returns its assignment, committed before this returns.
-
-        Raises:
-            RefusedError: the token is unknown, another node's, expired, or used by another key.
-            TrustError: the key is no Ed25519 key.
-        """
-        keyid = PublicKey(request.key).keyid
-        with self._database.write() as connection:
-            token = connection.execute(sa.select(tokens).where(tokens.c.hash == sha256(request.token))).one_or_none()
-            if token is None or (token.site, token.node) != (site, node):
-                raise RefusedError(f"{site}/{node} brought a token that is not its own")
-            if token.used_at is not None:
-                same = connection.execute(_one(nodes, site, node)).one()
-                if token.used_by != request.key or same.key != request.key:
-                    raise RefusedError(f"{site}/{node} brought a token that was used before")
-                return bytes(same.assigned)
-            if token.expires < now:
-                raise RefusedError(f"{site}/{node} brought a token that has expired")
-            used = {"used_at": now, "used_by": request.key}
-            connection.execute(sa.update(tokens).where(tokens.c.hash == token.hash).values(**used))
-            old = connection.execute(_one(nodes, site, node)).one_or_none()
-            number = (old.assignment if old else 0) + 1
-            assigned = self._assignment(site, node, keyid, number, _ring_of(connection, site))
-            values = {
-                "key": request.key,
-                "keyid": keyid,
-                "assignment": number,
-                "assigned": assigned,
-                "enrolled_at": now,
-            }
-            if old:
-                values |= {"last_heard": None, "gone_at": None, "run": None, "n": 0, "reported": None}
-                connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
-            else:
-                connection.execute(sa.insert(nodes).values(site=site, node=node, n=0, **values))
-        self._heard.pop((site, node), None)
-        self._latest.pop((site, node), None)
-        return assigned
-
-    def assign(self, site: str, ring: Ring) -> list[tuple[str, bytes]]:
-        """Puts a site into a ring: (node, its new assignment) for all its nodes, committed before this returns.
-
-        A site without nodes yet is remembered, so that its first node begins in that ring.
-
-        Raises:
-            RefusedError: protected, whose assignments need protected's own signatures.
-        """
-        if ring == "protected":
-            raise RefusedError("ring protected is assigned by two offline signatures, not by this hub")
-        assert ring in RINGS
-        done = []
-        with self._database.write() as connection:
-            if connection.execute(sa.update(sites).where(sites.c.site == site).values(ring=ring)).rowcount == 0:
-                connection.execute(sa.insert(sites).values(site=site, ring=ring))
-            for row in connection.execute(sa.select(nodes).where(nodes.c.site == site)).all():
-                assigned = self._assignment(site, row.node, row.keyid, row.assignment + 1, ring)
-                values = {"assignment": row.assignment + 1, "assigned": assigned}
-                connection.execute(sa.update(nodes).where(*_is(nodes, site, row.node)).values(**values))
-                done.append((row.node, assigned))
-        return done
-
-    def _assignment(self, site: str, node: str, keyid: bytes, number: int, ring: Ring) -> bytes:
-        return self._sign(Assignment(realm=self._realm, site=site, node=node, key=keyid, number=number, ring=ring))
 
     # --- what nodes say ---------------------------------------------------------------------------------------------
 
@@ -188,6 +103,11 @@ class Fleet:
         self._heard[site, node] = now
         with self._database.write() as connection:
             connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(last_heard=now, gone_at=None))
+
+    def forget(self, site: str, node: str) -> None:
+        """The name has new hardware, or none: what the old one let hear says nothing of that."""
+        self._heard.pop((site, node), None)
+        self._latest.pop((site, node), None)
 
     def gone(self, site: str, node: str, now: int) -> None:
         """The broker saw the node's connection break: a hint, undone by the next sign of life."""
@@ -210,6 +130,8 @@ class Fleet:
             known = connection.execute(_one(runs, site, node).where(runs.c.run == reported.run)).one_or_none()
             if known is not None and (row.run != reported.run or reported.n <= row.n):
                 raise ReplayError(f"{site}/{node} reported {reported.n} of a run that is past it")
+            if known is None and 0 < row.runs_before >= reported.estimate:
+                raise ReplayError(f"{site}/{node} reported of a run that ended before {row.runs_before}")
             if known is None:
                 since = {"run": reported.run, "since": reported.estimate}
                 connection.execute(sa.insert(runs).values(site=site, node=node, **since))
@@ -232,12 +154,20 @@ class Fleet:
         key = {"site": site, "node": node, "run": batch.run, "lane": batch.lane}
         with self._database.write() as connection:
             row = connection.execute(sa.select(lanes).where(*where)).one_or_none()
+            if row is None and batch.rows:
+                before = connection.execute(_one(nodes, site, node)).one().records_before
+                if all(at < before for _, _, at, _ in batch.rows):
+                    # Of a run that was forgotten, or too late: they would be dropped the same day.
+                    self.count(site, node, "records older than any that are kept", f"of lane {batch.lane}")
+                    return LaneReceipt(
+                        run=batch.run, lane=batch.lane, next=batch.first + sum(row[0] for row in batch.rows)
+                    )
             state = {name: getattr(row, name) if row else 0 for name in ("next", "kept", "merged", "lost", "missing")}
             fresh, state = _fresh_rows(batch, state)
             if fresh:
                 connection.execute(sa.insert(records), [{**key, **values} for values in fresh])
             if row is None:
-                connection.execute(sa.insert(lanes).values(**key, **state))
+                connection.execute(sa.insert(lanes).values(**key, **state, dropped=0))
             else:
                 connection.execute(sa.update(lanes).where(*where).values(**state))
         return LaneReceipt(run=batch.run, lane=batch.lane, next=state["next"])
@@ -248,6 +178,17 @@ class Fleet:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         return tuple(LaneReceipt(run=row.run, lane=row.lane, next=row.next) for row in rows)
+
+    def check_hello(self, node: Node, keyid: bytes | None) -> None:
+        """Returns if the hello may be from the node itself; an older agent names no key.
+
+        Raises:
+            TrustError: it is from hardware that was replaced.
+        """
+        if keyid is not None and keyid != node.keyid:
+            raise TrustError(
+                f"{node.site}/{node.node} says hello with key {keyid.hex()[:16]}, the node's is {node.keyid.hex()[:16]}"
+            )
 
     def _open(self, name: str, site: str, node: str, data: bytes) -> Document:
         """What the node's own key signed about itself."""
@@ -278,24 +219,29 @@ class Fleet:
 
     # --- what is known ----------------------------------------------------------------------------------------------
 
-    def node(self, site: str, node: str) -> Node:
+    def node(self, site: str, node: str, *, removed_too: bool = False) -> Node:
         """One node.
 
         Raises:
             NotFoundError: it never enrolled.
+            RefusedError: it was removed, and those are not asked for.
         """
         with self._database.read() as connection:
             row = connection.execute(_one(nodes, site, node)).one_or_none()
             if row is None:
                 raise NotFoundError(f"no node {site}/{node} is enrolled: heliograph fleet token {site}/{node}")
+            if row.removed_at is not None and not removed_too:
+                raise RefusedError(f"{site}/{node} was removed: its key counts no more")
             return self._node(row, _ring_of(connection, site))
 
-    def nodes(self) -> list[Node]:
-        """All nodes, by site and name."""
+    def nodes(self, *, removed_too: bool = False) -> list[Node]:
+        """All nodes that are enrolled, by site and name."""
         with self._database.read() as connection:
             rings = {row.site: row.ring for row in connection.execute(sa.select(sites))}
             rows = connection.execute(sa.select(nodes).order_by(nodes.c.site, nodes.c.node)).all()
-        return [self._node(row, rings.get(row.site, FIRST_RING)) for row in rows]
+        return [
+            self._node(row, rings.get(row.site, FIRST_RING)) for row in rows if removed_too or row.removed_at is None
+        ]
 
     def _node(self, row: Any, ring: Ring) -> Node:
         node = _node(row, ring)
@@ -320,14 +266,13 @@ class Fleet:
         return self._counts("", "")
 
     def lanes(self, site: str, node: str) -> dict[str, dict[str, int]]:
-        """Record counts per lane, all runs together."""
-        sums = [sa.func.sum(lanes.c[name]).label(name) for name in ("kept", "merged", "lost", "missing")]
+        """Record counts per lane, all runs together; of those kept, `dropped` have been deleted since for their age."""
+        names = ("kept", "merged", "lost", "missing", "dropped")
+        sums = [sa.func.sum(lanes.c[name]).label(name) for name in names]
         query = sa.select(lanes.c.lane, *sums).where(*_is(lanes, site, node)).group_by(lanes.c.lane)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return {
-            row.lane: {name: int(row._mapping[name]) for name in ("kept", "merged", "lost", "missing")} for row in rows
-        }
+        return {row.lane: {name: int(row._mapping[name]) for name in names} for row in rows}
 
     def records(self, site: str, node: str, lane: str, limit: int = 100) -> list[dict[str, Any]]:
         """The newest records of a lane, newest first."""
@@ -425,7 +370,7 @@ def _node(row: Any, ring: Ring) -> Node:
     return Node(
         row.site,
         row.node,
-        ring,
+        row.ring or ring,
         row.key,
         row.keyid,
         row.assignment,
@@ -435,4 +380,8 @@ def _node(row: Any, ring: Ring) -> Node:
         row.gone_at,
         row.run,
         reported,
+        row.proposed,
+        bool(row.protected),
+        row.relay,
+        row.removed_at,
     )

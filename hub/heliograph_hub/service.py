@@ -19,16 +19,30 @@ import signal
 import socket
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import uvicorn
 
 from heliograph.blob import sha256
 from heliograph.deadlines import DEADLINES
-from heliograph.documents import Ask, Assignment, Document, Enroll, Heads, Hello, LaneReceipt, Receipt, Reply, Want
+from heliograph.documents import (
+    Ask,
+    Assignment,
+    Document,
+    Enroll,
+    Heads,
+    Hello,
+    LaneReceipt,
+    ModelReport,
+    Receipt,
+    Reply,
+    Want,
+)
+from heliograph.economy import zone
 from heliograph.errors import (
     ConfigError,
     HeliographError,
@@ -39,22 +53,31 @@ from heliograph.errors import (
     TrustError,
 )
 from heliograph.mqtt import Broker, Mqtt
-from heliograph.names import Ring
+from heliograph.names import Digest, Ring
 from heliograph.objects import ObjectStore, write_durably
+from heliograph.policy import Policy, no_policy
 from heliograph.protocol import STATEMENTS, TOPICS, below_realm, parse_topic, topic
 from heliograph.sender import Sender
 from heliograph.unix import bind
+from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError
 from heliograph.wire import pack
+from heliograph_hub.admission import Admission
+from heliograph_hub.assigning import Assigned, Assignments
+from heliograph_hub.assignment import TIME_ZONE
 from heliograph_hub.authority import Authority, init_realm
 from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
+from heliograph_hub.control import SCOPES, Control, Kind
 from heliograph_hub.database import Database
 from heliograph_hub.denial import Denials
 from heliograph_hub.desired import Desired
-from heliograph_hub.distribution import Distribution, Recipes, answer
+from heliograph_hub.distribution import Distribution, Purpose, Recipes, answer
+from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.fleet import Fleet, Node, ReplayError
+from heliograph_hub.ledger import Ledger
 from heliograph_hub.registry import Registry
-from heliograph_hub.rollout import in_force
+from heliograph_hub.rollout import Signed, in_force
+from heliograph_hub.rollouts import Rollouts
 
 log = logging.getLogger("heliograph.hub")
 
@@ -66,6 +89,8 @@ RENEW_EVERY_S = 3600.0
 FLUSH_EVERY_S = 5.0
 MAX_REPLY_DOCUMENT_BYTES = 57 * 1024
 """What the documents of one reply may take of a statement's 60 KiB."""
+NO_RELEASE = Digest(bytes(32))
+"""What bytes are counted for that belong to no release: blobs of denials."""
 PUBLISH_AGAIN_S = 5.0
 
 
@@ -83,13 +108,26 @@ class Service:
         self.desired = Desired(self.database)
         self.denials = Denials(self.database, self.objects, self.authority)
         self.denials.note_vouchers(self.authority.set.models)
+        self.control = Control(self.database, self.authority)
         self.named_denials = self.authority.set.heads.deny.count
         """What the timestamp on disk named when this began: more than the database has, if that is an older copy."""
         self.unsigned = ""
         """Why nothing could be signed anew when this began; empty if it could."""
-        self.fleet = Fleet(self.database, self.realm, self._sign_assignment)
+        self.fleet = Fleet(self.database, self.realm)
+        self.assignments = Assignments(
+            self.database,
+            self.realm,
+            self._sign_assignment,
+            lambda: self.authority.set.statement_keys(PROTECTED_ROLE),
+        )
+        self.enrolment = Enrolment(self.database, self.assignments)
         self.recipes = Recipes(self.registry)
-        self.distribution = Distribution(self.registry, Sender(rate, node_rate))
+        self.ledger = Ledger(self.database, self._report_of)
+        self.rollouts = Rollouts(self.desired, self.ledger, self.authority)
+        self.admission = Admission(self.ledger, self.policy_of, self.zone_of, SystemRandom().random)
+        self.distribution = Distribution(self.registry, Sender(rate, node_rate), self._on_sent)
+        self.told: dict[Ring, dict[str, Signed]] = in_force(self.desired.rows())
+        """What each ring is told of each model, as of the last commit that was announced."""
         self.retained: dict[str, bytes] = {}
         self._published: dict[str, bytes] = {}
         self._to_publish = asyncio.Event()
@@ -114,8 +152,11 @@ class Service:
         deny = {topic("deny").build(self.realm): denied} if denied is not None else {}
         self.retained = deny | self.retained | deny
         self._to_publish.set()
+        self._obey_directives()
         lists = self.desired.lists()
-        heads = Heads(deny=self.denials.head, directives={ring: sha256(payload) for ring, payload in lists.items()})
+        policy, config = self.control.heads()
+        directives: dict[Ring, bytes] = {ring: sha256(payload) for ring, payload in lists.items()}
+        heads = Heads(deny=self.denials.head, policy=policy, config=config, directives=directives)
         self._retain(deny, lists, self.authority.publish_set(_now(), heads))
 
     def begin(self) -> None:
@@ -134,12 +175,53 @@ class Service:
         desired = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
         roots = {full: payload for full, payload in signed.items() if "/tuf/root/" in full}
         last = {topic(name).build(self.realm): signed[topic(name).build(self.realm)] for name in ("set", "head")}
-        self.retained = deny | roots | desired | last
+        self.retained = deny | roots | self.control.announced() | desired | last
 
-    async def send_assignment(self, site: str, node: str, assigned: bytes) -> None:
-        """Tells a node what it is, if it listens now; else its next hello or report brings it."""
-        with contextlib.suppress(TransportError):
-            await self._send("assigned", site, node, assigned)
+    def _obey_directives(self) -> None:
+        """Sends no more of what is queued for rings that are told otherwise now, or stand still."""
+        self.told = in_force(self.desired.rows())
+        self.distribution.drop(lambda purpose: not self._is_open(purpose))
+
+    def _is_open(self, purpose: Purpose) -> bool:
+        release = purpose.release
+        return release is None or self.admission.is_open(purpose.ring, release, self.told)
+
+    def policy_of(self, ring: Ring) -> Policy:
+        """The policy that is published for a ring."""
+        stored = self.control.newest("policy").get(ring)
+        return stored.document if stored and isinstance(stored.document, Policy) else no_policy(self.realm, ring)
+
+    def zone_of(self, site: str) -> ZoneInfo:
+        """The time zone that a site's label names."""
+        return zone(self.assignments.site_label(site, TIME_ZONE)).tz
+
+    def _report_of(self, site: str, node: str, model: str) -> ModelReport | None:
+        try:
+            reported = self.fleet.node(site, node).reported
+        except (NotFoundError, RefusedError):
+            return None
+        return reported.models.get(model) if reported else None
+
+    def _on_sent(self, site: str, node: str, purpose: Purpose, count: int) -> None:
+        self.ledger.note_sent(site, node, purpose.ring, purpose.release or NO_RELEASE, count, _now())
+
+    def _on_want(self, node: Node, want: Want) -> None:
+        """Queues what a node wants, if it may have it now; what it may not it asks for again, ever more slowly."""
+        now_s = time.monotonic()
+        release = self.admission.purpose(node, self.registry.owners(Digest(want.blob)), self.told)
+        purpose = Purpose(release, node.ring)
+        is_document = release is None or release == want.blob  # never held back, a manifest neither
+        if not is_document and (not self._is_open(purpose) or self.admission.is_spent(node, _now(), now_s)):
+            return
+        if self.distribution.take(node.site, node.node, want, now_s, purpose):
+            self._to_send.set()
+
+    async def send_assignments(self, changed: Iterable[Assigned]) -> None:
+        """Tells nodes what they are, if they listen now; else their next hello or report brings it."""
+        for assigned in changed:
+            if assigned.statement and assigned.proposed is None:
+                with contextlib.suppress(TransportError):
+                    await self._send("assigned", assigned.site, assigned.node, assigned.statement)
 
     def request_recipes(self, pairs: list[tuple[Any, Any]]) -> None:
         """Has these recipes made in the background."""
@@ -177,6 +259,8 @@ class Service:
             raise  # the broker went away while we answered: it sends the message again
         except ReplayError as error:
             self.fleet.count(site, node, "replayed", str(error))
+        except UnknownTypeError as error:
+            self.fleet.count(site, node, "of no use to this version", f"{row.name}: {error}")
         except TrustError as error:
             self.fleet.count(site, node, "not signed by the node", f"{row.name}: {error}")
         except IntegrityError as error:
@@ -188,9 +272,11 @@ class Service:
 
     async def _handle(self, name: str, site: str, node: str, payload: bytes) -> None:
         if name == "enroll":
-            assigned = self.fleet.enroll(site, node, Enroll.decode(payload), _now())
-            log.info("enrolled %s/%s", site, node)
-            await self._send("assigned", site, node, assigned)
+            assigned = self.enrolment.enroll(site, node, Enroll.decode(payload), _now())
+            self.fleet.forget(site, node)
+            if assigned.statement:
+                log.info("enrolled %s/%s", site, node)
+                await self._send("assigned", site, node, assigned.statement)
             return
         member = self.fleet.node(site, node)
         if name == "gone":
@@ -199,15 +285,18 @@ class Service:
             return
         match name:
             case "hello":
-                await self._on_hello(member, Hello.decode(payload))
+                hello = Hello.decode(payload)
+                self.fleet.check_hello(member, hello.key)
+                await self._on_hello(member, hello)
             case "ask":
                 await self._on_ask(member, Ask.decode(payload))
             case "want":
-                if self.distribution.take(site, node, Want.decode(payload), time.monotonic()):
-                    self._to_send.set()
+                self._on_want(member, Want.decode(payload))
             case "reported":
                 reported = self.fleet.take_reported(site, node, payload)
-                if reported.assignment != member.assignment:
+                changed = self.assignments.done(site, node, reported.done, _now())
+                await self.send_assignments(changed)
+                if not changed and member.assigned and reported.assignment != member.assignment:
                     await self._send("assigned", site, node, member.assigned)
             case "records":
                 done = self.fleet.take_records(site, node, payload)
@@ -274,7 +363,7 @@ class Service:
         for number in range(hello.tuf.get("root", 0) + 1, versions["root"] + 1):
             full = topic("root").build(self.realm, number=number)
             yield below_realm(full), self.retained[full]
-        if node.assignment != hello.numbers.assignment:
+        if node.assigned and node.assignment != hello.numbers.assignment:
             yield "assigned", node.assigned
         if hello.tuf != versions:
             full = topic("set").build(self.realm)
@@ -282,16 +371,38 @@ class Service:
             if is_behind:
                 yield below_realm(deny), self.retained[deny]
         newest = in_force(self.desired.rows()).get(node.ring, {})
+        yield from self._control_news(node, hello, newest)
         if {model: row.number for model, row in newest.items()} != hello.numbers.directives:
             full = topic("desired").build(self.realm, ring=node.ring)
             if full in self.retained:
                 yield below_realm(full), self.retained[full]
 
+    def _control_news(self, node: Node, hello: Hello, directed: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Policies and configs that are newer than the node's, and older ones that it asks for by number."""
+        numbers, lacks = hello.numbers, hello.lacks
+        has_moved = node.assignment != numbers.assignment  # perhaps from a ring with higher numbers
+        wanted: list[tuple[Kind, str, int, int]] = [
+            ("policy", node.ring, 0 if has_moved else numbers.policy, lacks.policy)
+        ]
+        models = sorted({*directed, *numbers.config, *lacks.config})
+        wanted += [("config", model, numbers.config.get(model, 0), lacks.config.get(model, 0)) for model in models]
+        for kind, scope, held, asked in wanted:
+            newest = self.control.newest(kind).get(scope)
+            if newest is None:
+                continue
+            older = self.control.at_most(kind, scope, asked) if 0 < asked < newest.number else None
+            is_due = newest.number > held or asked >= newest.number
+            full = topic(kind).build(self.realm, **{SCOPES[kind]: scope})
+            for stored in (older, newest if is_due else None):
+                if stored is not None:
+                    yield below_realm(full), stored.statement
+
     async def _on_ask(self, node: Node, ask: Ask) -> None:
         rings = in_force(self.desired.rows())
+        now, now_s = _now(), time.monotonic()
         # Reads manifests and rows: in a thread, so that chunks go on meanwhile.
         offer = await asyncio.to_thread(
-            answer, self.registry, self.recipes, self.realm, node, ask, rings, _now(), time.monotonic(), self.denials
+            answer, self.registry, self.recipes, self.realm, node, ask, rings, now, now_s, self.denials, self.admission
         )
         if offer.later_s is not None:
             self._to_make.set()
@@ -347,6 +458,9 @@ class Service:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
             try:
+                self.ledger.tidy(_now())
+                for worded in self.rollouts.renew(_now()):
+                    log.info("renewed directive %s of ring %s", worded.directive.number, worded.directive.ring)
                 self.announce()
             except HeliographError as error:
                 log.error("the timestamp can't be renewed: %s", error)
@@ -356,6 +470,7 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_EVERY_S)
             self.fleet.flush_counts()
+            self.ledger.flush()
 
     async def run(self, say: Callable[[str], None]) -> None:
         """Runs until SIGINT or SIGTERM, then stops cleanly."""
@@ -396,6 +511,7 @@ class Service:
         finally:
             await broker.stop()
             self.fleet.flush_counts()
+            self.ledger.flush()
             self.database.close()
         say("stopped")
 
@@ -406,26 +522,28 @@ class Service:
         unsigned = f"NOTHING CAN BE SIGNED ANEW, what was signed before is announced: {self.unsigned}"
         return [
             *([lost] if named > held else []),
+            *(f"A DOCUMENT IS MISSING: {what}: set it again" for what in self.control.lost()),
             *([unsigned] if self.unsigned else []),
             f"hub of realm {self.realm} in {self.folder}, broker {broker.kind} on {HOST}:{self.port}",
             *broker.notes,
             f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",
         ]
 
-    def join_string(self, site: str, node: str, token: bytes) -> str:
+    def join_string(self, site: str, node: str, token: bytes, *, protected: bool = False) -> str:
         """Everything a new node needs, to be pasted: hub address, root digest, names, and the secret token."""
         import base64
 
         fields = [1, HOST, self.port, self.realm, site, node, token, bytes(self.authority.root_digest), None]
+        fields += [True] * protected
         return "heliograph1:" + base64.urlsafe_b64encode(pack(fields)).decode().rstrip("=")
 
-    def add_token(self, site: str, node: str, life_s: int) -> tuple[str, int]:
-        """The join string for one node, good once, and when it expires."""
+    def add_token(self, site: str, node: str, life_s: int, *, protected: bool = False) -> tuple[str, int, bool]:
+        """The join string for one node, good once, when it expires, and whether it says protected."""
         token, now = secrets.token_bytes(32), _now()
         if not 0 < life_s <= DEADLINES.token_s:
             raise RefusedError(f"a token lives at most {DEADLINES.token_s / 86400:g} days, asked were {life_s} s")
-        self.fleet.add_token(site, node, token, now, life_s)
-        return self.join_string(site, node, token), now + life_s
+        said = self.enrolment.add_token(site, node, token, now, life_s, protected=protected)
+        return self.join_string(site, node, token, protected=said), now + life_s, said
 
 
 def init(folder: Path, realm: str) -> list[str]:

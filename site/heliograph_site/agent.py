@@ -20,7 +20,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
@@ -28,8 +28,8 @@ from typing import Any
 
 import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Ask, Denials, Document, Hello, Lane, LaneReceipt, Offer, OlderDenials, Receipt, Reply
-from heliograph.errors import HeliographError, StorageError, TransportError, TrustError
+from heliograph.documents import Ask, Denials, Document, Hello, Lane, LaneReceipt, Numbers, Offer, OlderDenials, Receipt, Reply
+from heliograph.errors import HeliographError, RefusedError, StorageError, TransportError, TrustError
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Timing
 from heliograph.names import Digest, Ring
@@ -48,6 +48,7 @@ from heliograph_site.machines import Machines
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.reporting import Incidents, Reporter
 from heliograph_site.serving.control import ServerControl
+from heliograph_site.serving.tuned import Tuned, tuned
 from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Server, Tasks
 
@@ -116,13 +117,23 @@ class Agent:
         self._deadlines, self._pace = deadlines, pace or Pace()
         self._file = read_node_file(folder)
         key = read_key(folder)
+        self._keyid = key.keyid
         self._names = {"site": self._file.site, "node": self._file.node}
         self.run_id = os.urandom(8)
         self.journal = Journal(folder / JOURNAL_FILE)
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
         self._time = Estimate(self.journal)
-        self._belief = Belief(self.journal, self.names, key.keyid, self.now)
         self._slots = Slots(folder)
+        self._belief = Belief(
+            self.journal,
+            self.names,
+            key.keyid,
+            self.now,
+            for_protected=self._file.protected,
+            manifests=lambda release: self._slots.manifest(Digest(release)),
+        )
+        self._untuned = asyncio.Event()
+        self._told_lacks = Numbers()
         self._server: Server = server or ServerControl(folder / CONTROL_SOCKET)
         self._hardware = hardware.detect()
         received_before = self.journal.counter("bytes_received")
@@ -146,6 +157,7 @@ class Agent:
             self._tasks,
             self._spawn,
             self.tell,
+            self._untuned.set,
         )
         self._older: tuple[OlderDenials, asyncio.Task[None]] | None = None
         self._late: asyncio.Task[None] | None = None
@@ -167,8 +179,8 @@ class Agent:
 
     @property
     def assignment(self) -> int:
-        """Number of the assignment in force; 0 before the first."""
-        return self._belief.assignment.number if self._belief.assignment else 0
+        """Number of the assignment held, as long as its signatures count; 0 before the first."""
+        return self._belief.numbers().assignment
 
     @property
     def metadata_versions(self) -> dict[str, int]:
@@ -224,7 +236,19 @@ class Agent:
 
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now."""
-        return self._belief.why_not_yet(model, release)
+        return self._belief.why_not_yet(model, release) or self.why_unfit(model)
+
+    def why_unfit(self, model: str) -> str | None:
+        """Which documents the target waits for."""
+        memory = self._machines.memories[model]
+        return self._belief.rules.why_unfit(memory) if memory.target is not None else None
+
+    def tuned(self, model: str) -> Tuned:
+        """What the active release is to answer with, at this moment."""
+        active = self._machines.memories[model].active
+        if active is None:
+            return Tuned()
+        return tuned(active.config, active.policy, self._belief.rules.config(model, active.config))
 
     def why_unsure(self) -> str | None:
         """What is missing to know what is denied."""
@@ -316,9 +340,15 @@ class Agent:
         """Looks at the server: counters for the hub, and what it gave up for the machine."""
         due = time.monotonic() + self._pace.metric_s
         while True:
-            await asyncio.sleep(self._pace.watch_s)
+            try:
+                async with asyncio.timeout(self._pace.watch_s):
+                    await self._untuned.wait()
+            except TimeoutError:
+                pass
+            self._untuned.clear()
             try:
                 rows = (await self._server.status()).get("models", {})
+                await self._retune(rows)
             except TransportError:
                 continue
             for model, memory in list(self._machines.memories.items()):
@@ -332,6 +362,22 @@ class Agent:
             if time.monotonic() >= due:
                 due = time.monotonic() + self._pace.metric_s
                 self._reporter.metrics(rows)
+
+    async def _retune(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Has the server answer with the numbers of the pointers, where it serves their releases with others.
+
+        Raises:
+            TransportError: no answer from the server; it is compared again.
+        """
+        for model, memory in list(self._machines.memories.items()):
+            row, active = rows.get(model) or {}, memory.active
+            if active is None or row.get("active") != active.release.hex():
+                continue
+            if (row.get("config"), row.get("policy")) != (active.config, active.policy):
+                try:
+                    await self._server.tune(model, active.release, self.tuned(model))
+                except RefusedError as error:
+                    log.info("not tuned: %s", error)  # it serves another by now: that one came with its config
 
     # --- what the link brings -----------------------------------------------------------------------------------------
 
@@ -359,6 +405,8 @@ class Agent:
             lane: LaneReceipt(run=run, lane=lane, next=next_seq)
             for lane, (run, next_seq) in self.outbox.acked().items()
         }
+        lacks = self._told_lacks = self._belief.rules.lacks(self._machines.memories.values())
+        self._belief.rules.asked(lacks)
         return Hello(
             run=self.run_id,
             nonce=nonce,
@@ -369,6 +417,8 @@ class Agent:
             deny=self.denials,
             numbers=self._belief.numbers(),
             acked=acked,
+            lacks=lacks,
+            key=self._keyid,
         )
 
     def greeted(self) -> None:
@@ -405,6 +455,7 @@ class Agent:
                 case _Tick():
                     self._time.save()
                     await self._machines.derive_all()
+                    self._ask_for_older()
 
     async def _guard(self, full: str, handling: Awaitable[None]) -> None:
         """Has a message handled; whatever is wrong with it is recorded and ends there."""
@@ -431,7 +482,7 @@ class Agent:
             case "desired" if not self._is_back:
                 if names["ring"] == self.ring:  # one list, whatever else a broker sends
                     self._missed = {full: payload}
-            case "deny" | "root" | "head" | "set" | "desired" | "assigned":
+            case "deny" | "root" | "head" | "set" | "desired" | "assigned" | "policy" | "config":
                 await self._on_news(self._belief.take(row, names, payload))
                 if row.name == "head" and is_live:  # the hub repeats it whenever it comes back
                     self._link.on_hub_back()
@@ -462,6 +513,15 @@ class Agent:
             await self._guard(news.again[0], self._on_document(*news.again))
         if news.models:
             await self._machines.derive_all()
+            self._link.hear(self._belief.models)
+            self._reporter.say()
+            self._ask_for_older()
+
+    def _ask_for_older(self) -> None:
+        """Says hello if it would ask for older documents than the last one did."""
+        lacks = self._belief.rules.lacks(self._machines.memories.values())
+        if lacks not in (self._told_lacks, Numbers()):
+            self._link.greet_now()
 
     def _on_answer(self, document: object) -> None:
         match document:

@@ -527,8 +527,8 @@ def test_news_too_large_for_one_statement_come_in_parts_that_each_fit(tmp_path):
     init(folder, "test")
     service = Service(folder, free_port())
     key = PrivateKey.generate(b"k" * 32)
-    service.fleet.add_token("lab", "pi-1", b"t" * 32, 1, 60)
-    service.fleet.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
+    service.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    service.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
     signed = []
     for number in range(218):
         directive = doc.Directive(
@@ -716,8 +716,8 @@ def test_denials_come_first_in_a_reply_and_once_more_behind_a_set(tmp_path):
     init(tmp_path / "hub", "test")
     service = Service(tmp_path / "hub", free_port())
     key = PrivateKey.generate(b"k" * 32)
-    service.fleet.add_token("lab", "pi-1", b"t" * 32, 1, 60)
-    service.fleet.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
+    service.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    service.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
     _denying(service, "deny-1")
     service.announce()
     assert next(iter(service.retained)) == "heliograph/v1/test/deny/all"

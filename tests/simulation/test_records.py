@@ -20,7 +20,9 @@ from heliograph.documents import LANES, Enroll, Lane, LaneReceipt, Records
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import parse
 from heliograph.wire import pack
+from heliograph_hub.assigning import Assignments
 from heliograph_hub.database import Database
+from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.fleet import Fleet
 from heliograph_site.outbox import GAP, Batch, Outbox
 
@@ -66,17 +68,19 @@ class World:
         self.path = folder / "outbox-0"
         self.outbox = self.open_outbox()
         self.open_hub()
-        self.fleet.add_token("lab", "pi-1", b"t" * 32, 1, 86400)
-        self.fleet.enroll("lab", "pi-1", Enroll(token=b"t" * 32, key=KEY.public.raw, nonce=b"x" * 16), 1)
+        assignments = Assignments(
+            self.database, "dev", lambda told: sign_statement("assignment", told.encode(), [KEY]), lambda: (1, {})
+        )
+        enrolment = Enrolment(self.database, assignments)
+        enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 86400)
+        enrolment.enroll("lab", "pi-1", Enroll(token=b"t" * 32, key=KEY.public.raw, nonce=b"x" * 16), 1)
 
     def open_outbox(self) -> Outbox:
         return Outbox(self.path, b"%08d" % self.runs, self.cap)
 
     def open_hub(self) -> None:
         self.database = MortalDatabase(self.folder / "hub.sqlite")
-        self.fleet = Fleet(
-            self.database, "dev", lambda assignment: sign_statement("assignment", assignment.encode(), [KEY])
-        )
+        self.fleet = Fleet(self.database, "dev")
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -227,8 +231,8 @@ class World:
         self.check()
         hub = self.fleet.lanes("lab", "pi-1")
         for lane, status in self.outbox.status().items():  # the hub's ledger and the node's
-            counts = hub.get(lane, {"kept": 0, "merged": 0, "lost": 0, "missing": 0})
-            told = {"kept": status.receipted, "merged": status.merged, "lost": status.lost, "missing": 0}
+            counts = hub.get(lane, {"kept": 0, "merged": 0, "lost": 0, "missing": 0, "dropped": 0})
+            told = {"kept": status.receipted, "merged": status.merged, "lost": status.lost, "missing": 0, "dropped": 0}
             assert (counts, status.kept) == (told, 0), (lane, self.trace)
             assert sum(counts.values()) == status.written == status.receipted + status.merged + status.lost
             rows = self.fleet.records("lab", "pi-1", lane, 10**6)

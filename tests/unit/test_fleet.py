@@ -1,4 +1,4 @@
-"""The hub's view of its nodes: tokens once, reports in order, records counted once, whatever is replayed or forged."""
+"""The hub's view of its nodes: reports in order, records counted once, whatever is replayed or forged."""
 
 import random
 import sqlite3
@@ -7,146 +7,37 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from heliograph.documents import Assignment, Denials, Enroll, ModelReport, Records, Reported, Tuple
+from fleets import LATER_RUN, NODE_KEY, NOW, OTHER_KEY, RUN, Hub, records, reported
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, NotFoundError, RefusedError, TrustError
-from heliograph.signing import PrivateKey, sign_statement
+from heliograph.signing import sign_statement
 from heliograph.statement import parse
 from heliograph_hub import database as db
 from heliograph_hub.fleet import Fleet, ReplayError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-NOW = 1_800_000_000
-HUB_KEY = PrivateKey.generate(b"h" * 32)
-NODE_KEY = PrivateKey.generate(b"n" * 32)
-OTHER_KEY = PrivateKey.generate(b"o" * 32)
-TOKEN, RUN, LATER_RUN = b"t" * 32, b"r" * 8, b"s" * 8
-DAY = 86400
 
 
 @pytest.fixture
-def database(tmp_path):
-    database = db.Database(tmp_path / "hub.sqlite")
-    yield database
-    database.close()
+def hub(tmp_path):
+    hub = Hub(tmp_path / "hub.sqlite")
+    yield hub
+    hub.database.close()
 
 
 @pytest.fixture
-def fleet(database):
-    return Fleet(database, "dev", lambda assignment: sign_statement("assignment", assignment.encode(), [HUB_KEY]))
+def database(hub):
+    return hub.database
 
 
 @pytest.fixture
-def enrolled(fleet):
-    fleet.add_token("lab", "pi-1", TOKEN, NOW, DAY)
-    fleet.enroll("lab", "pi-1", _request(), NOW)
-    return fleet
+def fleet(hub):
+    return hub.fleet
 
 
-def _request(token=TOKEN, key=NODE_KEY):
-    return Enroll(token=token, key=key.public.raw, nonce=b"x" * 16)
-
-
-def _assignment(statement):
-    return Assignment.decode(parse(statement).payload)
-
-
-def _reported(n, run=RUN, key=NODE_KEY, **changes):
-    values = {
-        "realm": "dev", "site": "lab", "node": "pi-1", "run": run, "n": n, "estimate": NOW, "agent": "0.1.0",
-        "schemas": {}, "ring": "general", "assignment": 1, "tuf": {}, "deny": Denials(), "bytes_received": n,
-        "models": {"digits": ModelReport(phase="idle", tuple=Tuple(release=bytes([n]) * 32))},
-    }  # fmt: skip
-    return sign_statement("reported", Reported(**values | changes).encode(), [key])
-
-
-def _records(first, rows, lane="audit", run=RUN, key=NODE_KEY, **changes):
-    values = {"realm": "dev", "site": "lab", "node": "pi-1", "run": run, "lane": lane, "first": first}
-    rows = tuple((count, kind, NOW, {"i": index}) for index, (count, kind) in enumerate(rows))
-    return sign_statement("records", Records(**values | changes, rows=rows).encode(), [key])
-
-
-# --- enrolment --------------------------------------------------------------------------------------------------------
-
-
-def test_a_token_enrols_its_node_and_the_assignment_names_its_key(fleet):
-    fleet.add_token("lab", "pi-1", TOKEN, NOW, DAY)
-    assignment = _assignment(fleet.enroll("lab", "pi-1", _request(), NOW))
-    assert (assignment.site, assignment.node, assignment.key) == ("lab", "pi-1", NODE_KEY.keyid)
-    assert (assignment.number, assignment.ring, assignment.realm) == (1, "general", "dev")
-    node = fleet.node("lab", "pi-1")
-    assert (node.key, node.keyid, node.reported) == (NODE_KEY.public.raw, NODE_KEY.keyid, None)
-
-
-def test_only_the_hash_of_a_token_is_kept(fleet, database):
-    fleet.add_token("lab", "pi-1", TOKEN, NOW, DAY)
-    database.close()
-    assert all(TOKEN not in path.read_bytes() for path in database.path.parent.glob("hub.sqlite*"))
-
-
-def test_the_same_key_may_ask_again_with_its_token_because_the_answer_may_be_lost(enrolled):
-    again = enrolled.enroll("lab", "pi-1", _request(), NOW + 30 * DAY)
-    assert again == enrolled.node("lab", "pi-1").assigned and _assignment(again).number == 1
-
-
-@pytest.mark.parametrize(
-    ("site", "node", "request_", "at", "words"),
-    [
-        ("lab", "pi-2", _request(), NOW, "not its own"),
-        ("shop", "pi-1", _request(), NOW, "not its own"),
-        ("lab", "pi-1", _request(token=b"?" * 32), NOW, "not its own"),
-        ("lab", "pi-1", _request(), NOW + DAY + 1, "has expired"),
-    ],
-)
-def test_a_token_of_another_node_unknown_or_expired_enrols_nobody(fleet, site, node, request_, at, words):
-    fleet.add_token("lab", "pi-1", TOKEN, NOW, DAY)
-    with pytest.raises(RefusedError, match=words):
-        fleet.enroll(site, node, request_, at)
-    assert fleet.nodes() == []
-
-
-def test_a_used_token_enrols_no_other_key(enrolled):
-    with pytest.raises(RefusedError, match="used before"):
-        enrolled.enroll("lab", "pi-1", _request(key=OTHER_KEY), NOW)
-    assert enrolled.node("lab", "pi-1").key == NODE_KEY.public.raw
-
-
-def test_enrolling_again_takes_a_new_token_and_the_old_key_counts_no_longer(enrolled):
-    enrolled.take_reported("lab", "pi-1", _reported(1))
-    enrolled.add_token("lab", "pi-1", b"u" * 32, NOW, DAY)
-    again = _assignment(enrolled.enroll("lab", "pi-1", _request(b"u" * 32, OTHER_KEY), NOW))
-    assert (again.number, again.key) == (2, OTHER_KEY.keyid)
-    with pytest.raises(TrustError):
-        enrolled.take_reported("lab", "pi-1", _reported(2))
-    assert enrolled.node("lab", "pi-1").reported is None, "what the old key said is not what the new one runs"
-    assert enrolled.take_reported("lab", "pi-1", _reported(3, run=LATER_RUN, key=OTHER_KEY)).n == 3
-    for key in (NODE_KEY, OTHER_KEY):
-        with pytest.raises(RefusedError, match="used before"):
-            enrolled.enroll("lab", "pi-1", _request(TOKEN, key), NOW)  # the first token again
-
-
-@pytest.mark.parametrize("life_s", [0, -1, 7 * DAY + 1])
-def test_a_token_lives_at_most_a_week(fleet, life_s):
-    with pytest.raises(RefusedError, match="7 days"):
-        fleet.add_token("lab", "pi-1", TOKEN, NOW, life_s)
-
-
-def test_assigning_a_site_numbers_up_every_node_of_it_and_no_other(fleet):
-    for token, site, node in ((b"1" * 32, "lab", "a"), (b"2" * 32, "lab", "b"), (b"3" * 32, "shop", "a")):
-        fleet.add_token(site, node, token, NOW, DAY)
-        fleet.enroll(site, node, _request(token), NOW)
-    done = {node: _assignment(statement) for node, statement in fleet.assign("lab", "canary")}
-    assert {(node, a.number, a.ring) for node, a in done.items()} == {("a", 2, "canary"), ("b", 2, "canary")}
-    assert [(n.site, n.node, n.ring, n.assignment) for n in fleet.nodes()] == [
-        ("lab", "a", "canary", 2), ("lab", "b", "canary", 2), ("shop", "a", "general", 1),
-    ]  # fmt: skip
-
-
-def test_a_site_is_assigned_before_its_first_node_and_protected_not_at_all(fleet):
-    assert fleet.assign("lab", "early") == []
-    with pytest.raises(RefusedError, match="two offline signatures"):
-        fleet.assign("lab", "protected")
-    fleet.add_token("lab", "pi-1", TOKEN, NOW, DAY)
-    assert _assignment(fleet.enroll("lab", "pi-1", _request(), NOW)).ring == "early"
+@pytest.fixture
+def enrolled(hub):
+    hub.enroll()
+    return hub.fleet
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -154,7 +45,7 @@ def test_a_site_is_assigned_before_its_first_node_and_protected_not_at_all(fleet
 
 def test_what_a_node_said_last_is_what_is_known(enrolled):
     for n in (1, 2, 3):
-        enrolled.take_reported("lab", "pi-1", _reported(n))
+        enrolled.take_reported("lab", "pi-1", reported(n))
     said = enrolled.node("lab", "pi-1").reported
     assert said.n == 3 and said.models["digits"].tuple.release == bytes([3]) * 32
     (member,) = enrolled.members("digits", NOW)
@@ -162,16 +53,16 @@ def test_what_a_node_said_last_is_what_is_known(enrolled):
 
 
 FORGED = {
-    "another's key": (lambda: _reported(1, key=OTHER_KEY), TrustError),
-    "about another node": (lambda: _reported(1, node="pi-2"), TrustError),
-    "about another realm": (lambda: _reported(1, realm="prod"), TrustError),
-    "another type": (lambda: _records(0, [(1, "x")]), TrustError),
-    "one bit changed": (lambda: _reported(1)[:-1] + bytes([_reported(1)[-1] ^ 1]), TrustError),
+    "another's key": (lambda: reported(1, key=OTHER_KEY), TrustError),
+    "about another node": (lambda: reported(1, node="pi-2"), TrustError),
+    "about another realm": (lambda: reported(1, realm="prod"), TrustError),
+    "another type": (lambda: records(0, [(1, "x")]), TrustError),
+    "one bit changed": (lambda: reported(1)[:-1] + bytes([reported(1)[-1] ^ 1]), TrustError),
     "no statement": (lambda: b"\xc1", IntegrityError),
     "empty": (lambda: b"", IntegrityError),
     "unknown field": (
         lambda: sign_statement(
-            "reported", parse(_reported(1)).payload.replace(b"bytes_received", b"bytes_recieved"), [NODE_KEY]
+            "reported", parse(reported(1)).payload.replace(b"bytes_received", b"bytes_recieved"), [NODE_KEY]
         ),
         IntegrityError,
     ),
@@ -187,19 +78,19 @@ def test_a_report_not_by_and_about_its_node_changes_nothing(enrolled, case):
 
 
 def test_replays_within_a_run_and_of_a_past_run_are_refused(enrolled):
-    enrolled.take_reported("lab", "pi-1", _reported(5))
+    enrolled.take_reported("lab", "pi-1", reported(5))
     for n in (5, 4):
         with pytest.raises(ReplayError):
-            enrolled.take_reported("lab", "pi-1", _reported(n))
-    enrolled.take_reported("lab", "pi-1", _reported(1, run=LATER_RUN))
+            enrolled.take_reported("lab", "pi-1", reported(n))
+    enrolled.take_reported("lab", "pi-1", reported(1, run=LATER_RUN))
     with pytest.raises(ReplayError):
-        enrolled.take_reported("lab", "pi-1", _reported(6))
+        enrolled.take_reported("lab", "pi-1", reported(6))
     assert enrolled.node("lab", "pi-1").run == LATER_RUN
 
 
 def test_a_node_that_never_enrolled_is_not_known(fleet):
     with pytest.raises(NotFoundError, match="heliograph fleet token lab/pi-1"):
-        fleet.take_reported("lab", "pi-1", _reported(1))
+        fleet.take_reported("lab", "pi-1", reported(1))
 
 
 def test_a_node_is_up_while_heard_and_down_by_silence_or_by_its_broken_connection(enrolled):
@@ -217,9 +108,9 @@ def test_every_sign_of_life_is_known_at_once_and_written_seldom(enrolled, databa
     for at in (NOW, NOW + 3, NOW + 9):
         enrolled.heard("lab", "pi-1", at)
     assert enrolled.node("lab", "pi-1").last_heard == enrolled.nodes()[0].last_heard == NOW + 9
-    assert Fleet(database, "dev", lambda assignment: b"").node("lab", "pi-1").last_heard == NOW
+    assert Fleet(database, "dev").node("lab", "pi-1").last_heard == NOW
     enrolled.heard("lab", "pi-1", NOW + 10)
-    assert Fleet(database, "dev", lambda assignment: b"").node("lab", "pi-1").last_heard == NOW + 10
+    assert Fleet(database, "dev").node("lab", "pi-1").last_heard == NOW + 10
 
 
 def test_what_was_refused_is_counted_by_its_node_and_strangers_together(enrolled):
@@ -242,35 +133,33 @@ def _lane(fleet, lane="audit"):
 
 
 def test_a_batch_replayed_three_times_is_counted_once_and_receipted_each_time(enrolled):
-    batch = _records(0, [(1, "staged"), (1, "activated"), (1, "proved")])
+    batch = records(0, [(1, "staged"), (1, "activated"), (1, "proved")])
     receipts = {enrolled.take_records("lab", "pi-1", batch).next for _ in range(3)}
-    assert receipts == {3} and _lane(enrolled) == {"kept": 3, "merged": 0, "lost": 0, "missing": 0}
+    assert receipts == {3} and _lane(enrolled) == {"kept": 3, "merged": 0, "lost": 0, "missing": 0, "dropped": 0}
     rows = enrolled.records("lab", "pi-1", "audit")
     assert sorted((row["seq"], row["kind"]) for row in rows) == [(0, "staged"), (1, "activated"), (2, "proved")]
 
 
 def test_merged_rows_and_gaps_stand_for_what_they_count(enrolled):
-    receipt = enrolled.take_records(
-        "lab", "pi-1", _records(0, [(1, "minute"), (60, "hour"), (7, "gap"), (1, "minute")])
-    )
-    assert receipt.next == 69 and _lane(enrolled) == {"kept": 3, "merged": 59, "lost": 7, "missing": 0}
+    receipt = enrolled.take_records("lab", "pi-1", records(0, [(1, "minute"), (60, "hour"), (7, "gap"), (1, "minute")]))
+    assert receipt.next == 69 and _lane(enrolled) == {"kept": 3, "merged": 59, "lost": 7, "missing": 0, "dropped": 0}
 
 
 def test_a_longer_batch_that_begins_with_known_rows_adds_only_the_new(enrolled):
-    enrolled.take_records("lab", "pi-1", _records(0, [(1, "a")] * 3))
-    assert enrolled.take_records("lab", "pi-1", _records(0, [(1, "a")] * 5)).next == 5
-    assert enrolled.take_records("lab", "pi-1", _records(2, [(4, "merged")])).next == 6, "merged over what was known"
-    assert _lane(enrolled) == {"kept": 6, "merged": 0, "lost": 0, "missing": 0}
+    enrolled.take_records("lab", "pi-1", records(0, [(1, "a")] * 3))
+    assert enrolled.take_records("lab", "pi-1", records(0, [(1, "a")] * 5)).next == 5
+    assert enrolled.take_records("lab", "pi-1", records(2, [(4, "merged")])).next == 6, "merged over what was known"
+    assert _lane(enrolled) == {"kept": 6, "merged": 0, "lost": 0, "missing": 0, "dropped": 0}
 
 
 def test_what_never_came_is_counted_as_missing(enrolled):
-    assert enrolled.take_records("lab", "pi-1", _records(10, [(1, "a")])).next == 11
-    assert _lane(enrolled) == {"kept": 1, "merged": 0, "lost": 0, "missing": 10}
+    assert enrolled.take_records("lab", "pi-1", records(10, [(1, "a")])).next == 11
+    assert _lane(enrolled) == {"kept": 1, "merged": 0, "lost": 0, "missing": 10, "dropped": 0}
 
 
 def test_lanes_and_runs_are_numbered_apart(enrolled):
     for lane, run in (("audit", RUN), ("audit", LATER_RUN), ("metric", RUN)):
-        assert enrolled.take_records("lab", "pi-1", _records(0, [(1, "a")] * 2, lane, run)).next == 2
+        assert enrolled.take_records("lab", "pi-1", records(0, [(1, "a")] * 2, lane, run)).next == 2
     assert _lane(enrolled)["kept"] == 4 and _lane(enrolled, "metric")["kept"] == 2
     assert [(r.lane, r.next) for r in enrolled.receipts("lab", "pi-1", RUN)] == [("audit", 2), ("metric", 2)]
 
@@ -278,14 +167,14 @@ def test_lanes_and_runs_are_numbered_apart(enrolled):
 @pytest.mark.parametrize("forged", [{"key": OTHER_KEY}, {"node": "pi-2"}, {"realm": "prod"}, {"site": "shop"}])
 def test_records_not_by_and_about_their_node_are_not_kept(enrolled, forged):
     with pytest.raises(TrustError):
-        enrolled.take_records("lab", "pi-1", _records(0, [(1, "a")], **forged))
+        enrolled.take_records("lab", "pi-1", records(0, [(1, "a")], **forged))
     assert enrolled.lanes("lab", "pi-1") == {}
 
 
 @pytest.mark.parametrize(("first", "count"), [((1 << 63) - 1, 1), (0, (1 << 64) - 1), (1 << 48, 1)])
 def test_numbers_that_no_database_holds_are_malformed(enrolled, first, count):
     with pytest.raises(IntegrityError, match="numbers its audit records beyond"):
-        enrolled.take_records("lab", "pi-1", _records(first, [(count, "a")]))
+        enrolled.take_records("lab", "pi-1", records(first, [(count, "a")]))
     assert enrolled.lanes("lab", "pi-1") == {}
 
 
@@ -298,7 +187,7 @@ def test_any_mixture_of_replays_and_overlaps_keeps_the_ledger_whole(enrolled, se
     while done < len(written):
         begin = rng.randint(max(0, done - 5), done)
         end = rng.randint(begin, min(begin + 8, len(written)))
-        receipt = enrolled.take_records("lab", "pi-1", _records(starts[begin], written[begin:end]))
+        receipt = enrolled.take_records("lab", "pi-1", records(starts[begin], written[begin:end]))
         done = max(done, end)
         assert receipt.next == starts[done]
     expected = {
@@ -306,13 +195,14 @@ def test_any_mixture_of_replays_and_overlaps_keeps_the_ledger_whole(enrolled, se
         "merged": sum(count - 1 for count, kind in written if kind == "a"),
         "lost": sum(count for count, kind in written if kind == "gap"),
         "missing": 0,
+        "dropped": 0,
     }
     assert _lane(enrolled) == expected and sum(expected.values()) == starts[-1]
 
 
 def test_hostile_bytes_are_our_errors_and_change_nothing(enrolled):
     rng = random.Random(7)
-    good = [_reported(1), _records(0, [(1, "a")])]
+    good = [reported(1), records(0, [(1, "a")])]
     for _ in range(300):
         data = bytearray(rng.choice(good))
         for _ in range(rng.randint(1, 4)):
@@ -329,12 +219,12 @@ def test_hostile_bytes_are_our_errors_and_change_nothing(enrolled):
 
 
 def test_everything_is_there_after_the_hub_was_killed_and_opens_the_file_again(enrolled, database):
-    enrolled.take_reported("lab", "pi-1", _reported(1))
-    enrolled.take_records("lab", "pi-1", _records(0, [(1, "a")]))
+    enrolled.take_reported("lab", "pi-1", reported(1))
+    enrolled.take_records("lab", "pi-1", records(0, [(1, "a")]))
     reopened = db.Database(database.path)  # while the other still has it open: as after a kill
-    again = Fleet(reopened, "dev", lambda assignment: b"")
+    again = Fleet(reopened, "dev")
     assert again.node("lab", "pi-1") == enrolled.node("lab", "pi-1")
-    assert again.take_records("lab", "pi-1", _records(0, [(1, "a")])).next == 1
+    assert again.take_records("lab", "pi-1", records(0, [(1, "a")])).next == 1
     reopened.close()
 
 
@@ -366,12 +256,12 @@ def test_a_file_of_every_version_there_was_still_loads(tmp_path, version):
         raw.executescript((GOLDEN / f"hub-{version}.sql").read_text())
     raw.close()
     opened = db.Database(tmp_path / "hub.sqlite")
-    fleet = Fleet(opened, "dev", lambda assignment: b"")
+    fleet = Fleet(opened, "dev")
     node = fleet.node("lab", "pi-1")
     assert (node.ring, node.keyid, node.assignment) == ("canary", NODE_KEY.keyid, 2)
     assert node.reported.models["digits"].tuple.release == bytes([1]) * 32
-    assert fleet.lanes("lab", "pi-1") == {"audit": {"kept": 3, "merged": 59, "lost": 7, "missing": 0}}
-    assert fleet.take_records("lab", "pi-1", _records(0, [(1, "a")])).next == 69
+    assert fleet.lanes("lab", "pi-1") == {"audit": {"kept": 3, "merged": 59, "lost": 7, "missing": 0, "dropped": 0}}
+    assert fleet.take_records("lab", "pi-1", records(0, [(1, "a")])).next == 69
     assert fleet.counts("lab", "pi-1") == {"replayed": {"count": 1, "last": "reported 1"}}
     with opened.read() as connection:
         assert connection.exec_driver_sql("SELECT max(version) FROM schema_version").scalar() == db.SCHEMA_VERSION

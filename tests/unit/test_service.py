@@ -39,8 +39,8 @@ def test_a_hub_of_an_expired_realm_begins_and_says_what_it_can_not_sign(expired)
 def test_a_node_that_lacks_everything_is_replied_to_by_a_hub_that_can_not_sign_anew(expired):
     expired.begin()
     key = PrivateKey.generate(b"k" * 32)
-    expired.fleet.add_token("lab", "pi-1", b"t" * 32, 1, 60)
-    expired.fleet.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
+    expired.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    expired.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
     hello = doc.Hello(
         run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
     )

@@ -95,7 +95,7 @@ class Fleet(Part):
         life_s = body.get("life_s")
         if type(life_s) is not int:
             raise ConfigError("life_s must be a whole number of seconds")
-        join, expires = self._service.add_token(site, node, life_s)
+        join, expires, _ = self._service.add_token(site, node, life_s)
         return {"join": join, "expires": expires, "site": site, "node": node}
 
     async def assign(self, body: dict[str, Any]) -> Answer:
@@ -104,10 +104,9 @@ class Fleet(Part):
         ring = next((ring for ring in RINGS if ring == wanted), None)
         if ring is None:
             raise NotFoundError(f"no ring {wanted!r}: rings are {', '.join(RINGS)}")
-        assigned = self._service.fleet.assign(site, ring)
-        for node, statement in assigned:
-            await self._service.send_assignment(site, node, statement)
-        return {"site": site, "ring": ring, "nodes": [node for node, _ in assigned]}
+        changed = self._service.assignments.put(site, ring)
+        await self._service.send_assignments(changed)
+        return {"site": site, "ring": ring, "nodes": [assigned.node for assigned in changed]}
 
     def _node(self, node: Node, names: dict[bytes, str]) -> dict[str, Any]:
         said = node.reported
