@@ -1,7 +1,8 @@
 """[IO] The directives as stored, and the list that each ring's topic retains.
 
 Rule 1: a directive is signed before it is stored and stored before it is announced; its number is never used again.
-Rule 2: what a ring is told is a function of the rows alone: its released directives, newest per model, sorted by model.
+Rule 2: a directive of protected is stored when it is worded, gets its signatures later, and is released with the last.
+Rule 3: what a ring is told is a function of the rows alone: its released directives, newest per model, sorted by model.
 """
 
 import sqlalchemy as sa
@@ -9,9 +10,10 @@ import sqlalchemy as sa
 from heliograph.documents import Directive
 from heliograph.errors import RefusedError
 from heliograph.names import Ring
+from heliograph.statement import parse
 from heliograph.wire import pack
 from heliograph_hub.database import Database, directives
-from heliograph_hub.rollout import MAX_DESIRED_BYTES, Signed, in_force
+from heliograph_hub.rollout import MAX_DESIRED_BYTES, Signed, Worded, in_force
 
 
 class Desired:
@@ -27,14 +29,24 @@ class Desired:
             rows = connection.execute(query).all()
         return [Signed(r.ring, r.model, r.number, r.release, r.action, r.released_at is not None) for r in rows]
 
-    def add(self, signed: list[tuple[Directive, bytes]], released: frozenset[Ring], now: int) -> None:
-        """Stores directives with their statements, all or none; those of rings in `released` are in force at once.
+    def statement(self, row: Signed) -> bytes:
+        """A stored directive, with the signatures it has."""
+        with self._database.read() as connection:
+            return bytes(connection.execute(sa.select(directives.c.statement).where(*_key(row))).scalar_one())
+
+    def ends(self, row: Signed) -> int:
+        """When a stored directive expires."""
+        return Directive.decode(parse(self.statement(row)).payload).expires
+
+    def add(self, signed: list[tuple[Worded, bytes]], now: int) -> None:
+        """Stores directives with their statements, all or none; released ones are in force at once.
 
         Raises:
             RefusedError: a ring's list would no longer fit one message.
         """
         with self._database.write() as connection:
-            for directive, statement in signed:
+            for worded, statement in signed:
+                directive = worded.directive
                 values = {
                     "ring": directive.ring,
                     "model": directive.model,
@@ -43,10 +55,15 @@ class Desired:
                     "action": directive.action,
                     "statement": statement,
                     "signed_at": now,
-                    "released_at": now if directive.ring in released else None,
+                    "released_at": now if worded.released else None,
                 }
                 connection.execute(sa.insert(directives).values(**values))
             _check_size(connection)
+
+    def sign(self, row: Signed, statement: bytes) -> None:
+        """Keeps the signatures that a waiting directive has so far."""
+        with self._database.write() as connection:
+            connection.execute(sa.update(directives).where(*_key(row)).values(statement=statement))
 
     def release(self, rows: tuple[Signed, ...], now: int) -> None:
         """Puts stored directives in force, all or none.

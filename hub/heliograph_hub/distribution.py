@@ -10,27 +10,31 @@ Times named `now_s` are seconds of a monotonic clock; `now` is seconds since 197
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from heliograph.blob import LEAF_BYTES, LEAVES_PER_PAGE, PAGE_SPAN_BYTES, page_count, page_of
 from heliograph.deadlines import DEADLINES
+from heliograph.delta.recipe import RECIPE_FORMAT
 from heliograph.documents import MAX_RANGES, Ask, Chunk, Offer, Want, Way
 from heliograph.errors import HeliographError, IntegrityError, NotFoundError
 from heliograph.names import Digest, Ring
 from heliograph.sender import Sender
+from heliograph.versions import reads
+from heliograph_hub.admission import Admission
 from heliograph_hub.denial import Denials, why
 from heliograph_hub.fleet import Node
+from heliograph_hub.pacing import RECIPE_LATER_S, cost
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed
 
 Pair = tuple[Digest, Digest]
 RECIPE_PATIENCE_S = 60.0
 """How long a node is told `later` for one recipe; then it is offered full."""
-RECIPE_LATER_S = 2
 ROLLOUT_LATER_S = 60
 _CACHED_PAGES = 1024
 _CACHED_LENGTHS = 4096
+_CACHED_PURPOSES = 65_536
 
 
 class Recipes:
@@ -56,6 +60,10 @@ class Recipes:
                 pending.append(pair)
         return pending
 
+    def waited_s(self, pairs: list[Pair], now_s: float) -> float:
+        """How long the newest of these has been waited for."""
+        return min((now_s - self._asked[pair] for pair in pairs if pair in self._asked), default=0.0)
+
     def take(self) -> Pair | None:
         """The next pair to make, if any."""
         return self._waiting.popleft() if self._waiting else None
@@ -80,10 +88,12 @@ def answer(
     now: int,
     now_s: float,
     denials: Denials | None = None,
+    admission: Admission | None = None,
 ) -> Offer:
     """The one answer to an ask: ways, or later, or never; reads the manifest, makes nothing.
 
-    What `denials` deny is never offered: no release, and no delta by a denied recipe.
+    What `denials` deny is never offered: no release, and no delta by a denied recipe. `admission` says what policy,
+    pauses, pace and budget have against it; whom it lets in is on disk when this returns.
 
     Raises:
         IntegrityError, NotFoundError: the release's own manifest has rotted on the hub.
@@ -97,6 +107,10 @@ def answer(
         models[ask.model].release == ask.release for models in in_force.values() if ask.model in models
     )
     denial = denials.denial(ask.model, ask.release) if denials else None
+
+    def later(about_s: float) -> int:
+        return admission.later(node, ask.model, about_s, now_s) if admission else int(about_s)
+
     if denial is not None:
         reason = f"{release.name if release else 'this release'} is denied {why(denial)}"[:400]
     elif release is None or release.model != ask.model:
@@ -104,14 +118,27 @@ def answer(
     elif not named_elsewhere:
         reason = f"no ring is to run {release.name} now"
     elif directive is None or directive.release != ask.release or directive.action != "install":
-        later_s, reason = ROLLOUT_LATER_S, f"{release.name} is not released to ring {node.ring}"
+        later_s, reason = later(ROLLOUT_LATER_S), f"{release.name} is not released to ring {node.ring}"
+    elif admission and (below := admission.why_never(node, release)):
+        reason = below
+    elif admission and (paused := admission.why_paused(node, release, directive.number)):
+        later_s, reason = later(0), paused
     else:
-        pending = recipes.request(registry.pairs(release, ask.bases), now_s)
+        reads_recipes = _reads_recipes(node)
+        pending = recipes.request(registry.pairs(release, ask.bases), now_s) if reads_recipes else []
         if pending:
-            later_s, reason = RECIPE_LATER_S, f"{len(pending)} of the deltas to {release.name} are being made"
+            waited_s = recipes.waited_s(pending, now_s)
+            later_s = admission.recipe_later(node, ask.model, waited_s, now_s) if admission else RECIPE_LATER_S
+            reason = f"{len(pending)} of the deltas to {release.name} are being made"
         else:
             is_denied = denials.is_recipe_denied if denials else lambda recipe: False
-            ways = registry.ways(registry.manifest(release), ask.bases, is_denied)
+            is_useless = is_denied if reads_recipes else lambda recipe: True
+            ways = registry.ways(registry.manifest(release), ask.bases, is_useless)
+            waits = admission.admit(node, release, directive.number, cost(ways), now) if admission else None
+            if waits is not None:
+                ways, later_s, reason = (), later(waits.until - now), waits.reason[:400]
+    if admission and later_s is None:
+        admission.answered(node, ask.model)
     return Offer(
         realm=realm,
         site=node.site,
@@ -129,6 +156,19 @@ def answer(
     )
 
 
+def _reads_recipes(node: Node) -> bool:
+    """Whether the recipes of this hub are of use to the node, by what it said that it reads; else full is sent."""
+    return reads(node.reported.schemas if node.reported else {}, "recipe", RECIPE_FORMAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What chunks are for: the release whose blob it is (None: of no release), and the asker's ring."""
+
+    release: Digest | None
+    ring: Ring
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """One chunk message and whom it is for."""
@@ -142,20 +182,30 @@ class Outgoing:
 class Distribution:
     """What is queued for whom, and the bytes of it.
 
+    Args:
+        on_sent: is told of every chunk that goes out: site, node, what it is for, bytes of content.
+
     Attributes:
         content_bytes: leaves and pages sent since the start, by (site, node).
         rotten: reads that found an object missing or short.
     """
 
-    def __init__(self, registry: Registry, sender: Sender[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        sender: Sender[tuple[str, str]],
+        on_sent: Callable[[str, str, Purpose, int], None] = lambda site, node, purpose, count: None,
+    ) -> None:
         self._registry = registry
         self._sender = sender
+        self._on_sent = on_sent
+        self._purposes: OrderedDict[tuple[tuple[str, str], Digest], Purpose] = OrderedDict()
         self._lengths: OrderedDict[Digest, int] = OrderedDict()
         self._pages: OrderedDict[tuple[Digest, int], bytes] = OrderedDict()
         self.content_bytes: Counter[tuple[str, str]] = Counter()
         self.rotten = 0
 
-    def take(self, site: str, node: str, want: Want, now_s: float) -> int:
+    def take(self, site: str, node: str, want: Want, now_s: float, purpose: Purpose | None = None) -> int:
         """Queues what is wanted and exists, and returns how many chunks are new in the queue.
 
         Raises:
@@ -167,6 +217,11 @@ class Distribution:
         ranges = tuple(
             (first, min(count, leaves - first)) for first, count in want.ranges[:MAX_RANGES] if first < leaves
         )
+        if purpose is not None:
+            self._purposes[(site, node), Digest(want.blob)] = purpose
+            self._purposes.move_to_end(((site, node), Digest(want.blob)))
+            if len(self._purposes) > _CACHED_PURPOSES:
+                self._purposes.popitem(last=False)
         fitting = Want(handle=want.handle, blob=want.blob, pages=pages, ranges=ranges)
         return self._sender.take((site, node), fitting, now_s)
 
@@ -186,12 +241,23 @@ class Distribution:
                 self.rotten += 1
                 continue
             self.content_bytes[send.node] += len(content)
+            if (purpose := self._purposes.get((send.node, send.blob))) is not None:
+                self._on_sent(*send.node, purpose, len(content))
             return Outgoing(send.node[0], send.node[1], chunk.encode(), len(content))
         return None
 
     def next_time(self, now_s: float) -> float | None:
         """When `next` will have something; None while nothing is queued."""
         return self._sender.next_time(now_s)
+
+    def drop(self, is_closed: Callable[[Purpose], bool]) -> int:
+        """Forgets what is queued for purposes that are closed now; returns how many chunks those were."""
+
+        def is_dropped(node: tuple[str, str], blob: Digest) -> bool:
+            purpose = self._purposes.get((node, blob))
+            return purpose is not None and is_closed(purpose)
+
+        return self._sender.drop(is_dropped)
 
     def forget(self, site: str, node: str) -> None:
         """The node is gone: what it asked for is dropped."""

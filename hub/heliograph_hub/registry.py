@@ -10,6 +10,7 @@ Rule 4: every file of every release can be had in full; a delta is offered only 
 Packing and diffing block for seconds: callers run `add` and `make_recipe` in a thread.
 """
 
+import contextlib
 import mmap
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,8 @@ from heliograph_hub.database import Database, blobs, recipes, releases
 MAX_WAYS_BYTES = 50 * 1024
 """What the ways of one offer may take of a statement's 60 KiB."""
 MAX_DELTA_WAYS = 2
+_OWNING = (releases, recipes)
+"""Tables that say which release a blob belongs to."""
 """Deltas offered for one file, the cheapest."""
 
 
@@ -81,6 +84,8 @@ class Registry:
     def __init__(self, database: Database, objects: ObjectStore) -> None:
         self._database = database
         self.objects = objects
+        self._owners: dict[bytes, tuple[Digest, ...]] = {}
+        self._owned_as_of: tuple[int | None, ...] = ()
 
     # --- releases ---------------------------------------------------------------------------------------------------
 
@@ -169,6 +174,30 @@ class Registry:
         """The length of a blob that this registry serves; None for any other digest."""
         with self._database.read() as connection:
             return connection.execute(sa.select(blobs.c.length).where(blobs.c.digest == digest)).scalar_one_or_none()
+
+    def owners(self, blob: Digest) -> tuple[Digest, ...]:
+        """The releases that need this blob, the newest first: their manifest, a file, or the way to one."""
+        with self._database.read() as connection:
+            known = tuple(connection.execute(sa.select(sa.func.count()).select_from(t)).scalar() for t in _OWNING)
+        if known != self._owned_as_of:
+            self._owned_as_of, self._owners = known, self._find_owners()
+        return self._owners.get(blob, ())
+
+    def _find_owners(self) -> dict[bytes, tuple[Digest, ...]]:
+        files: dict[bytes, list[Digest]] = {}
+        for release in reversed(self.all()):
+            with contextlib.suppress(IntegrityError, NotFoundError):  # a manifest that rotted: nothing of it is served
+                for digest in {bytes(file.sha256) for file in self.manifest(release).files}:
+                    files.setdefault(digest, []).append(release.digest)
+            files.setdefault(release.digest, []).append(release.digest)
+        owners = {digest: tuple(found) for digest, found in files.items()}
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(recipes.c.target, recipes.c.recipe, recipes.c.patch)).all()
+        for row in rows:
+            for digest in (row.recipe, row.patch):
+                mine = (*owners.get(digest, ()), *owners.get(row.target, ()))
+                owners[digest] = tuple(dict.fromkeys(mine))
+        return owners
 
     # --- recipes ----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Time is an argument: seconds of any monotonic clock.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -140,6 +141,20 @@ class Sender(Generic[K]):
             return None
         earliest = min(queue.bucket.ready_at(now) for queue in self._queues.values())
         return max(earliest, self._total.ready_at(now))
+
+    def drop(self, is_dropped: Callable[[K, Digest], bool]) -> int:
+        """Takes off the queues what this says of (asker, blob), and returns how many chunks that were."""
+        dropped = 0
+        for node, queue in list(self._queues.items()):
+            for blob in {blob for blob, _, _ in queue.sends}:
+                if is_dropped(node, blob):
+                    mine = [key for key in queue.sends if key[0] == blob]
+                    dropped += len(mine)
+                    for key in mine:
+                        del queue.sends[key]
+            if not queue.sends:
+                self._retire(node)
+        return dropped
 
     def forget(self, node: K) -> None:
         """The asker is gone: nothing is sent to it until it asks again."""

@@ -64,7 +64,7 @@ def test_promotion_releases_one_ring_after_the_other_then_says_that_nothing_wait
         (row,) = promote(rows, model="digits", version="1.0.0", release=ONE, to=None)
         assert row.ring == ring
         rows = [Signed(r.ring, r.model, r.number, r.release, r.action, r.released or r.ring == ring) for r in rows]
-    with pytest.raises(RefusedError, match="protected needs two offline signatures"):
+    with pytest.raises(RefusedError, match="protected needs its offline signatures"):
         promote(rows, model="digits", version="1.0.0", release=ONE, to=None)
 
 
@@ -80,7 +80,7 @@ def test_promotion_to_a_ring_releases_those_before_it_too():
 @pytest.mark.parametrize(
     ("to", "family", "words"),
     [
-        ("protected", RefusedError, "two offline signatures"),
+        ("protected", RefusedError, "its offline signatures"),
         ("moon", NotFoundError, "no ring 'moon'"),
         ("canary", RefusedError, "released to ring canary already"),
     ],
