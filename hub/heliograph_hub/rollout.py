@@ -202,7 +202,8 @@ def stop(
         raise RefusedError(f"{name} is superseded in {where}: stop the rollout that is the newest there")
     worded: list[Worded] = []
     for known in chosen:
-        if _is_of(release, newest[known]) and newest[known].action == action:
+        standing = newest[known] if _is_of(release, newest[known]) else told[known]
+        if standing.action == action:
             continue
         first = _directive(mine, realm, known, model, release, action, now)
         worded.append(Worded(first, released=known in ONLINE_RINGS))
