@@ -68,7 +68,7 @@ def next_open(windows: Sequence[Window], guarded: Guarded, tz: ZoneInfo, now: in
     """When the next window opens, or now if one is open; None: none ever does."""
     if open_until(windows, guarded, tz, now) is not None:
         return now
-    found = (_opens(window, tz, now) for window in windows if guarded in window.guards)
+    found = (next_opening(window, tz, now) for window in windows if guarded in window.guards)
     return min((at for at in found if at is not None), default=None)
 
 
@@ -89,7 +89,8 @@ def _opened(window: Window, tz: ZoneInfo, now: int) -> int:
     return next((int(at.timestamp()) for at in CronSim(window.opens, after, reverse=True)), 0)
 
 
-def _opens(window: Window, tz: ZoneInfo, now: int) -> int | None:
+def next_opening(window: Window, tz: ZoneInfo, now: int) -> int | None:
+    """When the window opens after `now`; None: never."""
     return next((int(at.timestamp()) for at in CronSim(window.opens, datetime.fromtimestamp(now, tz))), None)
 
 
