@@ -174,6 +174,8 @@ class Belief:
         """What the model's directive says to its machine now, and in words what it waits for at rest."""
         held = self._directives.get(model)
         directive = self._directive(held) if held is not None else None
+        if held is None and self.ring is not None:
+            return Directed("", Target(b"", 0)), ""
         if held is None or directive is None or self.ring is None:
             return None, ""
         now = self._now()

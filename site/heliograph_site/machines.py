@@ -81,7 +81,7 @@ class Machines:
 
     async def derive_all(self) -> None:
         """Tells every model's machine what its directive means now."""
-        for model in self._belief.models:
+        for model in dict.fromkeys((*self._belief.models, *self.memories)):
             happening = self._wanted(model)
             if happening is not None:
                 await self.step(model, happening)

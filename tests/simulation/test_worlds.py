@@ -16,6 +16,11 @@ SHARDS, SHARD_WORLDS = 50, 2_000
 # What broke once, and why; each holds since then.
 REGRESSIONS = {
     114: "activated for ever what a directive for a release that is not signed had superseded",
+    12: "answered by the release before, which the journal named no more, when superseded right after the flip",
+    143: "answered by what was denied, unflagged, because its fallback could not be served",
+    4: "went by the number of an older directive for what was under way",
+    2: "went by the number of an older directive for what was active",
+    115: "waited for ever for the directive of another ring than the node's",
 }
 
 # A machine that gave a target up and has a fallback beside it meets these in one world of some thousands.
@@ -28,6 +33,7 @@ WEATHER = {
     "torn writes", "bit rot", "disk full", "disk gives nothing", "worker breaks", "hub restart",
     "broker restart, state kept", "broker restart, state lost", "resumed", "delta", "assignment", "denial",
     "denial of a key", "denial at a bad moment", "worker breaks at a bad moment", "directive at a bad moment",
+    "assignment at a bad moment",
     "directive hold", "directive return", "directive install", "directive without duties",
     *(f"crash {when} {what}" for when in ("before", "after") for what in (
         "journal save", "journal save of denials", "leaf write", "object write", "segment write", "check", "switch",

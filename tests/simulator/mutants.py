@@ -49,7 +49,12 @@ MUTANTS: Final = (
             ),
             (MACHINE, "assert isinstance(event, Passed) and memory.target is not None", "assert memory.target"),
             (MACHINE, "        event.at,\n", "        memory.epoch,\n"),
-            (MACHINE, "fail_mode=event.fail_mode", 'fail_mode="safe"'),
+            (
+                MACHINE,
+                "        fail_mode=event.fail_mode,\n        config=event.config,\n        policy=event.policy,\n    )\n    others",
+                '        fail_mode="safe",\n    )\n    others',
+            ),
+            (MACHINE, "        unfit=None,\n        policy=event.policy,\n        cuts=0", "        cuts=0"),
         ),
     ),
     Mutant(
@@ -80,7 +85,7 @@ MUTANTS: Final = (
     Mutant(
         "what is denied serves on beside a fallback",
         ("denied",),
-        ((MACHINE, "    if memory.fallback is not None:\n        return ActiveDenied()\n", ""),),
+        ((MACHINE, "if memory.fallback is not None or (is_less_denied", "if (is_less_denied"),),
     ),
     Mutant(
         "a closed model serves on though two have denied its last release",
@@ -89,7 +94,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "what is superseded before the server has switched goes on answering",
-        ("denied", "end"),
+        ("pointer",),
         (
             (
                 NODE,
@@ -100,7 +105,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "what is denied answers unflagged where no fallback serves",
-        ("denied",),
+        ("pointer",),
         (
             (
                 MACHINE,
@@ -115,8 +120,29 @@ MUTANTS: Final = (
         (
             (
                 MACHINE,
-                "if any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused):",
-                "if False:",
+                "is_refused = any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused)",
+                "is_refused = False",
+            ),
+        ),
+    ),
+    Mutant(
+        "what is under way keeps the number of an older directive",
+        ("number",),
+        ((MACHINE, "return Renumbered(wanted) if is_same else Wanted(wanted)", "return None if is_same else Wanted(wanted)"),),
+    ),
+    Mutant(
+        "what is active keeps the number of an older directive",
+        ("end",),
+        ((MACHINE, "return Renumbered(wanted) if active.number != wanted.number and not is_refused else None", "return None"),),
+    ),
+    Mutant(
+        "a node in a ring that has no directive waits for ever",
+        ("end",),
+        (
+            (
+                "heliograph_site/belief.py",
+                'return Directed("", Target(b"", 0)), ""',
+                'return None, ""',
             ),
         ),
     ),

@@ -415,7 +415,7 @@ class Node:
                 self._begin(command, after)
 
     def _derive_all(self) -> None:
-        for model in self.belief.models:
+        for model in dict.fromkeys((*self.belief.models, *self.memories)):
             happening = self._wanted(model)
             if happening is not None:
                 self.happen(model, happening)

@@ -11,7 +11,7 @@ from heliograph.documents import LANES, Deny, DenyKey
 from heliograph.names import Digest
 from heliograph.transfer import Arrival
 from heliograph.wire import pack
-from heliograph_site.machine import UNDER_WAY, Command, Event, Memory, Passed, Pointer, Wanted
+from heliograph_site.machine import UNDER_WAY, Command, Directed, Event, Memory, Passed, Pointer, Wanted
 from heliograph_site.outbox import Batch
 from heliograph_site.slots import PartialBlob
 from simulator import catalogue
@@ -28,8 +28,9 @@ INVARIANTS: Final = {
     "denied": "nothing known to be denied is kept, but the last, flagged; where two deny it and it is closed, nothing",
     "fallback": "what may serve next stands on the disk, was active here and did not fail",
     "saved": "memory is on disk before its command runs",
-    "pointer": "what the server switches to is what the pointer names",
+    "pointer": "what answers is what the pointer names, or about to be",
     "reason": "nobody is stuck, and nothing refused, without a reason that is true",
+    "number": "what is under way goes by the newest number that its directive came under",
     "refused": "what was refused under a number is not tried again under it",
     "probation": "a probation outlives one power cut at most, and that only if the worker was healthy",
     "end": "after calm every node ends on what its ring's newest directive says, or has refused it",
@@ -114,6 +115,12 @@ class Oracle:
             if target is not None and memory.phase in UNDER_WAY:
                 is_denied = self._by_digest(node, target.release)
                 require("denied", not is_denied, f"{node.name} is after a denied release")
+                told = node.belief._directives.get(memory.model)
+                if told is not None and told.number != target.number:
+                    says, _ = node.belief.wanted(memory.model, memory)
+                    is_same = isinstance(says, Directed) and says.target.release == target.release
+                    is_held = isinstance(says, Directed) and says.action != "install"
+                    require("number", not is_same or is_held, f"{node.name} obeys {target.number}, told {told.number}")
             active = memory.active
             if active is not None and (by := self.denials(node, active)):
                 require("denied", active.denied, f"{node.name} serves {active.release.hex()[:8]}, denied, unflagged")
@@ -124,8 +131,10 @@ class Oracle:
             is_known = self._by_digest(node, release)
             memory = node.memories.get(model) or Memory(model)
             active = memory.active
-            is_flagged = active is not None and active.release == release and active.denied != ""
+            is_named = active is not None and active.release == release
             is_leaving = node.is_reaching(model)
+            require("pointer", is_named or is_leaving, f"{node.name} answers by a {model} that no pointer names")
+            is_flagged = is_named and active is not None and active.denied != ""
             require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
 
     def serves(self, node: "Node") -> None:
@@ -297,8 +306,6 @@ class Oracle:
             if row is None or row.action != "install" or not self._is_listed(row.release):
                 return ""
             return "" if self._is_denied(node, model, row.release) else "never began"
-        if row is None and memory.phase in UNDER_WAY:
-            return ""  # between two rings: it waits until this one is told
         if memory.phase not in ("idle", "stuck"):
             return f"is still {memory.phase}"
         active = memory.active
@@ -313,8 +320,7 @@ class Oracle:
         if row.action == "return":
             is_back = active is None or active.release != row.release or memory.fallback is None
             return "" if is_back else "has not returned"
-        is_there = active is not None and active.release == row.release
-        if is_there and active is not None and (active.verdict != "failed" or active.number == row.number):
+        if active is not None and (active.release, active.number) == (row.release, row.number):
             return ""
         if any((refusal.release, refusal.number) == (row.release, row.number) for refusal in memory.refused):
             return ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from heliograph.names import Digest, Ring
-from heliograph_site.machine import Event, Memory
+from heliograph_site.machine import UNDER_WAY, Event, Memory
 from simulator import catalogue
 from simulator.clock import Clock, RestlessError
 from simulator.hub import Hub, can
@@ -119,7 +119,7 @@ class World:
             return
         pointers = self.rng.choice([memory.kept[1:], memory.kept[1:], memory.kept[:1], (memory.target,)])
         releases = [pointer.release for pointer in pointers if pointer is not None]
-        what = self.rng.randrange(5)
+        what = self.rng.randrange(6)
         if what < 2 and releases:
             self.met["denial at a bad moment"] += 1
             self.hub.deny(releases[0], self.rng.randrange(2))
@@ -131,6 +131,9 @@ class World:
         elif what == 3:
             self.road.cut(node.name)
             self.clock.after(self.rng.uniform(0.2, 3.0), lambda: self.road.restore(node.name))
+        elif what == 5 and memory.phase in UNDER_WAY:
+            self.met["assignment at a bad moment"] += 1
+            self.hub.assign(node.name, "early" if self.hub.rings[node.name] == "canary" else "canary")
         elif memory.active is not None:
             self.met["directive at a bad moment"] += 1
             action = self.rng.choice(("hold", "return", "return"))

@@ -17,7 +17,7 @@ from heliograph.trust import state_to_bytes, with_set
 from heliograph.wire import pack
 from heliograph_site.belief import Belief, News
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Directed, Memory, Target, Withdrawn
+from heliograph_site.machine import Directed, Memory, Target, Withdrawn, classify
 
 KEY = b"n" * 32
 NODE = {"site": "shop", "node": "till"}
@@ -219,3 +219,13 @@ def test_an_assignment_that_was_replaced_is_not_taken_again(node: Node) -> None:
     for number in (1, 2):
         assert told(node.belief, node, number, "general", "assign", 1) == News()
     assert node.belief.ring == "early"
+
+
+def test_in_a_ring_that_has_no_directive_what_is_under_way_is_stopped(node: Node) -> None:
+    told(node.belief, node, 2, "early", "assign", 1)
+    for belief in (node.belief, reopened(node)):
+        memory = Memory(MODEL, "fetching", 3, Target(node.release, 1))
+        happening, waiting = belief.wanted(MODEL, memory)
+        assert happening is not None and waiting == ""
+        assert isinstance(classify(memory, happening), Withdrawn)
+        assert classify(Memory(MODEL), happening) is None, "and what rests goes on resting"
