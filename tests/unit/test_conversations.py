@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import conversation
-from conversation import MODEL, NAMES, REALM, Conversation, HubEnd, Line, NodeEnd, is_heard, read, records, until
+from conversation import MODEL, NAMES, REALM, Conversation, Line, read, records
+from ends import HubEnd, NodeEnd, is_heard, until
 from heliograph.blob import LEAF_BYTES
 from heliograph.protocol import below_realm, topic
 from heliograph.statement import parse

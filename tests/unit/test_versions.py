@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from conversation import REALM, HubEnd
+from conversation import REALM
+from ends import HubEnd
 from golden import DOCUMENTS, MANIFEST
 from heliograph import documents as doc
 from heliograph import trust
