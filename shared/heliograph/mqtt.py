@@ -19,7 +19,7 @@ import logging
 import socket
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NoReturn
@@ -176,6 +176,18 @@ class Mqtt:
             raise TransportError(f"broker did not take {topic} within {self.timing.publish_s:g} s") from error
         self.bytes_sent += len(payload)
 
+    def subscribe(self, subscriptions: Iterable[tuple[str, int]]) -> None:
+        """Subscribes to these as well, (filter, QoS), from now on; known ones are left as they are.
+
+        A refusal shows when the connection is made anew.
+        """
+        new = [one for one in subscriptions if one not in self._subscriptions]
+        if not new:
+            return
+        self._subscriptions = (*self._subscriptions, *new)
+        if self._link is not None and self.connected:
+            self._link.subscribe(new)
+
     async def probe(self, timeout_s: float) -> bool:
         """Asks the broker for a sign of life; without any byte in time the connection is closed and made anew.
 
@@ -213,7 +225,8 @@ class Mqtt:
             try:
                 try:
                     async with asyncio.timeout(2 * self.timing.connect_s) as self._interruptible:
-                        await link.open(self._subscriptions)
+                        opened = self._subscriptions
+                        await link.open(opened)
                 except TimeoutError as error:
                     raise TransportError("no answer") from error
                 finally:
@@ -222,6 +235,8 @@ class Mqtt:
                 up_since = loop.time()
                 early_ends = 0
                 self._up(link)
+                if len(self._subscriptions) > len(opened):
+                    link.subscribe(self._subscriptions[len(opened) :])
                 await link.stay()
             except TransportError as error:
                 log.info("broker %s:%d: %s", self.broker.host, self.broker.port, error)
@@ -424,6 +439,11 @@ class _Link:
             for (topic, _qos), code in zip(subscriptions, codes, strict=True):
                 if code.is_failure:
                     raise TransportError(f"broker refuses the subscription to {topic}: {code}")
+
+    def subscribe(self, subscriptions: Sequence[tuple[str, int]]) -> None:
+        """Subscribes to more; nobody waits for the answer."""
+        if self._client is not None:
+            self._client.subscribe(list(subscriptions))
 
     async def _connect_tcp(self) -> socket.socket:
         broker = self.owner.broker

@@ -28,15 +28,31 @@ from typing import Any
 
 import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Ask, Denials, Document, Hello, Lane, LaneReceipt, Numbers, Offer, OlderDenials, Receipt, Reply
+from heliograph.documents import (
+    Ask,
+    Denials,
+    Document,
+    Hello,
+    Lane,
+    LaneReceipt,
+    Numbers,
+    Offer,
+    OlderDenials,
+    Receipt,
+    Reply,
+    Spent,
+)
+from heliograph.economy import Wait
 from heliograph.errors import HeliographError, RefusedError, StorageError, TransportError, TrustError
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Timing
 from heliograph.names import Digest, Ring
+from heliograph.policy import Policy
 from heliograph.protocol import SCHEMAS, below_realm, parse_topic, topic
 from heliograph.trust import Target
 from heliograph.vouching import UnknownTypeError
 from heliograph_site import hardware
+from heliograph_site.allowance import Allowance
 from heliograph_site.belief import Belief, News
 from heliograph_site.estimate import Estimate
 from heliograph_site.fetching import Downloads
@@ -138,7 +154,8 @@ class Agent:
         self._hardware = hardware.detect()
         received_before = self.journal.counter("bytes_received")
         self._link = Link(self._file, key, self, self.run_id, received_before, self._rng, deadlines, timing)
-        self._downloads = Downloads(self._link.send_want, self._link.probe, self._rng, deadlines)
+        self._allowance = Allowance(self.journal, lambda: self.policy, lambda: self.labels, self.now)
+        self._downloads = Downloads(self._link.send_want, self._link.probe, self._rng, deadlines, self._allowance)
         self._incidents = Incidents(self.outbox, self.now)
         self._reporter = Reporter(self, deadlines, self._pace)
         self._tasks = Tasks(
@@ -183,6 +200,38 @@ class Agent:
         return self._belief.numbers().assignment
 
     @property
+    def labels(self) -> Mapping[str, str]:
+        """What its assignment says of the node."""
+        return self._belief.assignment.labels if self._belief.assignment else {}
+
+    @property
+    def policy(self) -> Policy:
+        """What counts for the node as a whole."""
+        return self._belief.rules.node_policy(self._machines.memories.values())
+
+    @property
+    def spent(self) -> Spent:
+        """Content that came on this day and in this month of the site's."""
+        return self._allowance.spent()
+
+    def policy_of(self, model: str) -> Policy:
+        """The policy in force for the model; before there is one, the node's."""
+        memory = self._machines.memories.get(model)
+        return self._belief.rules.policy(memory.policy) if memory is not None and memory.policy else self.policy
+
+    def why_not_fetch(self) -> Wait | None:
+        """What fetching waits for by policy."""
+        return self._allowance.why_not_fetch()
+
+    def why_not_activate(self, model: str, version: str, activated_at: int | None) -> Wait | None:
+        """What a new release waits for by policy before it is activated."""
+        return self._allowance.why_not_activate(model, version, activated_at)
+
+    def took_for(self, release: bytes) -> int:
+        """Content that came for the release."""
+        return self._allowance.took_for(release)
+
+    @property
     def metadata_versions(self) -> dict[str, int]:
         """Version of each trusted metadata file."""
         return self._belief.trusted.versions
@@ -191,6 +240,11 @@ class Agent:
     def denials(self) -> Denials:
         """How many denials are in force here, and their digest."""
         return self._belief.denials.head
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that a directive is held for."""
+        return self._belief.models
 
     @property
     def memories(self) -> dict[str, Memory]:
@@ -284,6 +338,8 @@ class Agent:
                 release=release,
                 bases=self._slots.bases(releases),
                 free_bytes=self._slots.free_bytes(),
+                link=self._allowance.link,
+                budget_left=self._allowance.budget_left(),
             )
 
         return await self._link.ask(question)
@@ -319,6 +375,7 @@ class Agent:
         finally:
             self.save_counters()
             self.journal.save_link(False)
+            self._allowance.flush()
             self._time.save()
             self.journal.close()
             self.outbox.close()
@@ -432,6 +489,7 @@ class Agent:
         self.journal.save_life(True)
         await self._machines.begin(started)
         while True:
+            self.outbox.telemetry = self.policy.telemetry
             match await self._inbox.get():
                 case _Message(full, payload, is_live):
                     await self._guard(full, self._on_document(full, payload, is_live))
@@ -454,6 +512,8 @@ class Agent:
                     await self._catch_up()
                 case _Tick():
                     self._time.save()
+                    self._allowance.flush()
+                    self.outbox.expire(self.now())
                     await self._machines.derive_all()
                     self._ask_for_older()
 
@@ -503,6 +563,7 @@ class Agent:
         if news.older is not None:
             self._fetch_older(news.older)
         self._time.saw(self._belief.trusted.at)
+        self._time.heard(self._belief.trusted.at)
         if news.hello:
             self._link.greet_now()
         if news.assigned:
@@ -535,6 +596,7 @@ class Agent:
     async def _on_reply(self, reply: Reply) -> None:
         self._link.check_reply(reply)
         self._time.saw(self._belief.trusted.within(reply.at))
+        self._time.heard(self.now())
         for receipt in reply.acked:
             self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)
         prefix = topic("set").build(self._file.realm).removesuffix("tuf/set")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from heliograph.deny import DenySet, older_blob
 from heliograph.documents import Assignment, Directive, Document, Numbers, OlderDenials
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, TrustError
+from heliograph.manifest import Manifest
 from heliograph.names import Ring
 from heliograph.protocol import Topic, topic
 from heliograph.statement import parse
@@ -33,6 +34,7 @@ from heliograph.vouching import AdmissibleTarget, admit, open_document
 from heliograph.wire import unpack
 from heliograph_site.journal import Held, Journal
 from heliograph_site.machine import UNDER_WAY, Directed, Memory, Target, Withdrawn
+from heliograph_site.rulebook import Rulebook
 
 log = logging.getLogger("heliograph.agent")
 
@@ -80,9 +82,11 @@ class Belief:
         now: Callable[[], int],
         *,
         for_protected: bool = False,
+        manifests: Callable[[bytes], Manifest | None] = lambda _: None,
     ) -> None:
         """Reads the journal. `names` are realm, site, node; `now` gives the estimated time.
 
+        `manifests` gives those that are on the disk.
         `for_protected`: the token that enrolled this node said so.
 
         Raises:
@@ -99,6 +103,7 @@ class Belief:
         self.trusted: TrustedSet = state_from_bytes(state)
         self._assigned: Held | None = next(iter(journal.held("assignment")), None)
         self.assignment: Assignment | None = self._held_assignment()
+        self.rules = Rulebook(journal, self._realm, lambda: self.trusted, lambda: self.ring, now, manifests)
         denials = journal.denials()
         self.denials = DenySet() if denials is None else DenySet.from_bytes(denials)
         self._deny_list: bytes | None = None
@@ -116,13 +121,21 @@ class Belief:
         return self._for_protected or self.ring == "protected"
 
     @property
+    def memories(self) -> tuple[Memory, ...]:
+        """What each machine remembers, as last saved."""
+        return tuple(self._journal.load(model) for model in self._journal.models())
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Models that a directive is held for."""
         return tuple(self._directives)
 
     def numbers(self) -> Numbers:
         """The newest numbers held, for hello."""
+        policy, configs = self.rules.numbers(self.models)
         return Numbers(
+            policy=policy,
+            config=configs,
             directives={model: held.number for model, held in self._directives.items()},
             assignment=self._assignment_number(),
         )
@@ -145,7 +158,7 @@ class Belief:
         )
 
     def take(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
-        """Takes a document of the rows deny, root, head, set, desired, assigned; on disk when this returns.
+        """Takes a document of the rows deny, root, head, set, desired, assigned, policy, config; on disk on return.
 
         Denials are not on disk yet: the caller saves those in the news, and then says so by `holds`.
 
@@ -167,6 +180,8 @@ class Belief:
                 return self._take_desired(row, names, payload)
             case "assigned":
                 return self._take_assigned(row, names, payload)
+            case "policy" | "config":
+                return News(models=self.rules.take(row, names, payload))
             case _:
                 raise AssertionError(f"{row.name} is none of these")
 
@@ -192,6 +207,10 @@ class Belief:
             why = self._why_denied(model, admitted)
             if why is not None:
                 return (Withdrawn(why) if memory.phase in UNDER_WAY else None), why
+            if memory.phase in ("fetching", "staging") and memory.target is not None:
+                unfit = self.rules.why_unfit(memory) if memory.target.release == target.release else None
+                if unfit is not None:
+                    return Withdrawn(unfit), unfit  # it is checked anew, and waits there
             target = replace(target, path=admitted.target.path, vouchers=self.vouchers(model))
         return Directed(directive.action, target), ""
 
@@ -257,7 +276,7 @@ class Belief:
             news = self._take_denials(self._deny_list)  # which the newer timestamp may name
             denials, older = news.denials or denials, news.older
         is_same = denials == self.denials and denials.lists == self.denials.lists
-        hello = hello or not denials.holds_all(trusted.heads.deny)
+        hello = hello or not denials.holds_all(trusted.heads.deny) or self.rules.is_behind(self.models)
         return News(hello=hello, models=True, again=again, denials=None if is_same else denials, older=older)
 
     def _take_desired(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
@@ -305,6 +324,7 @@ class Belief:
         if is_other_ring:
             log.info("assigned to ring %s", assignment.ring)
             self._journal.drop("directive")
+            self.rules.leave_ring()
             self._directives.clear()
             self._unverified = None
         return News(assigned=True, ring=is_other_ring)

@@ -10,7 +10,7 @@ Rule 3: an ask ends with its offer, with its time, or with the link; a late offe
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
 
@@ -33,7 +33,11 @@ class Listener(Protocol):
 
     @property
     def ring(self) -> Ring | None:
-        """The ring whose directives are heard; None before the assignment."""
+        """The ring whose directives and policy are heard; None before the assignment."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models whose configs are heard."""
 
     async def on_message(self, full: str, payload: bytes, retained: bool) -> None:
         """A message; acknowledged when this returns."""
@@ -102,7 +106,8 @@ class Link:
             realm, names = self._file.realm, self._names
             filters = [(topic(name).filter(realm), topic(name).qos) for name in ("deny", "root", "set", "head")]
             if self._listener.ring is not None:
-                filters.append((topic("desired").filter(realm, ring=self._listener.ring), 1))
+                filters += [(topic(name).filter(realm, ring=self._listener.ring), 1) for name in ("policy", "desired")]
+            filters += [self._config(model) for model in self._listener.models]
             filters += [(topic(name).filter(realm, **names), topic(name).qos) for name in (*DOWN_KINDS, "chunk")]
             user = f"{self._file.site}/{self._file.node}"
             mqtt = Mqtt(
@@ -128,6 +133,14 @@ class Link:
                 await asyncio.wait({running})
                 self._received_before, self._mqtt = self.bytes_received, None
                 await self._listener.on_cut()
+
+    def hear(self, models: Iterable[str]) -> None:
+        """Subscribes to the configs of these models too."""
+        if self._mqtt is not None:
+            self._mqtt.subscribe(self._config(model) for model in models)
+
+    def _config(self, model: str) -> tuple[str, int]:
+        return topic("config").filter(self._file.realm, model=model), topic("config").qos
 
     def renew(self) -> None:
         """Connects anew: the ring is another."""

@@ -1274,7 +1274,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("stuck",        Withdrawn,        "idle",         drop_target,   Command.SERVE),
     Row("stuck",        Returned,         "rolling-back", demote,        Command.SERVE),
     Row("stuck",        StoodDown,        "rolling-back", stand_down,    Command.SERVE),
-    Row("stuck",        Resumed,          "rolling-back", resume,        Command.SERVE),
+    Row("stuck",        Resumed,          "idle",         resume,        Command.SERVE),
     Row("stuck",        Restarted,        "rolling-back", keep,          Command.SERVE),
     Row("stuck",        ActiveLost,       "rolling-back", demote,        Command.SERVE),
     Row("stuck",        LastLost,         "stuck",        note_reason,   None),
@@ -1335,6 +1335,15 @@ def matched(memory: Memory, look: Callable[[Memory], Matched | None]) -> tuple[t
         steps.append((memory, event, after))
         memory = after
     return tuple(steps)
+
+
+def end_of(
+    steps: tuple[tuple[Memory, Event, Memory], ...], memory: Memory, command: Command | None
+) -> tuple[Memory, Command | None]:
+    """The memory that these steps on from `memory` end in, and the command to perform: the last one there was."""
+    for before, event, after in steps:
+        memory, command = after, step(before, event)[1] or command
+    return memory, command
 
 
 def mermaid() -> str:

@@ -32,6 +32,8 @@ from heliograph_site.machine import (
     Started,
     TargetDenied,
     classify,
+    end_of,
+    matched,
     settled,
     step,
     weigh,
@@ -42,6 +44,7 @@ from heliograph_site.tasks import Tasks
 
 log = logging.getLogger("heliograph.agent")
 
+Moves = tuple[tuple[Memory, Event, Memory], ...]
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 """(work, name) -> the task that does it."""
 
@@ -52,6 +55,7 @@ class Machines:
     Args:
         spawn: starts a task in the agent's group.
         deliver: puts a task's last answer (model, answer) into the inbox.
+        tune: has the server compared with the pointers, soon.
     """
 
     def __init__(
@@ -64,11 +68,12 @@ class Machines:
         tasks: Tasks,
         spawn: Spawn,
         deliver: Callable[[str, Answer], Awaitable[None]],
+        tune: Callable[[], None] = lambda: None,
     ) -> None:
         """Loads every machine's memory; nothing is done before the first `step`."""
         self._journal, self._outbox, self._time = journal, outbox, time
         self._belief, self._reporter, self._tasks = belief, reporter, tasks
-        self._spawn, self._deliver = spawn, deliver
+        self._spawn, self._deliver, self._tune = spawn, deliver, tune
         self.memories: dict[str, Memory] = {model: journal.load(model) for model in journal.models()}
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -80,7 +85,9 @@ class Machines:
         await self.derive_all()
 
     async def derive_all(self) -> None:
-        """Tells every model's machine what its directive means now."""
+        """Tells every model's machine what the documents held and its directive mean now."""
+        for memory in tuple(self.memories.values()):
+            await self._take(memory, (), None)
         for model in dict.fromkeys((*self._belief.models, *self.memories)):
             happening = self._wanted(model)
             if happening is not None:
@@ -107,15 +114,28 @@ class Machines:
             after, command = step(before, event)
             if after is before:
                 return
-            self._journal.save(after)
-            self.memories[model] = after
-            self._time.save()
-            if isinstance(todo, DenialsHeld):
+            await self._take(after, ((before, event, after),), command, is_denial=isinstance(todo, DenialsHeld))
+            todo = None if isinstance(todo, Started) else self._level(self.memories[model])
+
+    async def _take(self, memory: Memory, moves: Moves, command: Command | None, *, is_denial: bool = False) -> None:
+        """Saves where these moves led, with what the documents held make of it, in one transaction; has it done."""
+        more = matched(memory, self._belief.rules.match)
+        if not moves and not more:
+            return
+        after, command = end_of(more, memory, command)
+        self._journal.save(after)
+        self.memories[after.model] = after
+        self._time.save()
+        for before, event, between in moves:
+            if is_denial:
                 self._record_denied(before, event)
-            self._record(before, event, after)
-            if command is not None:
-                await self._start(command, after)
-            todo = None if isinstance(todo, Started) else self._level(after)
+            self._record(before, event, between)
+        for before, event, between in more:
+            self._record(before, event, between)
+        if more:
+            self._tune()
+        if command is not None:
+            await self._start(command, after)
 
     def _level(self, memory: Memory) -> Happening | None:
         """What the denials held, or at rest the directive, say to a machine that has just changed."""
@@ -130,6 +150,7 @@ class Machines:
         for memory in self.memories.values():
             after, command, events = settled(memory, weigh(memory, denials))
             if events:
+                after, command = end_of(matched(after, self._belief.rules.match), after, command)
                 moves.append((memory, after, command, events))
         self._journal.save(*(after for _, after, _, _ in moves), denials=denials.to_bytes())
         self._belief.holds(denials)
@@ -152,10 +173,11 @@ class Machines:
         if not isinstance(happening, Passed) or target is None:
             return happening
         waits_for = self._belief.why_not_yet(model, target.release) or ""
-        if not waits_for:
-            vouchers = tuple(sorted({*target.vouchers, *self._belief.vouchers(model)}))
-            self.memories[model] = replace(memory, target=replace(target, vouchers=vouchers))
-        return replace(happening, waits_for=waits_for)
+        if waits_for:
+            return replace(happening, waits_for=waits_for)
+        vouchers = tuple(sorted({*target.vouchers, *self._belief.vouchers(model)}))
+        self.memories[model] = replace(memory, target=replace(target, vouchers=vouchers))
+        return self._belief.rules.heard(memory, happening)
 
     async def _start(self, command: Command, memory: Memory) -> None:
         old = self._running.pop(memory.model, None)

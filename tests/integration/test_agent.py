@@ -30,6 +30,7 @@ from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.machine import Event, Memory
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
+from heliograph_site.serving.tuned import Tuned
 from heliograph_site.status import status
 from heliograph_site.tasks import Pace
 
@@ -142,17 +143,25 @@ class ScriptedServer:
             raise RefusedError(self.refuses)
         return {"ok": True}
 
-    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
+    async def serve(
+        self, model: str, release: bytes, timeout_s: float = 60.0, tuned: Tuned | None = None
+    ) -> dict[str, Any]:
         self._answer()
         row = self.row.get(model)
         if row is not None and row["active"] == release.hex():
+            row |= (tuned or Tuned()).row()
             return {"ok": True, "duration_ms": None, "failed": 0, "before": None}
         self.row[model] = {"active": release.hex(), "state": "ready", "requests": 0, "errors": 0, "restarts": 0}
+        self.row[model] |= (tuned or Tuned()).row()
         before = None
         if row is not None:
             answered = row["requests"] - row["errors"]
             before = {"release": row["active"], "answered": answered, "failed": row["errors"], "in_flight": 0}
         return {"ok": True, "duration_ms": 1.5, "failed": 0, "before": before}
+
+    async def tune(self, model: str, release: bytes, tuned: Tuned) -> None:
+        self._answer()
+        self.row[model] |= tuned.row()
 
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         self._answer()

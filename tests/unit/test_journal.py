@@ -224,8 +224,10 @@ def test_who_reads_waits_for_a_file_that_is_just_being_brought_up_to_date(tmp_pa
 def test_a_journal_of_version_2_loads(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "j") as conn:
         conn.executescript((DATA / "journal-2.sql").read_text())
-    with Journal(tmp_path / "j", read_only=True) as journal:
+    assert Journal.configs(tmp_path / "j") == {}
+    with Journal(tmp_path / "j") as journal:
         assert journal.load("digits") == FULL
+        assert journal.papers() == ()
         assert journal.denials() == b"denials"
         assert journal.release_name(B) == "digits@1.1.0"
 
@@ -233,11 +235,11 @@ def test_a_journal_of_version_2_loads(tmp_path: Path) -> None:
 def test_a_journal_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     Journal(tmp_path / "j").close()
     with sqlite3.connect(tmp_path / "j") as conn:
-        conn.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('journal', '0003', '')")
+        conn.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('journal', '9999', '')")
     before = (tmp_path / "j").read_bytes()
     for read_only in (False, True):
         with pytest.raises(
-            ConfigError, match=r"j was written by a newer version \(schema 0003\): install that version"
+            ConfigError, match=r"j was written by a newer version \(schema 9999\): install that version"
         ):
             Journal(tmp_path / "j", read_only=read_only)
     with pytest.raises(ConfigError, match="newer version"):

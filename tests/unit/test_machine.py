@@ -33,6 +33,7 @@ from heliograph_site.machine import (
     FailMode,
     FallbackDenied,
     Fetched,
+    FitsAgain,
     GivenUp,
     Happening,
     Healthy,
@@ -96,7 +97,7 @@ IGNORED: dict[str, set[type]] = {
                      Served, Stopped, *ASIDE, RestartedHealthy},
     # Probation is not withdrawn: what is active is judged to the end, or superseded. What it fails at has other names.
     "proving":      {Withdrawn, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed,
-                     Failed, Served, Stopped, RestartedMidway, TargetDenied, Aborted, *ASIDE},
+                     Failed, Served, Stopped, RestartedMidway, TargetDenied, Aborted, FitsAgain, *ASIDE},
     # A way back is finished first; what the directive says is looked at again on arrival.
     "rolling-back": {Wanted, Renumbered, Withdrawn, Returned, Admitted, Declined, Fetched, Spoiled, Blocked,
                      TriedEnough, Staged, Passed, Postponed, Failed, Healthy, Proved, TargetDenied, Aborted, *ASIDE,
@@ -639,7 +640,7 @@ def test_a_model_stands_down_and_all_it_had_comes_back() -> None:
     restarted, command = after(stopped, Started())
     assert (restarted.active, command) == (None, Command.SERVE)
     back, _ = after(stopped, StandIn("", "the hub is heard"))
-    assert (back.active, back.fallback, back.resort, back.phase) == (REST.active, REST.fallback, None, "rolling-back")
+    assert (back.active, back.fallback, back.resort, back.phase) == (REST.active, REST.fallback, None, "idle")
     assert after(back, Served(back.epoch))[0].phase == "idle"
 
 

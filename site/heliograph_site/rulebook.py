@@ -1,0 +1,462 @@
+"""The policies of the node's ring and the configs of its models: held as signed, verified again whenever they are used.
+
+Which of them go together with a release says `heliograph.tuples`; here stands what is held, what it is worth now, and
+what a machine makes of it.
+
+Rule 1: what verified is kept, also where this version can't obey it: that is declined, in words, and told.
+Rule 2: several numbers of a scope are held: what is in force, what machines keep, and what came since. Nothing below
+    the number that the newest timestamp names is taken, unless it was asked for.
+Rule 3: a number counts as long as the signatures of its document do. What is in force stays so until a document that
+    verifies has come since; that one needs no higher number.
+Rule 4: what is of another ring is never in force; until the new ring's policy is here, nothing is made of its lack.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import heliograph
+from heliograph import tuples
+from heliograph.documents import Declined, Numbers
+from heliograph.errors import IntegrityError, TrustError
+from heliograph.manifest import Manifest
+from heliograph.names import Ring
+from heliograph.policy import Config, Policy, no_config, no_policy
+from heliograph.protocol import STATEMENTS, Topic
+from heliograph.statement import parse
+from heliograph.trust import TrustedSet
+from heliograph.vouching import UnknownTypeError, verify
+from heliograph.wire import unpack
+from heliograph_site.journal import Paper
+from heliograph_site.machine import FailMode, Matched, Memory, Passed, Pointer
+
+log = logging.getLogger("heliograph.agent")
+
+MAX_PAPERS = 8
+"""Of one scope, besides those that a machine needs."""
+SCOPES = {"policy": "ring", "config": "model"}
+
+
+class Shelf(Protocol):
+    """What the journal does for papers."""
+
+    def papers(self) -> tuple[Paper, ...]:
+        """Every one held."""
+
+    def shelve(self, *papers: Paper, drop: tuple[Paper, ...] = ()) -> None:
+        """Keeps and forgets, in one transaction."""
+
+    def models(self) -> tuple[str, ...]:
+        """Models with a machine."""
+
+    def load(self, model: str) -> Memory:
+        """What a machine remembers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A document that is held and not in force, for people."""
+
+    document: str
+    number: int
+    came: int
+    until: int | None
+    """When it is in force whatever fits it; None: not by time."""
+    reason: str
+
+
+class Rulebook:
+    """What is held, and what it says."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        realm: str,
+        trusted: Callable[[], TrustedSet],
+        ring: Callable[[], Ring | None],
+        now: Callable[[], int],
+        manifests: Callable[[bytes], Manifest | None],
+    ) -> None:
+        """Reads the journal. `manifests` gives those whose objects are on the disk."""
+        self._shelf, self._realm = shelf, realm
+        self._trusted, self._ring, self._now = trusted, ring, now
+        self._load_manifest = manifests
+        self._papers: dict[tuple[str, str], dict[int, Paper]] = {}
+        for paper in shelf.papers():
+            self._papers.setdefault((paper.kind, paper.scope), {})[paper.number] = paper
+        self._opened: dict[bytes, Policy | Config | str] = {}
+        self._counts: dict[bytes, bool] = {}
+        self._counted_under: TrustedSet | None = None
+        self._manifests: dict[bytes, Manifest] = {}
+        self._asked: dict[tuple[str, str], int] = {}
+
+    # --- what comes ---------------------------------------------------------------------------------------------------
+
+    def take(self, row: Topic, names: dict[str, str], payload: bytes) -> bool:
+        """Takes a policy or config; on disk when this returns. Whether it is news.
+
+        Raises:
+            TrustError, IntegrityError: it is not to be believed.
+        """
+        kind, scope = row.name, names[SCOPES[row.name]]
+        if kind == "policy" and scope != self._ring():
+            return False  # kept by the broker for a ring that this node has left
+        number = self._believed(row, scope, payload)
+        held = self._papers.get((kind, scope), {})
+        asked = self._asked.get((kind, scope), 0)
+        is_asked = number <= asked
+        known = held.get(number)
+        if known is not None and known.statement == payload:
+            if not is_asked or known.newest_until >= asked:
+                return False
+            self._keep(replace(known, newest_until=asked))
+            return True
+        newest = max((paper.number for paper in held.values() if self._is_signed(paper)), default=0)
+        if not is_asked and (number <= newest or number < self._head(kind, scope)):
+            return False
+        self._keep(Paper(kind, scope, number, payload, self._now(), asked if is_asked else 0))
+        log.info("%s %s %d has come", kind, scope, number)
+        return True
+
+    def _believed(self, row: Topic, scope: str, payload: bytes) -> int:
+        """The number of a document that its role signed, for this realm and scope; its fields may be unknown here."""
+        statement = parse(payload)
+        if statement.type not in STATEMENTS:
+            raise UnknownTypeError(f"statement of unknown type {statement.type!r} on topic {row.pattern}")
+        if statement.type != row.statement:
+            raise TrustError(f"{statement.type} statement came on topic {row.pattern}, which carries {row.statement}")
+        what = SCOPES[row.name]
+        body = unpack(verify(self._trusted(), statement, STATEMENTS[row.name].format(**{what: scope})))
+        if not isinstance(body, dict):
+            raise IntegrityError(f"{row.name} is not a map")
+        for field, mine in (("realm", self._realm), (what, scope)):
+            if body.get(field) != mine:
+                raise TrustError(f"{row.name} is for {field} {str(body.get(field))[:60]}, not for {field} {mine}")
+        number = body.get("number")
+        if type(number) is not int or not 0 < number < 1 << 63:
+            raise IntegrityError(f"{row.name} has no number")
+        return number
+
+    def _keep(self, paper: Paper) -> None:
+        held = self._papers.setdefault((paper.kind, paper.scope), {})
+        held[paper.number] = paper
+        needed = {paper.number}
+        for memory in map(self._shelf.load, self._shelf.models()):
+            if paper.kind == "policy":
+                needed.add(memory.policy)
+            elif memory.model == paper.scope:
+                needed |= {pointer.config for pointer in memory.kept}
+        spare = sorted((number for number in held if number not in needed), reverse=True)
+        in_force = min(needed - {0}, default=0) if paper.kind == "policy" else 0
+        drop = tuple(held[number] for place, number in enumerate(spare) if place >= MAX_PAPERS or number < in_force)
+        self._shelf.shelve(paper, drop=drop)
+        for old in drop:
+            del held[old.number]
+
+    def leave_ring(self) -> None:
+        """The ring is another: its policies are the only ones that matter now."""
+        gone = tuple(
+            paper
+            for (kind, scope), held in self._papers.items()
+            if kind == "policy" and scope != self._ring()
+            for paper in held.values()
+        )
+        self._shelf.shelve(drop=gone)
+        self._papers = {key: held for key, held in self._papers.items() if key[0] != "policy" or key[1] == self._ring()}
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+
+    def numbers(self, models: Iterable[str]) -> tuple[int, dict[str, int]]:
+        """The newest numbers that count, for hello."""
+        configs = {model: self._newest("config", model) for model in models}
+        return self._newest("policy", self._ring() or ""), {
+            model: number for model, number in configs.items() if number
+        }
+
+    def is_behind(self, models: Iterable[str]) -> bool:
+        """Whether the newest timestamp names a newer document than is held."""
+        policy, configs = self.numbers(models)
+        ring = self._ring()
+        return (ring is not None and policy < self._head("policy", ring)) or any(
+            configs.get(model, 0) < self._head("config", model) for model in models
+        )
+
+    def lacks(self, memories: Iterable[Memory]) -> Numbers:
+        """Which older documents would help: of each the newest published one up to this number."""
+        policy, configs = 0, {}
+        for memory in memories:
+            held = self.held(memory, self._target(memory, is_staged=False))
+            found = tuples.lacks(held) if held is not None else tuples.Lacks()
+            policy = max(policy, found.policy)
+            if found.config:
+                configs[memory.model] = found.config
+        return Numbers(policy=policy, config=configs)
+
+    def asked(self, lacks: Numbers) -> None:
+        """These were asked for."""
+        self._asked = {("config", model): number for model, number in lacks.config.items()}
+        self._asked["policy", self._ring() or ""] = lacks.policy
+
+    def declined(self) -> tuple[Declined, ...]:
+        """What is held, newer than what is in force, and not obeyed."""
+        found = []
+        for (kind, scope), held in sorted(self._papers.items()):
+            for paper in held.values():
+                opened = self._open(paper)
+                if isinstance(opened, str):
+                    name = "policy" if kind == "policy" else f"config/{scope}"
+                    found.append(Declined(document=name, number=paper.number, reason=opened[:400]))
+        return tuple(found)
+
+    def candidates(self, memories: Iterable[Memory]) -> tuple[Candidate, ...]:
+        """What is held and not in force, with until when and why."""
+        found: list[Candidate] = []
+        told = {(d.document, d.number): d.reason for d in self.declined()}
+        for memory in memories:
+            held = self.held(memory, self._target(memory, is_staged=False))
+            if held is None:
+                continue
+            choice = tuples.choose(held, self._now())
+            why = "; ".join(choice.waits)
+            for policy in held.policies:
+                if policy.number > choice.in_force and not any(one.number == policy.number for one in found):
+                    found.append(Candidate("policy", policy.number, policy.came_at, policy.forced_at, why))
+            paper = self._papers.get(("config", memory.model), {})
+            for config in held.configs:
+                if config.number > choice.config:
+                    name = f"config/{memory.model}"
+                    found.append(Candidate(name, config.number, paper[config.number].came, None, why))
+        for (kind, scope), papers in self._papers.items():
+            name = "policy" if kind == "policy" else f"config/{scope}"
+            found += [
+                Candidate(name, number, paper.came, None, f"declined: {told[name, number]}")
+                for number, paper in papers.items()
+                if (name, number) in told
+            ]
+        return tuple(found)
+
+    # --- documents in force -------------------------------------------------------------------------------------------
+
+    def policy(self, number: int) -> Policy:
+        """The ring's policy of this number; without it, no document."""
+        ring = self._ring() or "canary"
+        paper = self._papers.get(("policy", ring), {}).get(number)
+        opened = self._open(paper) if paper is not None else None
+        return opened if isinstance(opened, Policy) else no_policy(self._realm, ring)
+
+    def config(self, model: str, number: int) -> Config:
+        """The model's config of this number; without it, no document."""
+        paper = self._papers.get(("config", model), {}).get(number)
+        opened = self._open(paper) if paper is not None else None
+        return opened if isinstance(opened, Config) else no_config(self._realm, model)
+
+    def node_policy(self, memories: Iterable[Memory]) -> Policy:
+        """What counts for the node as a whole: the newest in force for any model, or, with none, the newest held."""
+        held = self._papers.get(("policy", self._ring() or ""), {})
+        in_force = max((memory.policy for memory in memories if memory.policy in held), default=0)
+        if in_force:
+            return self.policy(in_force)
+        return max(self._policies(), default=(no_policy(self._realm, self._ring() or "canary"), 0), key=_number)[0]
+
+    def node_policy_number(self, memories: Iterable[Memory]) -> int:
+        """Number of `node_policy`."""
+        return self.node_policy(memories).number
+
+    # --- what machines make of it -------------------------------------------------------------------------------------
+
+    def match(self, memory: Memory) -> Matched | None:
+        """What is to serve of what is, or was last, active and its fallbacks; None where that can't be told."""
+        held = self.held(memory, None)
+        if held is None or held.active is None:
+            return None
+        choice = tuples.choose(held, self._now())
+        if choice.release is None:
+            return None
+        reason = "; ".join(choice.waits) or "no config and policy held fit"
+        return Matched(
+            choice.release,
+            choice.config,
+            choice.in_force,
+            choice.standing,
+            self._fail_mode(memory.model, choice.release, choice.in_force),
+            reason,
+        )
+
+    def why_unfit(self, memory: Memory) -> str | None:
+        """What the target waits for; None if it could be activated with what is held, or nothing is known of it yet."""
+        assert memory.target is not None, "the caller looked"
+        if self._lacks_policy():
+            return f"the policy of ring {self._ring()}"
+        target = self._target(memory, is_staged=True)
+        held = self.held(memory, target)
+        if target is None or held is None:
+            return None
+        if tuples.fitting(replace(held, in_force=self._least(held)), target) is not None:
+            return None
+        waits = tuples.choose(held, self._now()).waits
+        return "documents that fit: " + ("; ".join(waits) or "none held does")
+
+    def heard(self, memory: Memory, passed: Passed) -> Passed:
+        """The same with the numbers that are activated with the target at this moment, or with what it waits for."""
+        assert memory.target is not None, "the caller looked"
+        if self._lacks_policy():
+            return replace(passed, waits_for=f"the policy of ring {self._ring()}")
+        target = self._target(memory, is_staged=True)
+        held = self.held(memory, target)
+        if target is None or held is None:
+            return replace(passed, policy=memory.policy)  # a manifest is gone: that shows when it is served
+        choice = tuples.choose(held, self._now())
+        if choice.release != target.digest or choice.standing != "fits":
+            return replace(passed, waits_for="documents that fit: " + ("; ".join(choice.waits) or "none held does"))
+        mode = self._fail_mode(memory.model, target.digest, choice.in_force)
+        return replace(passed, config=choice.config, policy=choice.in_force, fail_mode=mode)
+
+    def held(self, memory: Memory, directed: tuples.HeldRelease | None) -> tuples.Held | None:
+        """All that is held of a model, as the one rule asks; None where a manifest or the ring's policy is to come."""
+        if self._lacks_policy() and memory.policy:
+            return None
+        last = memory.active or memory.unfit
+        active = self._release(last) if last is not None else None
+        if last is not None and active is None:
+            return None
+        spare = [self._release(pointer) for pointer in memory.line if last is None or pointer.release != last.release]
+        in_force = memory.policy if memory.policy in self._papers.get(("policy", self._ring() or ""), {}) else 0
+        policies = self._policies()
+        paper = self._papers.get(("policy", self._ring() or ""), {}).get(in_force)
+        if paper is not None and not self._is_signed(paper):
+            since = [(policy, came) for policy, came in policies if came > paper.came]
+            stays = self._open(paper)
+            if since:
+                in_force = 0
+                policies = [(policy.model_copy(update={"hold_max_s": 0}), came) for policy, came in since]
+            elif isinstance(stays, Policy):
+                policies = [(stays, paper.came)]
+        until = {n: p.newest_until for n, p in self._papers.get(("policy", self._ring() or ""), {}).items()}
+        return tuples.Held(
+            model=memory.model,
+            active=active,
+            directed=directed,
+            fallbacks=tuple(release for release in spare if release is not None),
+            configs=self._configs(memory.model, last.config if last is not None else 0),
+            policies=tuple(
+                tuples.held_policy(policy, memory.model, came, until.get(policy.number, 0)) for policy, came in policies
+            ),
+            in_force=in_force,
+        )
+
+    def forget_manifests(self, needed: Iterable[bytes]) -> None:
+        """Only those of these releases are kept at hand."""
+        kept = set(needed)
+        self._manifests = {release: m for release, m in self._manifests.items() if release in kept}
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _lacks_policy(self) -> bool:
+        """Whether the ring has a policy of which nothing is here yet."""
+        ring = self._ring()
+        return ring is not None and self._head("policy", ring) > 0 and not self._papers.get(("policy", ring))
+
+    def _least(self, held: tuples.Held) -> int:
+        now = self._now()
+        return max(held.in_force, *(p.number for p in held.policies if now >= p.forced_at), 0)
+
+    def _fail_mode(self, model: str, release: bytes, policy: int) -> FailMode:
+        rules = tuples.held_policy(self.policy(policy), model, 0)
+        manifest = self._manifest(release)
+        return rules.fail_mode or (manifest.fail_mode if manifest is not None else "safe")
+
+    def _target(self, memory: Memory, *, is_staged: bool) -> tuples.HeldRelease | None:
+        if memory.target is None:
+            return None
+        manifest = self._manifest(memory.target.release)
+        if manifest is None:
+            return None
+        return tuples.release_from_manifest(manifest, memory.target.release, is_staged=is_staged)
+
+    def _release(self, pointer: Pointer) -> tuples.HeldRelease | None:
+        manifest = self._manifest(pointer.release)
+        if manifest is None:
+            return None
+        release = tuples.release_from_manifest(manifest, pointer.release)
+        return replace(release, config=pointer.config, passed_over=pointer.passed_over)
+
+    def _manifest(self, release: bytes) -> Manifest | None:
+        found = self._manifests.get(release)
+        if found is None:
+            found = self._load_manifest(release)
+            if found is not None:
+                self._manifests[release] = found
+        return found
+
+    def _policies(self) -> list[tuple[Policy, int]]:
+        """Those of the ring that verify and can be obeyed, with when they came."""
+        found = []
+        for paper in self._papers.get(("policy", self._ring() or ""), {}).values():
+            opened = self._open(paper)
+            if isinstance(opened, Policy) and self._is_signed(paper):
+                found.append((opened, paper.came))
+        return found
+
+    def _configs(self, model: str, own: int) -> tuple[tuples.HeldConfig, ...]:
+        """Those that verify and can be used; and what is used, until one that verifies has come since."""
+        papers = self._papers.get(("config", model), {})
+        signed = [paper for paper in papers.values() if self._is_signed(paper)]
+        used = papers.get(own)
+        if used is not None and used not in signed and not any(paper.came > used.came for paper in signed):
+            signed.append(used)
+        found = [(self._open(paper), paper.newest_until) for paper in signed]
+        return tuple(tuples.held_config(config, until) for config, until in found if isinstance(config, Config))
+
+    def _newest(self, kind: str, scope: str) -> int:
+        held = self._papers.get((kind, scope), {})
+        return max((paper.number for paper in held.values() if self._is_signed(paper)), default=0)
+
+    def _head(self, kind: str, scope: str) -> int:
+        heads = self._trusted().heads
+        known: Mapping[str, int] = heads.policy if kind == "policy" else heads.config  # type: ignore[assignment]
+        return known.get(scope, 0)
+
+    def _open(self, paper: Paper) -> Policy | Config | str:
+        """The document, or why it is declined; it verified when it came."""
+        found = self._opened.get(paper.statement)
+        if found is None:
+            if len(self._opened) > 64:
+                self._opened.clear()
+            found = self._opened[paper.statement] = _decoded(paper)
+        return found
+
+    def _is_signed(self, paper: Paper) -> bool:
+        trusted = self._trusted()
+        if trusted is not self._counted_under:
+            self._counts, self._counted_under = {}, trusted
+        found = self._counts.get(paper.statement)
+        if found is None:
+            role = STATEMENTS[paper.kind].format(**{SCOPES[paper.kind]: paper.scope})
+            try:
+                verify(trusted, parse(paper.statement), role)
+                found = True
+            except TrustError:
+                found = False
+            self._counts[paper.statement] = found
+        return found
+
+
+def _decoded(paper: Paper) -> Policy | Config | str:
+    model: type[Policy] | type[Config] = Policy if paper.kind == "policy" else Config
+    try:
+        document = model.decode(parse(paper.statement).payload)
+    except IntegrityError as error:
+        return str(error)
+    if _parts(document.min_agent) > _parts(heliograph.__version__):
+        return f"{paper.kind} {paper.number} needs agent {document.min_agent}, this is {heliograph.__version__}"
+    return document
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+
+
+def _number(found: tuple[Policy, int]) -> int:
+    return found[0].number
