@@ -30,6 +30,11 @@ SEED = b"test-only key of the node, no se"
 QUICK = Deadlines(offer_s=5.0, activation_s=5.0, receipt_s=30.0, reply_s=5.0, check_in_s=600.0)
 PACE = Pace(poll_s=0.02, watch_s=0.05, metric_s=0.2, report_s=0.02, retry_s=0.1)
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.5]}
+DOCUMENTS = {
+    "policy": 'ring = "canary"\nmax_offline_s = 86400\n[budget]\nday_bytes = 10000000\n[telemetry]\nkeep_days = 30\n',
+    "config": 'model = "digits"\n[thresholds]\nsure = 0.8\n[flags]\nnight = true\n',
+}
+"""What `policy set` and `config set` are given."""
 BUNDLE = """
 model = "digits"
 version = "{version}"
@@ -179,6 +184,14 @@ class HubEnd:
         body = {"type": "deny", "releases": [f"{MODEL}@{version}"], "reason": "wrong labels"}
         asked = await self.post("/v1/denials/requests", body)
         await self._signed("/v1/denials", asked, "deny")
+
+    async def _step_set(self, kind: str) -> None:
+        """A policy or config by its file, signed by the hub."""
+        asked = await self.post("/v1/documents/requests", {"kind": kind, "text": DOCUMENTS[kind]})
+        await self.post("/v1/documents", {"kind": kind, "payload": asked["payload"], "signatures": {}})
+
+    async def _step_command(self, kind: str) -> None:
+        await self.post(f"/v1/fleet/{SITE}/{NODE}/commands", {"kind": kind})
 
     async def _signed(self, path: str, asked: dict[str, Any], type_: str) -> None:
         """Signs what was asked for with as many keys as count for it, one if one is enough, and sends it."""

@@ -31,6 +31,8 @@ class Recorder:
         self._agent: Agent | None = None
         self._to_hub: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self._busy = self._is_cut = False
+        self.refused: dict[str, object] = {}
+        """What the hub did not take of the node's messages, and why."""
 
     def _note(self, who: Who, full: str, payload: bytes) -> None:
         self.made.lines.append(Line(who, below_realm(full), payload))
@@ -114,6 +116,7 @@ class Recorder:
                     if not self._is_cut and not step.startswith("release"):
                         await self._rest(version)
                 await self._rest(version)
+                self.refused = {**self.hub.service.fleet.counts(SITE, NODE), **self.hub.service.fleet.uncounted()}
                 for release in self.hub.service.registry.all():
                     self.made.header[f"release-{release.version}"] = release.digest.hex()
         finally:
