@@ -170,8 +170,10 @@ class Downloads:
 
     async def release(
         self, slots: Slots, manifest: Manifest, ways: Sequence[Way], on_progress: Callable[[int, int], None]
-    ) -> None:
+    ) -> tuple[Way, ...]:
         """Every file of the release that isn't held, each by the cheapest way that can be gone, into the store.
+
+        Returns the ways that were gone.
 
         Args:
             slots: where the files go.
@@ -186,27 +188,27 @@ class Downloads:
         async with self._turn:
             self._release = manifest_digest(manifest)
             try:
-                for file in slots.missing(manifest):
-                    await self._file(slots, file, ways, on_progress)
+                gone = [await self._file(slots, file, ways, on_progress) for file in slots.missing(manifest)]
+                return tuple(way for way in gone if way is not None)
             finally:
                 self._release = b""
 
     async def _file(
         self, slots: Slots, file: File, ways: Sequence[Way], on_progress: Callable[[int, int], None]
-    ) -> None:
+    ) -> Way | None:
         if not file.length:
             slots.store.put(b"")
-            return
+            return None
         for way in usable_ways(slots, file, ways):
             if way.kind == "full":
                 await self._full(slots, file, on_progress)
-                return
+                return way
             try:
                 recipe = await self._recipe(slots, file, way)
             except UnknownOpError:
                 continue  # the next way
             await self._delta(slots, file, recipe, on_progress)
-            return
+            return way
         raise IntegrityError(f"no way was offered that leads to {file.name}")
 
     async def _full(self, slots: Slots, file: File, on_progress: Callable[[int, int], None]) -> None:

@@ -27,6 +27,8 @@ DEFAULT_ERRORS = Gate(name="error-share", limit=0.05, min_samples=5)
 MIN_ERRORS = 5
 """The built-in share of errors is judged once so many requests failed."""
 DEFAULT_RATIO = Gate(name="p95-ratio", limit=5.0, min_samples=30)
+BUILT_IN = (DEFAULT_ERRORS, DEFAULT_RATIO)
+"""Gates that count where nobody names them."""
 MIN_BEFORE = 100
 """Answers of the release before that the built-in ratio needs."""
 SLACK_MS = 5.0
@@ -123,7 +125,7 @@ class Probation:
     def __init__(self, gates: Sequence[Gate], soak: Soak, now: float) -> None:
         named = {gate.name for gate in gates}
         self._gates = tuple(gates)
-        self._builtin = tuple(gate for gate in (DEFAULT_ERRORS, DEFAULT_RATIO) if gate.name not in named)
+        self._builtin = tuple(gate for gate in BUILT_IN if gate.name not in named)
         self._soak = soak
         self._began = self._looked = now
         self._base: Look | None = None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import heliograph
 from heliograph.deadlines import Deadlines
-from heliograph.documents import LANES, Denials, Document, Lane, ModelReport, Records, Refusal, Reported, Tuple
+from heliograph.documents import LANES, Denials, Document, Lane, ModelReport, Records, Refusal, Reported, Spent, Tuple
 from heliograph.errors import TransportError
 from heliograph.names import Ring
 from heliograph.protocol import SCHEMAS
@@ -61,6 +61,10 @@ class Node(Protocol):
     @property
     def bytes_received(self) -> int:
         """Since it was enrolled."""
+
+    @property
+    def spent(self) -> Spent:
+        """Content that came on this day and in this month."""
 
     @property
     def is_up(self) -> bool:
@@ -189,6 +193,7 @@ class Reporter:
             tuf=self._node.metadata_versions,
             deny=self._node.denials,
             bytes_received=self._node.bytes_received,
+            spent=self._node.spent,
             models={model: self._model(memory) for model, memory in self._node.memories.items()},
         )
 

@@ -4,8 +4,9 @@ What to do next is the machine's business (`machine.py`); here stands only how. 
 
 1. A command names the state to reach and finds out what is there already, so that performing it twice is harmless.
 2. The road and the server process are waited for without limit, and what is waited for is said in words.
-3. Only what the release itself does, wrongly or too slowly, ends in `Failed`, and only what the hub or the manifest
-   rules out ends in `Declined`.
+3. Only what the release itself does, wrongly or too slowly, ends in `Failed`, and only what the hub, the manifest or
+   the policy rules out ends in `Declined`.
+4. What policy says not yet to (windows, cadence, budget) is asked again and again, and goes on by itself.
 """
 
 import asyncio
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol, assert_never
 
+from heliograph import economy, rules
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Hardware, Lane, Offer, Way
+from heliograph.economy import Wait
 from heliograph.errors import IntegrityError, RefusedError, TransportError
-from heliograph.manifest import Manifest
+from heliograph.manifest import Gate, Manifest
+from heliograph.policy import Policy
 from heliograph.trust import Target
 from heliograph_site.fetching import Downloads, in_thread, usable_ways
-from heliograph_site.gates import Probation, Verdict, judge_load, look_from_row, unknown_gates
+from heliograph_site.gates import BUILT_IN, Probation, Verdict, judge_load, look_from_row, unknown_gates
 from heliograph_site.hardware import why_unfit
 from heliograph_site.machine import (
     Admitted,
@@ -40,6 +44,7 @@ from heliograph_site.machine import (
     Staged,
     Stopped,
 )
+from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
 
 
@@ -68,8 +73,13 @@ class Server(Protocol):
     async def check(self, model: str, release: bytes, files: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
         """Loads the release and compares its golden outputs."""
 
-    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Makes the release the one that answers."""
+    async def serve(
+        self, model: str, release: bytes, timeout_s: float = 60.0, tuned: Tuned | None = None
+    ) -> dict[str, Any]:
+        """Makes the release the one that answers, with its config."""
+
+    async def tune(self, model: str, release: bytes, tuned: Tuned) -> None:
+        """Has the release, which answers, answer with this config."""
 
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         """Ends a spare worker."""
@@ -106,11 +116,29 @@ class Surroundings(Protocol):
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now; None if every duty vouches for it and freshness is proven."""
 
+    def why_unfit(self, model: str) -> str | None:
+        """Which documents the target waits for; None if what is held would do."""
+
+    def tuned(self, model: str) -> Tuned:
+        """What the active release is to answer with, at this moment."""
+
     def why_unsure(self) -> str | None:
         """What is missing to know what is denied: until it is here, nothing new is started."""
 
     def is_recipe_denied(self, recipe: bytes) -> bool:
         """Whether a way by this recipe is not to be used."""
+
+    def policy_of(self, model: str) -> Policy:
+        """The policy in force for the model."""
+
+    def why_not_fetch(self) -> Wait | None:
+        """What fetching waits for by policy; None: nothing."""
+
+    def why_not_activate(self, model: str, version: str, activated_at: int | None) -> Wait | None:
+        """What a new release waits for by policy before it is activated; None: nothing."""
+
+    def took_for(self, release: bytes) -> int:
+        """Bytes of content that came for the release so far."""
 
     async def tell(self, model: str, answer: Answer) -> None:
         """Says something on the way, before the command's last answer."""
@@ -130,6 +158,15 @@ class _Trip:
     release: bytes
     detect_s: float | None
     """From the first request that it got to the trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """What a switch to this release cost."""
+
+    release: bytes
+    duration_ms: float
+    failed: int
 
 
 class Tasks:
@@ -156,6 +193,8 @@ class Tasks:
         self._pace = pace
         self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
         self._trips: dict[str, _Trip] = {}
+        self.switched: dict[str, Switched] = {}
+        """The last switch of each model."""
 
     async def perform(self, command: Command, memory: Memory) -> Answer | None:
         """Does it, however long it takes; None when there is nothing to say."""
@@ -210,8 +249,10 @@ class Tasks:
         reason = why_unfit(manifest, self._hardware)
         if reason is not None:
             return Declined(memory.epoch, reason)
-        if unknown := unknown_gates(manifest):
+        if unknown := unknown_gates(manifest.model_copy(update={"gates": self._gates(manifest)})):
             return Declined(memory.epoch, f"{manifest.release} has gate {unknown[0]}, which this agent can't judge")
+        while (unfit := self._agent.why_unfit(model)) is not None:
+            await self._wait(model, unfit, self._pace.poll_s)
         while lacking := await in_thread(self._slots.lacking_bytes, manifest):
             await self._wait(model, f"{lacking} more bytes of free disk", self._pace.retry_s)
         return await self._ask(memory, manifest)
@@ -230,6 +271,8 @@ class Tasks:
         back_off_s = self._deadlines.offer_s
         unanswered_s = self._pace.poll_s  # a lost ask has waited its time already
         while True:
+            while self._slots.missing(manifest) and (wait := self._agent.why_not_fetch()) is not None:
+                await self._wait(model, wait.reason, self._pace.poll_s)
             self._agent.note(model, "an offer from the hub")
             try:
                 offer = await self._agent.ask(model, release)
@@ -253,12 +296,29 @@ class Tasks:
                 lost = [
                     f.name for f in self._slots.missing(manifest) if f.length and not usable_ways(self._slots, f, ways)
                 ]
-                if not lost:
+                judged = self._judge_ways(memory, manifest, ways)
+                if not lost and judged == "take":
                     self._ways[model] = (release, ways)
                     return Admitted(memory.epoch)
-                reason, pause_s = f"the hub offers no way to {lost[0]}", back_off_s
+                number = self._agent.policy_of(model).number
+                if not lost and judged == "fail":
+                    return Declined(memory.epoch, f"only the full image is offered, and policy {number} refuses that")
+                reason, pause_s = f"a delta: policy {number} waits for one", back_off_s
+                if lost:
+                    reason = f"the hub offers no way to {lost[0]}"
                 back_off_s = min(2 * back_off_s, self._deadlines.check_in_s)
             await self._wait(model, reason, pause_s)
+
+    def _judge_ways(self, memory: Memory, manifest: Manifest, ways: tuple[Way, ...]) -> str:
+        """`take`, `wait` or `fail`, as policy has it where only the full image will do."""
+        possible = [way for file in self._slots.missing(manifest) for way in usable_ways(self._slots, file, ways)]
+        budget = self._agent.policy_of(memory.model).budget
+        return economy.judge_full(budget, is_only_full=economy.only_full(possible), has_base=bool(memory.kept))
+
+    def _gates(self, manifest: Manifest) -> tuple[Gate, ...]:
+        """The manifest's gates, as tight as policy has them."""
+        policy = self._agent.policy_of(manifest.model)
+        return rules.tightened(manifest.gates, rules.for_model(policy, manifest.model).gates, BUILT_IN)
 
     # --- fetch and stage ----------------------------------------------------------------------------------------------
 
@@ -270,12 +330,30 @@ class Tasks:
         if manifest is None or offered != release:
             return Spoiled(memory.epoch, "the manifest is gone from the disk")
         try:
-            await self._downloads.release(self._slots, manifest, ways, self._progress(memory.model))
+            gone = await self._metered(memory.model, manifest, ways)
         except IntegrityError as error:
             return Spoiled(memory.epoch, str(error))
         except OSError as error:
             return Blocked(memory.epoch, f"the disk: {error.strerror}")
+        kinds = ", ".join(sorted({way.kind for way in gone}))
+        body = {"model": memory.model, "release": release, "bytes": self._agent.took_for(release), "way": kinds}
+        self._agent.record("audit", "fetched", body)
         return Fetched(memory.epoch)
+
+    async def _metered(self, model: str, manifest: Manifest, ways: tuple[Way, ...]) -> tuple[Way, ...]:
+        """Fetches, and says what is waited for while policy lets nothing come; returns the ways that were gone."""
+        work = asyncio.ensure_future(self._downloads.release(self._slots, manifest, ways, self._progress(model)))
+        try:
+            while not work.done():
+                if (wait := self._agent.why_not_fetch()) is not None:
+                    self._agent.note(model, wait.reason)
+                self._downloads.look()
+                await asyncio.wait({work}, timeout=self._pace.poll_s)
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+        return work.result()
 
     def _progress(self, model: str) -> Callable[[int, int], None]:
         def tell(held: int, of: int) -> None:
@@ -305,6 +383,8 @@ class Tasks:
         answering_s = 0.0
         while (reason := self._agent.why_not_yet(memory.model, release)) is not None:
             await self._wait(memory.model, reason, self._pace.poll_s)
+        while (wait := self._why_not_activate(memory)) is not None:
+            await self._wait(memory.model, wait.reason, self._pace.poll_s)
         while True:
             began = time.monotonic()
             try:
@@ -320,15 +400,25 @@ class Tasks:
                     return Failed(memory.epoch, f"not active within {limit_s:g} s: {error}")
                 await self._wait(memory.model, f"the server: {error}", self._pace.poll_s)
 
+    def _why_not_activate(self, memory: Memory) -> Wait | None:
+        assert memory.target is not None, "activating has a target"
+        manifest = self._slots.manifest(memory.target.release)
+        if manifest is None:
+            return None  # it is told when it is to be loaded
+        since = memory.active.activated_at if memory.active is not None else None
+        return self._agent.why_not_activate(memory.model, manifest.version, since)
+
     def _judge_loaded(self, memory: Memory, loaded: dict[str, Any]) -> Passed | Failed:
         """What loading showed, against the gates that can be judged before the release answers anything."""
         assert memory.target is not None, "activating has a target"
         manifest = self._slots.manifest(memory.target.release)
         if manifest is None:
             return Failed(memory.epoch, "the manifest is gone from the disk")
-        verdict = judge_load(manifest.gates, loaded.get("cold_start_ms"), int(loaded.get("memory_bytes") or 0))
+        verdict = judge_load(self._gates(manifest), loaded.get("cold_start_ms"), int(loaded.get("memory_bytes") or 0))
         if verdict is None:
-            return Passed(memory.epoch, self._agent.now(), manifest.fail_mode)
+            policy = self._agent.policy_of(memory.model)
+            fail_mode = rules.fail_mode(policy, memory.model, manifest.fail_mode)
+            return Passed(memory.epoch, self._agent.now(), fail_mode)
         self._tell_verdict(memory.model, memory.target.release, verdict)
         return Failed(memory.epoch, verdict.reason)
 
@@ -342,7 +432,7 @@ class Tasks:
         if failed is not None:
             return failed
         await self._warm(memory)
-        probation = Probation(manifest.gates, manifest.soak, time.monotonic())
+        probation = Probation(self._gates(manifest), manifest.soak, time.monotonic())
         looks = 0
         while True:
             try:
@@ -363,7 +453,8 @@ class Tasks:
                 self._trips[model] = _Trip(now, release, row.get("first_request_s"))
                 return Failed(memory.epoch, verdict.reason)
             if verdict is not None:
-                return Proved(memory.epoch, verdict.word)
+                returns = rules.unproven(self._agent.policy_of(model), model) == "return"
+                return Proved(memory.epoch, verdict.word, returns)
             looks = looks + 1 if row.get("state") == "ready" else 0
             if looks == HEALTHY_LOOKS and not memory.is_healthy:
                 await self._agent.tell(model, Healthy(memory.epoch))
@@ -418,7 +509,8 @@ class Tasks:
         while True:
             asked = time.monotonic()
             try:
-                answer = await self._server.serve(memory.model, memory.active.release, timeout_s=limit_s or 60.0)
+                tuned = self._agent.tuned(memory.model)
+                answer = await self._server.serve(memory.model, memory.active.release, limit_s or 60.0, tuned)
             except RefusedError as error:
                 return Failed(memory.epoch, str(error))
             except TransportError as error:
@@ -435,12 +527,14 @@ class Tasks:
         """Records a switch that this call made, with its figures; back, it is an incident too."""
         assert memory.active is not None, "it serves now"
         before = answer.get("before")
-        is_back = memory.phase == "rolling-back"
+        is_back = memory.phase == "rolling-back" and not memory.aside
         trip = self._trips.pop(memory.model, None)
         if trip is not None and trip.release == memory.active.release:
             return  # with nothing else left it goes on as it is
         if answer.get("duration_ms") is None and trip is None:
             return  # it answered already
+        duration_ms, failed = float(answer.get("duration_ms") or 0.0), int(answer.get("failed") or 0)
+        self.switched[memory.model] = Switched(memory.active.release, duration_ms, failed)
         before = before if isinstance(before, dict) else {}
         body: dict[str, Any] = {
             "model": memory.model,

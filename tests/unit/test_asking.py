@@ -4,18 +4,24 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
+
 from heliograph.blob import describe
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Hardware, Offer
+from heliograph.documents import Hardware, Offer, RecipeRef, Way
+from heliograph.economy import Wait
 from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
 from heliograph.names import Digest
 from heliograph.objects import ObjectStore
+from heliograph.policy import Budget, OnlyFull, Policy, no_policy
 from heliograph.trust import Target as Listed
-from heliograph_site.machine import Command, Declined, Memory, Target
+from heliograph_site.machine import Admitted, Command, Declined, Memory, Pointer, Target
+from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Tasks
 
@@ -39,6 +45,8 @@ class Surroundings:
     def __init__(self, *offers: Offer | None) -> None:
         self.offers = list(offers)
         self.waited_for: list[str] = []
+        self.policy = no_policy("lab", "canary")
+        self.waits: list[Wait | None] = []
 
     def target(self, model: str, release: bytes) -> Listed:
         size = len(MANIFEST.encode())
@@ -56,8 +64,30 @@ class Surroundings:
     def named(self, release: bytes, manifest: Manifest) -> None:
         assert release == RELEASE
 
+    def is_recipe_denied(self, recipe: bytes) -> bool:
+        return False
+
+    def why_unfit(self, model: str) -> None:
+        return None
+
+    def tuned(self, model: str) -> Tuned:
+        return Tuned()
+
+    def policy_of(self, model: str) -> Policy:
+        return self.policy
+
+    def why_not_fetch(self) -> Wait | None:
+        return self.waits.pop(0) if self.waits else None
+
     async def small(self, digest: bytes, length: int) -> bytes:
         return MANIFEST.encode()
+
+
+class Serves:
+    """A server that serves what it is told to."""
+
+    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0, tuned: object = None) -> dict[str, Any]:
+        return {"duration_ms": None}
 
 
 class FullAtFirst(ObjectStore):
@@ -79,17 +109,22 @@ def never() -> Offer:
     )  # fmt: skip
 
 
-def check(folder: Path, around: Surroundings, prepare: Callable[[Slots], None] = lambda slots: None) -> Any:
+def check(
+    folder: Path,
+    around: Surroundings,
+    prepare: Callable[[Slots], object] = lambda slots: None,
+    memory: Memory = MEMORY,
+) -> Any:
     slots = Slots(folder)
     prepare(slots)
-    server: Any = None  # checking asks no server
+    server: Any = Serves()
     agent: Any = around
     pace = Pace(poll_s=0.001, retry_s=0.001)
-    tasks = Tasks(agent, slots, agent, server, HERE, Random(1), Deadlines(), pace)
+    tasks = Tasks(agent, slots, agent, server, HERE, Random(1), Deadlines(offer_s=0.01), pace)
 
     async def perform() -> Any:
         async with asyncio.timeout(20):
-            return await tasks.perform(Command.CHECK, MEMORY)
+            return await tasks.perform(Command.CHECK, memory)
 
     return asyncio.run(perform())
 
@@ -108,3 +143,57 @@ def test_a_disk_that_is_full_when_the_manifest_comes_is_waited_out(tmp_path: Pat
     assert isinstance(check(tmp_path, around, fill), Declined)
     assert "the disk: No space left on device" in around.waited_for
     assert Slots(tmp_path).manifest(RELEASE) == MANIFEST
+
+
+OLD_FILE = CONTENT[:2]
+BASE = describe(OLD_FILE)[0]
+FULL = Way(kind="full", blob=FILE.sha256, bytes=5)
+DELTA = Way(
+    kind="delta", blob=FILE.sha256, bytes=3, base=BASE, recipe=RecipeRef(length=9, sha256=describe(b"recipe")[0])
+)
+
+
+def offer(*ways: Way) -> Offer:
+    return never().model_copy(update={"never": False, "reason": "", "ways": ways})
+
+
+def hold_base(slots: Slots) -> None:
+    slots.store.put(OLD_FILE)
+
+
+@pytest.mark.parametrize(
+    ("full", "has_base", "ways", "says"),
+    [
+        ("full", True, (FULL,), Admitted(7)),
+        ("wait", False, (FULL,), Admitted(7)),
+        ("wait", True, (FULL, DELTA), Admitted(7)),
+        ("fail", True, (FULL, DELTA), Admitted(7)),
+        ("fail", False, (FULL,), Admitted(7)),
+        ("fail", True, (FULL,), Declined(7, "only the full image is offered, and policy 3 refuses that")),
+        ("wait", True, (FULL,), Declined(7, "the hub declines: the end of the test")),
+    ],
+)
+def test_policy_budget_full_says_what_follows_where_only_the_full_image_will_do(
+    tmp_path: Path, full: OnlyFull, has_base: bool, ways: tuple[Way, ...], says: object
+) -> None:
+    around = Surroundings(offer(*ways), never())
+    around.policy = Policy(realm="lab", ring="canary", number=3, at=0, budget=Budget(full=full))
+    memory = replace(MEMORY, active=Pointer(BASE, 1) if has_base else None)
+    assert check(tmp_path, around, hold_base, memory) == says
+    waited = "a delta: policy 3 waits for one" in around.waited_for
+    assert waited is (isinstance(says, Declined) and full == "wait")
+
+
+def test_nothing_is_asked_while_policy_lets_nothing_be_fetched(tmp_path: Path) -> None:
+    around = Surroundings(never())
+    around.waits = [Wait("the window for fetching that opens at 2026-11-23 02:00 UTC", 9)] * 3
+    assert isinstance(check(tmp_path, around), Declined)
+    waits = around.waited_for.index("an offer from the hub")
+    assert around.waited_for[waits - 3 : waits] == ["the window for fetching that opens at 2026-11-23 02:00 UTC"] * 3
+
+
+def test_a_release_that_lies_here_whole_waits_for_no_window_to_be_asked_for(tmp_path: Path) -> None:
+    around = Surroundings(never())
+    around.waits = [Wait("the window", 9)]
+    assert isinstance(check(tmp_path, around, lambda slots: slots.store.put(CONTENT)), Declined)
+    assert around.waits, "nobody asked about windows"

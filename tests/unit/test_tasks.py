@@ -11,12 +11,15 @@ import pytest
 
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Hardware, Phase
+from heliograph.economy import Wait
 from heliograph.errors import ConfigError, RefusedError
 from heliograph.manifest import File, Gate, Golden, Manifest, Soak, Variant
+from heliograph.policy import ModelRules, Policy, no_policy
 from heliograph.wire import pack
 from heliograph_site.folder import JOIN_PREFIX, JoinString, read_node_file
 from heliograph_site.hardware import detect, why_unfit
 from heliograph_site.machine import Answer, Command, Declined, Failed, Memory, Passed, Pointer, Proved, Target
+from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Tasks
 
@@ -112,6 +115,9 @@ class Around:
     def __init__(self) -> None:
         self.records: list[tuple[str, str, dict[str, Any]]] = []
         self.told: list[Answer] = []
+        self.noted: list[str] = []
+        self.policy = no_policy("lab", "canary")
+        self.waits: list[Wait | None] = []
 
     async def tell(self, model: str, answer: Answer) -> None:
         self.told.append(answer)
@@ -120,7 +126,7 @@ class Around:
         return object()
 
     def note(self, model: str, waiting: str, *, is_news: bool = True) -> None:
-        pass
+        self.noted.append(waiting)
 
     def named(self, release: bytes, manifest: Manifest) -> None:
         pass
@@ -128,8 +134,23 @@ class Around:
     def why_unsure(self) -> None:
         return None
 
+    def why_unfit(self, model: str) -> None:
+        return None
+
+    def tuned(self, model: str) -> Tuned:
+        return Tuned(3, 2)
+
     def why_not_yet(self, model: str, release: bytes) -> None:
         return None
+
+    def policy_of(self, model: str) -> Policy:
+        return self.policy
+
+    def why_not_fetch(self) -> None:
+        return None
+
+    def why_not_activate(self, model: str, version: str, activated_at: int | None) -> Wait | None:
+        return self.waits.pop(0) if self.waits else None
 
     def now(self) -> int:
         return 1
@@ -145,13 +166,15 @@ class Loads:
         return {"cold_start_ms": 900.0, "golden_max_error": 0.0, "memory_bytes": 10**9}
 
 
-def performed(folder: Path, command: Command, phase: Phase, *gates: Gate) -> tuple[object, Around]:
+def performed(
+    folder: Path, command: Command, phase: Phase, *gates: Gate, around: Around | None = None
+) -> tuple[object, Around]:
     """What comes of a command for a release with these gates, whose manifest lies here."""
-    slots, around = Slots(folder), Around()
+    slots, around = Slots(folder), around or Around()
     release = slots.store.put(
         manifest(Variant(name="plain", files=("m",))).model_copy(update={"gates": gates}).encode()
     )
-    tasks = Tasks(around, slots, None, Loads(), HERE, Random(1), Deadlines(), Pace())
+    tasks = Tasks(around, slots, None, Loads(), HERE, Random(1), Deadlines(), Pace(poll_s=0.001))
     return asyncio.run(tasks.perform(command, Memory("digits", phase, 1, Target(release, 1)))), around
 
 
@@ -171,6 +194,41 @@ def test_what_takes_too_long_to_load_never_answers_and_the_verdict_is_recorded(t
     assert isinstance(event, Passed) and around.records == []
 
 
+def by_policy(**rules: Any) -> Around:
+    """An agent whose policy says this of the model."""
+    around = Around()
+    around.policy = Policy(realm="lab", ring="canary", number=3, at=0, models={"digits": ModelRules(**rules)})
+    return around
+
+
+def test_policy_gates_tighten_what_the_manifest_promises_and_never_loosen_it(tmp_path: Path) -> None:
+    cold = Gate(name="cold-start-ms", limit=5000)
+    tighter = by_policy(gates=(Gate(name="cold-start-ms", limit=800),))
+    event, _ = performed(tmp_path, Command.ACTIVATE, "activating", cold, around=tighter)
+    assert event == Failed(1, "cold start 900 ms over its limit of 800 ms")
+    looser = by_policy(gates=(Gate(name="cold-start-ms", limit=9000),))
+    event, _ = performed(tmp_path, Command.ACTIVATE, "activating", Gate(name="cold-start-ms", limit=500), around=looser)
+    assert event == Failed(1, "cold start 900 ms over its limit of 500 ms")
+    added = by_policy(gates=(Gate(name="memory-bytes", limit=1000),))
+    assert isinstance(performed(tmp_path, Command.ACTIVATE, "activating", around=added)[0], Failed)
+    unknown = by_policy(gates=(Gate(name="temperature", limit=80),))
+    event, _ = performed(tmp_path, Command.CHECK, "checking", around=unknown)
+    assert event == Declined(1, "digits@1.0.0 has gate temperature, which this agent can't judge")
+
+
+def test_policy_fail_mode_goes_before_the_manifests(tmp_path: Path) -> None:
+    event, _ = performed(tmp_path, Command.ACTIVATE, "activating", around=by_policy(fail_mode="closed"))
+    assert isinstance(event, Passed) and event.fail_mode == "closed"
+
+
+def test_activating_waits_for_what_policy_waits_for_and_goes_on_by_itself(tmp_path: Path) -> None:
+    around = Around()
+    around.waits = [Wait("the window for activating that opens at 2026-11-23 02:00 UTC", 9)] * 3
+    event, _ = performed(tmp_path, Command.ACTIVATE, "activating", around=around)
+    assert isinstance(event, Passed)
+    assert around.noted.count("the window for activating that opens at 2026-11-23 02:00 UTC") == 3
+
+
 class Answers(Loads):
     """A server that switches, unless the release is rotten; `rows` are what it says of itself, one after the other."""
 
@@ -178,7 +236,10 @@ class Answers(Loads):
         self.active, self.rotten = active, rotten
         self.rows = list(rows)
 
-    async def serve(self, model: str, release: bytes, timeout_s: float = 60.0) -> dict[str, Any]:
+    async def serve(
+        self, model: str, release: bytes, timeout_s: float = 60.0, tuned: Tuned | None = None
+    ) -> dict[str, Any]:
+        assert tuned == Tuned(3, 2)
         if release == self.rotten:
             raise RefusedError("it is rotten")
         self.active = release
