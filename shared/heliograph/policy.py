@@ -11,7 +11,7 @@ it to the models, and the table in shared/POLICY.md is made from it.
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from cronsim import CronSim, CronSimError
@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from heliograph.documents import At, Broadcast, Count, Document, Lane, ModelName, Part, Text
 from heliograph.errors import ConfigError
-from heliograph.manifest import Compatible, Gate, table_in
+from heliograph.manifest import GATES, Compatible, Gate, table_in
 from heliograph.names import Name, Ring, Version
 
 DAY_S = 86400
@@ -407,10 +407,16 @@ def policy_from_table(table: Mapping[str, Any], *, realm: str, number: int, at: 
     """The policy that an operator's TOML (parsed) states; `ring` is named in it.
 
     Raises:
-        ConfigError: an unknown field, a wrong value or a missing `ring`, named with its place.
+        ConfigError: an unknown field or gate, a wrong value or a missing `ring`, named with its place.
     """
     document = _from_table(Policy, table, "ring", realm=realm, number=number, at=at)
     assert isinstance(document, Policy)
+    for model, rules in document.models.items():
+        for gate in rules.gates:
+            if gate.name not in GATES:
+                raise ConfigError(
+                    f"policy field models.{model}.gates: no gate is called {gate.name}: {', '.join(GATES)}"
+                )
     return document
 
 
@@ -469,12 +475,14 @@ def _is_map(annotation: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """TOML's values as documents have them: arrays as tuples, instants as seconds since 1970."""
+    """TOML's values as documents have them: arrays as tuples, instants as seconds since 1970, days as they begin."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return tuple(_plain(item) for item in value)
-    if hasattr(value, "timestamp"):
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ConfigError(f"{value.isoformat()} says no time zone: write it as {value.isoformat()}Z")
         return int(value.timestamp())
