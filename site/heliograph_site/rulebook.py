@@ -12,12 +12,10 @@ Rule 4: what is of another ring is never in force; until the new ring's policy i
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import heliograph
 from heliograph import tuples
 from heliograph.documents import Declined, Numbers
 from heliograph.errors import IntegrityError, TrustError
@@ -27,6 +25,7 @@ from heliograph.policy import Config, Policy, no_config, no_policy
 from heliograph.protocol import STATEMENTS, Topic
 from heliograph.statement import parse
 from heliograph.trust import TrustedSet
+from heliograph.versions import why_too_old
 from heliograph.vouching import UnknownTypeError, verify
 from heliograph.wire import unpack
 from heliograph_site.journal import Paper
@@ -449,13 +448,7 @@ def _decoded(paper: Paper) -> Policy | Config | str:
         document = model.decode(parse(paper.statement).payload)
     except IntegrityError as error:
         return str(error)
-    if _parts(document.min_agent) > _parts(heliograph.__version__):
-        return f"{paper.kind} {paper.number} needs agent {document.min_agent}, this is {heliograph.__version__}"
-    return document
-
-
-def _parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+    return why_too_old(f"{paper.kind} {paper.number}", document.min_agent) or document
 
 
 def _number(found: tuple[Policy, int]) -> int:
