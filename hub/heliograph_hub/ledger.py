@@ -124,16 +124,18 @@ class Ledger:
                 facts = self._facts(connection, site, node, ring, model, release, number, zone, now)
                 if not is_let_in(facts):
                     return
-                values = {"model": model, "ring": ring, "number": number, "last_at": now, "cost": cost}
-                values |= {"sent_before": _total(connection, site, node, release)}
+                total = _total(connection, site, node, release)
+                values = {"model": model, "ring": ring, "number": number, "cost": cost, "sent_before": total}
                 where = _is(begun, site, node, release)
-                row = connection.execute(sa.select(begun.c.number).where(*where)).one_or_none()
+                row = connection.execute(sa.select(begun).where(*where)).one_or_none()
                 if row is None:
-                    key = {"site": site, "node": node, "release": release}
-                    connection.execute(sa.insert(begun).values(**key, **values, began_at=now))
+                    key = {"site": site, "node": node, "release": release, "began_at": now, "last_at": now}
+                    connection.execute(sa.insert(begun).values(**key, **values))
                     return
                 if row.number != number:
-                    values["began_at"] = now  # its rollout was started again
+                    values |= {"began_at": now, "last_at": now}  # its rollout was started again
+                elif row.sent_before != total:
+                    values["last_at"] = now  # who only asks again and takes nothing doesn't keep its place
                 connection.execute(sa.update(begun).where(*where).values(**values))
 
     def has_begun(self, site: str, node: str, release: bytes, number: int) -> bool:

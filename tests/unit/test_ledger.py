@@ -136,3 +136,11 @@ def test_a_pause_is_kept_over_a_restart_until_it_is_resumed(books):
     books.ledger.pause(Paused("digits", ONE), NOON)
     assert books.ledger.pauses()[ONE].lets_running is False
     assert books.ledger.resume(ONE) and not books.ledger.resume(ONE) and not books.ledger.pauses()
+
+
+def test_who_asks_again_and_again_and_takes_nothing_does_not_keep_its_place(books):
+    for at in range(0, IDLE_S + 60, 60):
+        books.begin("shop/a", NOON + at)
+    assert books.facts("shop/b", NOON + IDLE_S + 1) == Facts(begun=(NOON,))
+    books.ledger.note_sent("shop", "a", "canary", ONE, 1, NOON + 300)
+    assert books.facts("shop/b", NOON + 301).fetching == 1, "until it does take something"
