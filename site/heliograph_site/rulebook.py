@@ -141,7 +141,8 @@ class Rulebook:
     def _keep(self, paper: Paper) -> None:
         held = self._papers.setdefault((paper.kind, paper.scope), {})
         held[paper.number] = paper
-        needed = {paper.number}
+        # A newer one that is declined doesn't take the place of the newest that is obeyed.
+        needed = {paper.number, max((n for n, one in held.items() if not isinstance(self._open(one), str)), default=0)}
         for memory in map(self._shelf.load, self._shelf.models()):
             if paper.kind == "policy":
                 needed.add(memory.policy)
