@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from heliograph.metadata import time_text
 from heliograph_site.folder import JoinString, read_node_file
 from heliograph_site.joining import check_free, join
 from heliograph_site.status import status
@@ -91,6 +92,8 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(models)
     else:
         console.print("no release was directed to this node yet", highlight=False)
+    for line in _documents(facts):
+        console.print(line, highlight=False)
     records = Table("records", "next", "acknowledged", "kept", "merged", "lost", box=None)
     for lane, row in facts["outbox"].items():
         records.add_row(lane, *(str(row[key]) for key in ("next_seq", "acked_seq", "kept", "merged", "lost")))
@@ -100,6 +103,22 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(f"metadata: {versions or 'none'}", highlight=False)
     digest = f", digest {deny['digest'][:16]}" if deny["digest"] else ""
     console.print(f"denials: {deny['count']}{digest}", highlight=False)
+
+
+def _documents(facts: dict[str, Any]) -> list[str]:
+    """Which policy and configs are in force, and what is held besides: until when, and why."""
+    configs = [
+        f"config {model['active']['config']} of {name}"
+        for name, model in facts["models"].items()
+        if model["active"] and model["active"]["config"]
+    ]
+    lines = [
+        f"in force: policy {facts['documents']['policy'] or 'none'}" + "".join(f", {config}" for config in configs)
+    ]
+    for held in facts["documents"]["candidates"]:
+        until = f" until {time_text(held['until'])}" if held["until"] is not None else ""
+        lines.append(f"held: {held['document']} {held['number']}{until}: {held['reason'] or 'not needed'}")
+    return lines
 
 
 def _name(pointer: dict[str, Any] | None) -> str:

@@ -19,6 +19,7 @@ from heliograph.protocol import SCHEMAS
 from heliograph_site.journal import Journal
 from heliograph_site.machine import Memory, Pointer
 from heliograph_site.outbox import Outbox
+from heliograph_site.rulebook import Rulebook
 from heliograph_site.served import COUNTS, Counted, slots
 from heliograph_site.tasks import Pace
 
@@ -65,6 +66,10 @@ class Node(Protocol):
     @property
     def spent(self) -> Spent:
         """Content that came on this day and in this month."""
+
+    @property
+    def rules(self) -> Rulebook:
+        """Policies and configs held."""
 
     @property
     def is_up(self) -> bool:
@@ -194,6 +199,8 @@ class Reporter:
             deny=self._node.denials,
             bytes_received=self._node.bytes_received,
             spent=self._node.spent,
+            policy=self._node.rules.node_policy_number(self._node.memories.values()),
+            declined=self._node.rules.declined(),
             models={model: self._model(memory) for model, memory in self._node.memories.items()},
         )
 
@@ -280,7 +287,11 @@ class Incidents:
 
 def flag(memory: Memory) -> str:
     """What people must know at once about what is served; empty if nothing."""
-    return "serves a denied release, because nothing else is left" if memory.is_last_denied else ""
+    if memory.is_last_denied:
+        return "serves a denied release, because nothing else is left"
+    if memory.is_last_unfit:
+        return "serves what fits no policy in force, because nothing else does"
+    return ""
 
 
 def held(memory: Memory) -> tuple[bytes, ...]:

@@ -7,13 +7,17 @@ from typing import Any
 from heliograph.deny import DenySet
 from heliograph.documents import LANES, Lane
 from heliograph.errors import RefusedError, TransportError
+from heliograph.names import Digest
 from heliograph.trust import state_from_bytes
-from heliograph_site.folder import is_agent_running, read_node_file
+from heliograph_site.belief import Belief
+from heliograph_site.estimate import Estimate
+from heliograph_site.folder import is_agent_running, read_key, read_node_file
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.machine import Memory, Pointer
 from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
 from heliograph_site.reporting import flag, held
 from heliograph_site.serving.control import ServerControl
+from heliograph_site.slots import Slots
 
 _NO_RECORDS = LaneStatus(0, 0, 0, 0, 0, 0, 0)
 _LOOK_S = 2.0
@@ -37,6 +41,7 @@ def status(folder: Path) -> dict[str, Any]:
             model: _model(journal, journal.load(model), waiting.pop(model, ""))
             for model in sorted({*journal.models(), *waiting})
         }
+        documents = _documents(journal, folder) if state is not None else {"policy": 0, "candidates": []}
         received = journal.counter("bytes_received")
         is_up = journal.link() == "up" and is_agent_running(folder)
     lanes: dict[Lane, LaneStatus] = dict.fromkeys(LANES, _NO_RECORDS)
@@ -49,6 +54,7 @@ def status(folder: Path) -> dict[str, Any]:
         "link": "up" if is_up else "down",
         "bytes_received": received,
         "models": models,
+        "documents": documents,
         "trust": {
             "versions": versions,
             "deny": {"count": deny.count, "digest": deny.digest.hex() or None},
@@ -65,6 +71,29 @@ def status(folder: Path) -> dict[str, Any]:
             for lane, ledger in lanes.items()
         },
         "http": _http(folder, file.http_host, file.http_port),
+    }
+
+
+def _documents(journal: Journal, folder: Path) -> dict[str, Any]:
+    """The policy in force for the node, and which documents are held and not in force: until when, and why."""
+    file = read_node_file(folder)
+    names, slots = (file.realm, file.site, file.node), Slots(folder)
+    belief = Belief(
+        journal, names, read_key(folder).keyid, Estimate(journal).now, manifests=lambda d: slots.manifest(Digest(d))
+    )
+    memories = belief.memories
+    return {
+        "policy": belief.rules.node_policy_number(memories),
+        "candidates": [
+            {
+                "document": found.document,
+                "number": found.number,
+                "since": found.came,
+                "until": found.until,
+                "reason": found.reason,
+            }
+            for found in belief.rules.candidates(memories)
+        ],
     }
 
 
