@@ -7,13 +7,14 @@ silent, or reported long ago, may do otherwise: it is marked.
 Pure: reports, manifests and documents come in, rows for people go out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from heliograph.documents import ModelReport, Reported, Tuple
-from heliograph.names import Ring, version_key
+from heliograph.documents import ModelReport, Reported, Spent, Tuple
+from heliograph.names import Ring
 from heliograph.policy import Config, Policy, no_policy
+from heliograph.rules import staleness
 from heliograph.tuples import (
     Choice,
     Held,
@@ -46,13 +47,15 @@ class World:
 
     Attributes:
         releases: what the rule needs of each release, by digest.
-        directed: per ring and model, the digest that its newest directive installs.
+        directed: per ring and model, the digest that its newest directive installs, and when that was released.
+        known: per ring and model, the versions that were directed to it and aren't denied.
         policies: every published policy, by ring and number.
         configs: every published config, by model and number.
     """
 
     releases: Mapping[bytes, HeldRelease]
-    directed: Mapping[Ring, Mapping[str, bytes]]
+    directed: Mapping[Ring, Mapping[str, tuple[bytes, int]]]
+    known: Mapping[Ring, Mapping[str, tuple[str, ...]]]
     policies: Mapping[Ring, Mapping[int, Policy]]
     configs: Mapping[str, Mapping[int, Config]]
 
@@ -135,7 +138,7 @@ def _effect(document: Policy | Config, node: Seen, model: str, report: ModelRepo
     why = [text for text in dict.fromkeys((*new.waits, *last.waits)) if text not in old.waits]
     serving = report.tuple if old.standing != "stopped" else None
     if isinstance(document, Policy):
-        why += _breaches(document, node, model, report, world)
+        why += _breaches(document, node, model, report, world, now)
     return Effect(node.name, node.ring, model, serving, _tuple(new), state, until, finally_, tuple(why), node.is_silent)
 
 
@@ -160,7 +163,7 @@ def _held(node: Seen, model: str, report: ModelReport, world: World, now: int) -
         return replace(release, config=value.config)
 
     active, fallback = known(report.tuple), known(report.fallback)
-    digest = world.directed.get(node.ring, {}).get(model)
+    digest, _ = world.directed.get(node.ring, {}).get(model, (None, 0))
     directed = releases.get(digest) if digest is not None and not _is_refused(report, digest) else None
     if directed is not None:
         is_here = directed.digest in report.held or (active is not None and active.digest == directed.digest)
@@ -201,36 +204,26 @@ def _tuple(choice: Choice) -> Tuple | None:
     return Tuple(release=choice.release, config=choice.config, policy=choice.in_force)
 
 
-def _breaches(policy: Policy, node: Seen, model: str, report: ModelReport, world: World) -> list[str]:
+def _breaches(policy: Policy, node: Seen, model: str, report: ModelReport, world: World, now: int) -> Iterator[str]:
     """What else is wrong with a node under a policy: behind, or over its budget."""
-    found = []
     active = world.releases.get(report.tuple.release) if report.tuple is not None else None
-    newest = world.releases.get(world.directed.get(node.ring, {}).get(model, b""))
-    most = policy.staleness.max_minor_behind
-    if most is not None and active is not None and newest is not None:
-        behind = _minors_behind(active.version, newest.version)
-        if behind > most:
-            found.append(
-                f"stale: {model}@{active.version} is {behind} minor versions behind {newest.version}, "
-                f"staleness.max_minor_behind is {most}"
-            )
-    spent = node.report.spent if node.report is not None else None
-    if spent is not None:
-        for has, of, name in (
-            (spent.day, policy.budget.day_bytes, "day_bytes"),
-            (spent.month, policy.budget.month_bytes, "month_bytes"),
-        ):
-            if of is not None and has > of:
-                found.append(f"over budget: {has} bytes are fetched, budget.{name} is {of}")
-    return found
-
-
-def _minors_behind(version: str, newest: str) -> int:
-    """Minor versions between two; another major version counts as more than any."""
-    (major, minor, _), (newest_major, newest_minor, _) = version_key(version), version_key(newest)
-    if newest_major != major:
-        return 1 << 30 if newest_major > major else 0
-    return max(newest_minor - minor, 0)
+    digest, at = world.directed.get(node.ring, {}).get(model, (b"", 0))
+    directed = world.releases.get(digest)
+    late = staleness(
+        policy,
+        model,
+        active=active.version if active is not None else None,
+        known=world.known.get(node.ring, {}).get(model, ()),
+        directed=directed.version if directed is not None else None,
+        directed_at=at if directed is not None else None,
+        now=now,
+    )
+    yield from (f"stale: {sentence}" for sentence in late)
+    spent = node.report.spent if node.report is not None else Spent()
+    budget = policy.budget
+    for has, of, name in ((spent.day, budget.day_bytes, "day_bytes"), (spent.month, budget.month_bytes, "month_bytes")):
+        if of is not None and has > of:
+            yield f"over budget: {has} bytes are fetched, budget.{name} is {of}"
 
 
 # --- convergence ------------------------------------------------------------------------------------------------------

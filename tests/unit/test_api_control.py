@@ -2,21 +2,30 @@
 
 import asyncio
 import tomllib
+from contextlib import contextmanager
+from threading import Thread
 
 import httpx
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from heliograph import documents as doc
 from heliograph import vouching
-from heliograph.policy import policy_from_table
+from heliograph.errors import RefusedError, TrustError
+from heliograph.lab import free_port, wait_until
+from heliograph.policy import Policy, policy_from_table
 from heliograph.protocol import parse_topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import signed_bytes
 from heliograph_hub.api.application import application
 from heliograph_hub.authority import load_key
 from heliograph_hub.commands.documents import as_toml
+from heliograph_hub.commands.policy import policy_set
 from heliograph_hub.service import Service, init
 
 HARDWARE = doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={})
@@ -168,7 +177,7 @@ REFUSED = [
     ("policy", 'ring = "early"\nnumber = 3', "ConfigError", "policy field number is filled in when it is set"),
     ("policy", 'ring = "early"\n[[windows]]\nopens = "61 * * * *"\nfor_s = 60', "ConfigError", "windows.0.opens: "),
     ("policy", 'ring = "early"\n[[models.digits.gates]]\nname = "speed"\nlimit = 1.0', "ConfigError",
-     "policy field models.digits.gates.0.name: no gate 'speed': gates are p95-ms"),
+     "policy field models.digits.gates: no gate is called speed: p95-ms"),
     ("policy", 'ring = "early"\n[models.digits]\nfloor = "1"', "ConfigError", "policy field models.digits.floor"),
     ("policy", 'ring = "early"\n[telemetry]\nredact = [' + '"' + '", "'.join(["x" * 399] * 130) + '"]', "RefusedError",
      "exceeds 49152: say less in it"),
@@ -261,6 +270,61 @@ def test_who_has_not_taken_an_urgent_policy_is_read_from_the_hub(hub):
     assert [(m["node"], m["number"], m["why"]) for m in answer["missing"]] == [("lab/pi-1", 0, "it has never reported")]
     hub.report(digits=doc.ModelReport(phase="idle", tuple=doc.Tuple(release=b"r" * 32, policy=1)))
     assert hub.get("/v1/convergence/general")["missing"] == []
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(app):
+    """The URL of an ASGI application that listens on loopback."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None))
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, 10.0, "the server listens")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_policy_that_stops_a_node_is_signed_only_if_that_is_agreed_to(hub, tmp_path, capsys):
+    hub.enrol()
+    hub.report(digits=doc.ModelReport(phase="idle", tuple=doc.Tuple(release=b"r" * 32)))
+    file = tmp_path / "strict.toml"
+    file.write_text('ring = "general"\nhold_max_s = 60\nfail_mode = "closed"\n[models.digits]\nfloor = "9.0.0"\n')
+    with served(application(hub.service)) as url:
+        with pytest.raises(
+            RefusedError, match=r"policy/general 1 stops 1 node: lab/pi-1; --yes signs it all"
+        ):
+            policy_set(file, where=url)
+        assert hub.get("/v1/documents/policy") == []
+        told = capsys.readouterr()
+        assert "models.digits.floor of policy 1 wants 9.0.0" in told.out and "STOPS" in told.out
+        assert "warning: policy field models.digits: this realm has no model digits yet" in told.err
+        policy_set(file, yes=True, where=url)
+        assert capsys.readouterr().out.endswith("policy/general 1 is signed and announced\n")
+    assert [d["state"] for d in hub.get("/v1/documents/policy")] == ["in force"]
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_nothing_is_signed_but_what_the_file_says_whatever_the_hub_sends(hub, tmp_path, with_key):
+    file = tmp_path / "mild.toml"
+    file.write_text(POLICY)
+    asked = hub.request(POLICY)
+    other = Policy(realm="test", ring="general", number=1, at=1, hold_max_s=60, fail_mode="closed")
+    signed = []
+
+    async def answer(request):
+        signed.append(request.url.path)
+        return JSONResponse(asked | {"payload": other.encode().hex()})
+
+    app = Starlette(routes=[Route("/v1/documents/requests", answer, methods=["POST"])])
+    with served(app) as url, pytest.raises(TrustError, match="the hub sent another policy than the file states"):
+        policy_set(file, [hub.folder / "keys" / "policy.key"] if with_key else None, where=url)
+    assert signed == ["/v1/documents/requests"]
 
 
 # --- as a file ------------------------------------------------------------------------------------------------------

@@ -50,10 +50,11 @@ def node(name="lab/pi", active=NEW, fallback=OLD, held=(), numbers=(0, 0), ring=
     return Seen(name, ring, reported(ring, numbers[1], models={"digits": model}, **fields), silent)
 
 
-def world(*releases, directed=None, policies=(), configs=()):
+def world(*releases, directed=None, at=NOW, policies=(), configs=()):
     return World(
         {one.digest: one for one in releases or (release(OLD, "1.0.0"), release(NEW, "1.1.0"))},
-        {"general": {"digits": directed}} if directed else {},
+        {"general": {"digits": (directed, at)}} if directed else {},
+        {"general": {"digits": tuple(one.version for one in releases)}},
         {"general": {one.number: one for one in policies}},
         {"digits": {one.number: one for one in configs}},
     )
@@ -106,8 +107,15 @@ TABLE = [
      "stopped", "stopped", None, False, ("policy 2 is held back",)),
     ("stale: too many minor versions behind",
      policy(staleness={"max_minor_behind": 1}), node(active=OLD, fallback=None),
-     world(release(OLD, "1.0.0"), release(NEXT, "1.2.0"), directed=NEXT),
-     "takes", "takes", None, False, ("stale: digits@1.0.0 is 2 minor versions behind 1.2.0",)),
+     world(release(OLD, "1.0.0"), release(NEW, "1.1.0"), release(NEXT, "1.2.0"), directed=NEXT),
+     "takes", "takes", None, False, ("stale: 1.0.0 is 2 minor versions behind 1.2.0, policy 1 allows 1",)),
+    ("stale: not serving in time what was directed",
+     policy(staleness={"within_s": 60}),   node(),
+     world(release(NEW, "1.1.0"), release(OLD, "1.0.0"), release(NEXT, "1.2.0"), directed=NEXT, at=NOW - 61),
+     "takes", "takes", None, False, ("stale: 1.2.0 was directed 61 s ago and does not serve",)),
+    ("stale: a security release that is out too long",
+     policy(staleness={"security_within_s": 60}, models={"digits": {"security": {"1.2.0": NOW - 61}}}), node(), world(),
+     "takes", "takes", None, False, ("stale: security release 1.2.0",)),
     ("over budget already",
      policy(budget={"day_bytes": 10, "month_bytes": 1000}), node(spent=Spent(day=11, month=11)), world(),
      "takes", "takes", None, False, ("over budget: 11 bytes are fetched, budget.day_bytes is 10",)),

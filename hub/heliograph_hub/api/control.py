@@ -9,8 +9,7 @@ from starlette.requests import Request
 
 from heliograph.documents import Tuple
 from heliograph.errors import ConfigError, HeliographError, NotFoundError
-from heliograph.manifest import GATES
-from heliograph.names import RINGS, check_name
+from heliograph.names import RINGS, Digest, Ring
 from heliograph.policy import Config, Policy, config_from_table, no_config, no_policy, policy_from_table
 from heliograph.tuples import HeldRelease, release_from_manifest
 from heliograph_hub.api.messages import Answer, Routes, hex_of, now, text
@@ -148,22 +147,11 @@ class Documents(Part):
         return policy, list(self._check_models(policy))
 
     def _check_models(self, policy: Policy) -> Iterable[str]:
-        """What is said of models and versions that this realm has not got.
-
-        Raises:
-            ConfigError: a gate that no node knows.
-        """
+        """What is said of models and versions that this realm has not got."""
         known: dict[str, set[str]] = {model: set() for model in self._service.authority.set.models}
         for release in self._service.registry.all():
             known.setdefault(release.model, set()).add(release.version)
         for model, rules in policy.models.items():
-            check_name(model, "model")
-            for index, gate in enumerate(rules.gates):
-                if gate.name not in GATES:
-                    raise ConfigError(
-                        f"policy field models.{model}.gates.{index}.name: no gate {gate.name!r}: gates are "
-                        + ", ".join(GATES)
-                    )
             if model not in known:
                 yield f"policy field models.{model}: this realm has no model {model} yet"
                 continue
@@ -182,21 +170,33 @@ class Documents(Part):
     def _world(self) -> World:
         registry, control = self._service.registry, self._service.control
         published = [stored for stored in control.all() if stored.published_at is not None]
-        policies: dict[Any, dict[int, Policy]] = {ring: {} for ring in RINGS}
+        policies: dict[Ring, dict[int, Policy]] = {ring: {} for ring in RINGS}
         configs: dict[str, dict[int, Config]] = {}
         for stored in published:
             if isinstance(stored.document, Policy):
                 policies[stored.document.ring][stored.number] = stored.document
             else:
                 configs.setdefault(stored.scope, {})[stored.number] = stored.document
+        rows = self._service.desired.rows()
+        at = self._service.desired.released_at()
         directed = {
-            ring: {model: row.release for model, row in models.items() if row.action == "install"}
-            for ring, models in in_force(self._service.desired.rows()).items()
+            ring: {
+                model: (row.release, at[row.ring, row.model, row.number])
+                for model, row in models.items()
+                if row.action == "install"
+            }
+            for ring, models in in_force(rows).items()
         }
+        names = {r.digest: r for r in registry.all()}
+        known: dict[Ring, dict[str, tuple[str, ...]]] = {ring: {} for ring in RINGS}
+        for row in rows:
+            release = names.get(Digest(row.release))
+            if row.released and row.action == "install" and release is not None and self.denied(release) is None:
+                known[row.ring][row.model] = (*known[row.ring].get(row.model, ()), release.version)
         releases: dict[bytes, HeldRelease] = {
-            r.digest: release_from_manifest(registry.manifest(r), r.digest) for r in registry.all()
+            digest: release_from_manifest(registry.manifest(release), digest) for digest, release in names.items()
         }
-        return World(releases, directed, policies, configs)
+        return World(releases, directed, known, policies, configs)
 
     def _reported(self, document: Policy | Config) -> int:
         """The highest number of this ring's policy, or this model's config, that nodes said they have."""
