@@ -296,9 +296,7 @@ def test_a_policy_that_stops_a_node_is_signed_only_if_that_is_agreed_to(hub, tmp
     file = tmp_path / "strict.toml"
     file.write_text('ring = "general"\nhold_max_s = 60\nfail_mode = "closed"\n[models.digits]\nfloor = "9.0.0"\n')
     with served(application(hub.service)) as url:
-        with pytest.raises(
-            RefusedError, match=r"policy/general 1 stops 1 node: lab/pi-1; --yes signs it all"
-        ):
+        with pytest.raises(RefusedError, match=r"policy/general 1 stops 1 node: lab/pi-1; --yes signs it all"):
             policy_set(file, where=url)
         assert hub.get("/v1/documents/policy") == []
         told = capsys.readouterr()
