@@ -4,10 +4,12 @@ CI runs 2,000 worlds, `scripts/test --full` another 100,000. What breaks is told
 that repeats it.
 """
 
+import signal
+
 import pytest
 
 from heliograph_site.machine import TABLE
-from simulator.many import Summary, run_many
+from simulator.many import Summary, pool_of, run_many
 from simulator.world import run
 
 WORLDS = 2_000
@@ -71,6 +73,15 @@ def test_a_seed_gives_the_same_world_every_time() -> None:
     for seed in (3, 17):
         first, second = run(seed, is_told=True), run(seed, is_told=True)
         assert first == second and first.trace
+
+
+def test_simulating_processes_end_when_told_whatever_the_run_itself_makes_of_it() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pool_of(1) as pool:
+            assert pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.full

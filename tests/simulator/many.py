@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from multiprocessing.pool import Pool
 
 from simulator import memory
 from simulator.world import Outcome, run
@@ -46,10 +47,15 @@ def _begin() -> None:
     memory.install()
 
 
+def pool_of(workers: int) -> Pool:
+    """Processes that live worlds."""
+    return multiprocessing.get_context("fork").Pool(workers, _begin)
+
+
 def run_many(seeds: Iterable[int], *, workers: int = WORKERS, stops: bool = False) -> Summary:
     """Runs the worlds of these seeds; `stops` at the first that breaks."""
     summary, began = Summary(), time.monotonic()
-    with multiprocessing.get_context("fork").Pool(workers, _begin) as pool:
+    with pool_of(workers) as pool:
         for outcome in pool.imap_unordered(run, seeds, chunksize=5):
             summary.worlds += 1
             summary.events += outcome.events
