@@ -7,7 +7,7 @@ at all. Objects and half-done files are real ones; `tear` does to those what a p
 from pathlib import Path
 from random import Random
 
-from heliograph_site.journal import Held
+from heliograph_site.journal import Held, Paper
 from heliograph_site.machine import Memory
 
 
@@ -18,6 +18,7 @@ class Journal:
         self.path = path
         self._memories: dict[str, Memory] = {}
         self._held: dict[tuple[str, str], Held] = {}
+        self._papers: dict[tuple[str, str, int], Paper] = {}
         self._trusted = trusted
         self._denials: bytes | None = None
         self._was_orderly = True
@@ -53,6 +54,14 @@ class Journal:
 
     def drop(self, kind: str) -> None:
         self._held = {key: held for key, held in self._held.items() if key[0] != kind}
+
+    def papers(self) -> tuple[Paper, ...]:
+        return tuple(paper for _, paper in sorted(self._papers.items(), key=lambda item: (*item[0][:2], -item[0][2])))
+
+    def shelve(self, *papers: Paper, drop: tuple[Paper, ...] = ()) -> None:
+        for paper in drop:
+            self._papers.pop((paper.kind, paper.scope, paper.number), None)
+        self._papers |= {(paper.kind, paper.scope, paper.number): paper for paper in papers}
 
     def was_orderly(self) -> bool:
         return self._was_orderly
