@@ -316,6 +316,14 @@ class Assignments:
         of_nodes = {(n.site, n.node): own.get((n.site, WHOLE_SITE), {}) | own.get((n.site, n.node), {}) for n in known}
         return {place: found for place, found in own.items() if place[1] == WHOLE_SITE} | of_nodes
 
+    def pins(self) -> dict[tuple[str, str], dict[str, str]]:
+        """The pins of each node that has any."""
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(sa.select(pins)):
+                found.setdefault((row.site, row.node), {})[row.model] = row.version
+        return found
+
     def site_label(self, site: str, key: str) -> str | None:
         """One label of a whole site."""
         with self._database.read() as connection:

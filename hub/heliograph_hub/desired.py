@@ -29,6 +29,13 @@ class Desired:
             rows = connection.execute(query).all()
         return [Signed(r.ring, r.model, r.number, r.release, r.action, r.released_at is not None) for r in rows]
 
+    def released_at(self) -> dict[tuple[Ring, str, int], int]:
+        """When each directive that was released was, by ring, model and number."""
+        query = sa.select(directives).where(directives.c.released_at.is_not(None))
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return {(r.ring, r.model, r.number): r.released_at for r in rows}
+
     def statement(self, row: Signed) -> bytes:
         """A stored directive, with the signatures it has."""
         with self._database.read() as connection:

@@ -15,7 +15,8 @@ from typing import Final
 import sqlalchemy as sa
 
 from heliograph.names import Ring
-from heliograph.policy import DAY_S
+from heliograph.policy import DAY_S, Telemetry
+from heliograph.rules import keep_from
 from heliograph_hub.assigning import FIRST_RING
 from heliograph_hub.database import Database, lanes, nodes, records, runs, sites
 
@@ -28,7 +29,7 @@ FOLDED: Final = b""
 SUMS: Final = ("kept", "merged", "lost", "missing", "dropped")
 
 
-def drop_old(database: Database, keep_days: Callable[[Ring], int], now: int) -> int:
+def drop_old(database: Database, telemetry: Callable[[Ring], Telemetry], now: int) -> int:
     """Drops records older than their node's ring keeps them and forgets dead runs; returns how many were dropped."""
     with database.read() as connection:
         rings = {row.site: row.ring for row in connection.execute(sa.select(sites))}
@@ -38,7 +39,7 @@ def drop_old(database: Database, keep_days: Callable[[Ring], int], now: int) -> 
     dropped = 0
     for site, node, ring in found:  # a transaction each, so that nodes that report meanwhile don't wait long
         with database.write() as connection:
-            dropped += _drop(connection, site, node, now - keep_days(ring) * DAY_S)
+            dropped += _drop(connection, site, node, keep_from(telemetry(ring), now))
             _forget_runs(connection, site, node, now)
     return dropped
 

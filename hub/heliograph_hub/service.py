@@ -76,6 +76,7 @@ from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.fleet import Fleet, Node, ReplayError
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.registry import Registry
+from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
 from heliograph_hub.rollouts import Rollouts
 
@@ -87,6 +88,7 @@ LOCK_FILE = "hub.lock"
 RENEW_EVERY_S = 3600.0
 """How often it is looked whether the timestamp is a day old."""
 FLUSH_EVERY_S = 5.0
+DROP_EVERY_S = 86400.0
 MAX_REPLY_DOCUMENT_BYTES = 57 * 1024
 """What the documents of one reply may take of a statement's 60 KiB."""
 NO_RELEASE = Digest(bytes(32))
@@ -472,6 +474,16 @@ class Service:
             self.fleet.flush_counts()
             self.ledger.flush()
 
+    async def drop_old(self) -> None:
+        """Drops records that policy keeps no longer, once a day, for ever."""
+        while True:
+            dropped = await asyncio.to_thread(
+                drop_old, self.database, lambda ring: self.policy_of(ring).telemetry, _now()
+            )
+            if dropped:
+                log.info("dropped %d records that are older than policy keeps them", dropped)
+            await asyncio.sleep(DROP_EVERY_S)
+
     async def run(self, say: Callable[[str], None]) -> None:
         """Runs until SIGINT or SIGTERM, then stops cleanly."""
         from heliograph_hub.api.application import application
@@ -500,6 +512,7 @@ class Service:
                         group.create_task(self.make_recipes(), name="recipes"),
                         group.create_task(self.renew(), name="renew"),
                         group.create_task(self.flush(), name="flush"),
+                        group.create_task(self.drop_old(), name="retention"),
                     ]
                     group.create_task(server.serve(sockets=[listener]), name="api")
                     for line in self.greeting(broker):

@@ -7,9 +7,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from heliograph.errors import HeliographError
+from heliograph_hub.api.assignments import Assignments
 from heliograph_hub.api.control import Documents
 from heliograph_hub.api.denials import Denials
 from heliograph_hub.api.fleet import Fleet
+from heliograph_hub.api.gaps import Gaps
 from heliograph_hub.api.messages import endpoint, on_error, on_http_error
 from heliograph_hub.api.realm import Realm
 from heliograph_hub.api.releases import Releases
@@ -18,7 +20,7 @@ from heliograph_hub.api.rollouts import Rollouts
 if TYPE_CHECKING:
     from heliograph_hub.service import Service
 
-SUBJECTS = (Realm, Releases, Denials, Documents, Rollouts, Fleet)
+SUBJECTS = (Realm, Releases, Denials, Documents, Rollouts, Assignments, Gaps, Fleet)
 
 
 def application(service: "Service") -> Starlette:

@@ -1,16 +1,17 @@
-"""[IO] The fleet: nodes as they last reported, enrolment, rings of sites."""
+"""[IO] The fleet: nodes as they last reported, and what was stated of them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
 
 from heliograph.documents import ModelReport
-from heliograph.errors import ConfigError, NotFoundError
-from heliograph.names import RINGS, check_name
-from heliograph_hub.api.messages import Answer, Routes, link, now, text
+from heliograph_hub.api.messages import Answer, Routes, link, now
 from heliograph_hub.api.part import Part
 from heliograph_hub.figures import Figures
 from heliograph_hub.fleet import Node
+
+ByNode = Mapping[tuple[str, str], Mapping[str, str]]
 
 
 class Fleet(Part):
@@ -29,19 +30,18 @@ class Fleet(Part):
             ("GET", "/v1/fleet", lambda r, b: self.list_fleet()),
             ("GET", "/v1/fleet/{site}/{node}", lambda r, b: self.show_node(*names(r))),
             ("GET", "/v1/fleet/{site}/{node}/records/{lane}", lambda r, b: self.list_records(*names(r), lane(r))),
-            ("POST", "/v1/fleet/tokens", lambda r, b: self.add_token(b)),
-            ("POST", "/v1/fleet/assignments", lambda r, b: self.assign(b)),
         ]
 
     async def list_fleet(self) -> Answer:
         """Every node as it last reported."""
-        names = self.names()
-        return [self._node(node, names) for node in self._service.fleet.nodes()]
+        names, assignments = self.names(), self._service.assignments
+        labels, pins = assignments.labels(), assignments.pins()
+        return [self._node(node, names, labels, pins) for node in self._service.fleet.nodes()]
 
     async def show_node(self, site: str, name: str) -> Answer:
         """One node, with all it said."""
         fleet = self._service.fleet
-        node = fleet.node(site, name)
+        node = fleet.node(site, name, removed_too=True)
         said = node.reported
         names = self.names()
         models = {}
@@ -60,9 +60,38 @@ class Fleet(Part):
                 ],
                 "verdict": report.verdict,
                 "waiting": report.waiting,
+                "stale": list(report.stale),
             }
-        return self._node(node, names) | {
+        assignments = self._service.assignments
+        waiting = assignments.proposals(site, name)
+        return self._node(node, names, assignments.labels(), assignments.pins()) | {
             "models": models,
+            "relay": node.relay,
+            "protected": node.protected or node.ring == "protected",
+            "removed_at": node.removed_at,
+            "waiting_assignment": {
+                "number": waiting[0].document.number,
+                "ring": waiting[0].document.ring,
+                "have": len(waiting[0].signatures),
+                "need": waiting[0].need,
+            }
+            if waiting
+            else None,
+            "commands": [
+                {
+                    "number": given.number,
+                    "kind": given.kind,
+                    "model": given.model,
+                    "given_at": given.given_at,
+                    "state": "done" if given.done_at else "ended" if given.ended_at else "waiting",
+                    "at": given.done_at or given.ended_at,
+                }
+                for given in assignments.given(site, name)
+            ],
+            "former_keys": [
+                {"key": f.keyid.hex(), "enrolled_at": f.enrolled_at, "ended_at": f.ended_at, "why": f.why}
+                for f in self._service.enrolment.former_keys(site, name)
+            ],
             "key": node.keyid.hex(),
             "enrolled_at": node.enrolled_at,
             "agent": said.agent if said else None,
@@ -86,29 +115,10 @@ class Fleet(Part):
 
     async def list_records(self, site: str, name: str, lane: str) -> Answer:
         """The newest records of one lane of one node."""
-        self._service.fleet.node(site, name)
+        self._service.fleet.node(site, name, removed_too=True)
         return self._service.fleet.records(site, name, lane)
 
-    async def add_token(self, body: dict[str, Any]) -> Answer:
-        """A join string: the one secret this API gives out."""
-        site, node = check_name(text(body, "site"), "site"), check_name(text(body, "node"), "node")
-        life_s = body.get("life_s")
-        if type(life_s) is not int:
-            raise ConfigError("life_s must be a whole number of seconds")
-        join, expires, _ = self._service.add_token(site, node, life_s)
-        return {"join": join, "expires": expires, "site": site, "node": node}
-
-    async def assign(self, body: dict[str, Any]) -> Answer:
-        """Puts a site into a ring."""
-        site, wanted = check_name(text(body, "site"), "site"), text(body, "ring")
-        ring = next((ring for ring in RINGS if ring == wanted), None)
-        if ring is None:
-            raise NotFoundError(f"no ring {wanted!r}: rings are {', '.join(RINGS)}")
-        changed = self._service.assignments.put(site, ring)
-        await self._service.send_assignments(changed)
-        return {"site": site, "ring": ring, "nodes": [assigned.node for assigned in changed]}
-
-    def _node(self, node: Node, names: dict[bytes, str]) -> dict[str, Any]:
+    def _node(self, node: Node, names: dict[bytes, str], labels: ByNode, pins: ByNode) -> dict[str, Any]:
         said = node.reported
         return {
             "site": node.site,
@@ -118,6 +128,11 @@ class Fleet(Part):
             "last_heard": node.last_heard,
             "link": link(node.is_up(now())),
             "bytes_received": said.bytes_received if said else 0,
+            "labels": labels.get((node.site, node.node), {}),
+            "pins": pins.get((node.site, node.node), {}),
+            "policy": said.policy if said else None,
+            "declined": [d.model_dump() for d in said.declined] if said else [],
+            "spent": said.spent.model_dump() if said else {"day": 0, "month": 0},
         }
 
 

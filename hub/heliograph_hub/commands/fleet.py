@@ -1,13 +1,13 @@
 """[IO] `heliograph fleet`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from heliograph.errors import ConfigError
-from heliograph.names import RINGS, check_name, parse_node
+from heliograph.names import parse_node
 from heliograph_hub.client import HubClient
-from heliograph_hub.commands.terminal import Hub, Json, group, model_line, print_json, say, table, when
+from heliograph_hub.commands import assigning
+from heliograph_hub.commands.terminal import Hub, Json, group, model_line, print_json, table, when
 
 app = group("Look at nodes, enrol them, put sites into rings.")
 
@@ -26,10 +26,10 @@ def fleet_list(where: Hub = "", as_json: Json = False) -> None:
     for node in answer:
         models = ", ".join(model_line(name, m) for name, m in node["models"].items())
         heard = "never" if node["last_heard"] is None else when(node["last_heard"])
-        rows.append(
-            (f"{node['site']}/{node['node']}", node["ring"], node["link"], heard, str(node["bytes_received"]), models)
-        )
-    table(("node", "ring", "link", "last heard", "bytes received", "models"), rows)
+        policy = "-" if node["policy"] is None else str(node["policy"])
+        name = f"{node['site']}/{node['node']}"
+        rows.append((name, node["ring"], node["link"], heard, str(node["bytes_received"]), policy, models))
+    table(("node", "ring", "link", "last heard", "bytes received", "policy", "models"), rows)
 
 
 @app.command("show")
@@ -53,8 +53,14 @@ def fleet_show(
     else:
         print(f"assignment {assignment['number']}, the node has {assignment['echoed']}")
         print(f"denials {deny['count']}, {'all that are in force' if deny['acknowledged'] else 'NOT those in force'}")
+        spent = answer["spent"]
+        print(f"policy {answer['policy']}; content fetched today {spent['day']} bytes, this month {spent['month']}")
+    _show_stated(answer)
     for model, m in answer["models"].items():
-        print(model_line(model, m) + (f", waiting for {m['waiting']}" if m["waiting"] else ""))
+        numbers = f", config {m['active']['config']}, policy {m['active']['policy']}" if m["active"] else ""
+        print(model_line(model, m) + numbers + (f", waiting for {m['waiting']}" if m["waiting"] else ""))
+        for sentence in m["stale"]:
+            print(f"  BEHIND: {sentence}")
         for refusal in m["refused"]:
             name = refusal["release"] or refusal["digest"][:16]
             print(f"  refused {name} (directive {refusal['number']}): {refusal['reason']}")
@@ -72,43 +78,101 @@ def fleet_show(
         table(("answered lately", "requests", "errors", "restarts", "p50 ms", "p95 ms", "from", "to"), served)
     if answer["records"]:
         rows = [
-            (lane, *(str(c[k]) for k in ("kept", "merged", "lost", "missing"))) for lane, c in answer["records"].items()
+            (lane, *(str(c[k]) for k in ("kept", "merged", "lost", "missing", "dropped")))
+            for lane, c in answer["records"].items()
         ]
-        table(("records of lane", "kept", "merged", "lost", "missing"), rows)
+        table(("records of lane", "kept", "merged", "lost", "missing", "dropped by age"), rows)
     for what, count in answer["not_counted"].items():
         print(f"{count['count']} messages {what}; the last: {count['last']}")
 
 
-@app.command("token")
-def fleet_token(
-    name: Annotated[str, typer.Argument(metavar="SITE/NODE")],
-    days: Annotated[float, typer.Option("--days", min=0.0001, max=7.0, help="How long it can be used.")] = 7.0,
-    where: Hub = "",
-    as_json: Json = False,
-) -> None:
-    """Print the join string that enrols one node once: a secret, for `heliograph node join`.
+@app.command("drift")
+def fleet_drift(where: Hub = "", as_json: Json = False) -> None:
+    """Show where nodes differ from what their ring is told, and whether policy allows it.
 
-    Example: heliograph fleet token lab/pi-1 --hub ./hub
+    A gap within policy needs nobody: it closes by itself, or waits for what its reason names.
+
+    Example: heliograph fleet drift --hub ./hub
     """
-    site, node = parse_node(name)
-    answer = HubClient(where).post("/v1/fleet/tokens", {"site": site, "node": node, "life_s": int(days * 86400)})
-    say(f"enrols {name} once, until {when(answer['expires'])} UTC; keep it secret")
-    print_json(answer) if as_json else print(answer["join"])
+    answer = HubClient(where).get("/v1/fleet/drift")
+    if as_json:
+        print_json(answer)
+        return
+    rows = []
+    for gap in answer["gaps"]:
+        what = gap["what"] + (f" of {gap['model']}" if gap["model"] else "")
+        why = gap["why"] + (" (silent: as it last said)" if gap["silent"] else "")
+        verdict = "within policy" if gap["within_policy"] else "ACT: " + "; ".join(gap["against"])
+        rows.append((f"{gap['site']}/{gap['node']}", what, f"{gap['has']} → {gap['wanted']}", why, verdict))
+    if rows:
+        table(("node", "what", "has → told", "why", "tolerable"), rows)
+    against = sum(not gap["within_policy"] for gap in answer["gaps"])
+    print(
+        f"{answer['level']} of {answer['nodes']} nodes have all that they are told; "
+        f"{len(rows) - against} gaps are within policy, {against} are not"
+    )
+    if answer["never_reported"]:
+        print("never reported: " + ", ".join(answer["never_reported"]))
 
 
-@app.command("assign")
-def fleet_assign(
-    site: Annotated[str, typer.Argument(metavar="SITE")],
-    ring: Annotated[str, typer.Argument(metavar="RING", help="canary, early or general.")],
-    where: Hub = "",
-    as_json: Json = False,
-) -> None:
-    """Put a site, with all its nodes, into a ring.
+@app.command("stale")
+def fleet_stale(where: Hub = "", as_json: Json = False) -> None:
+    """Show who is further behind than policy allows, which immediate items are missing, and who is silent.
 
-    Example: heliograph fleet assign lab canary --hub ./hub
+    Example: heliograph fleet stale --hub ./hub
     """
-    check_name(site, "site")
-    if ring not in RINGS:
-        raise ConfigError(f"no ring {ring!r}: rings are {', '.join(RINGS)}")
-    answer = HubClient(where).post("/v1/fleet/assignments", {"site": site, "ring": ring})
-    print_json(answer) if as_json else print(f"site {site} is in ring {ring}: {len(answer['nodes'])} nodes assigned")
+    answer = HubClient(where).get("/v1/fleet/stale")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (f"{one['site']}/{one['node']}", one["ring"], said["about"], said["sentence"])
+        for one in answer["behind"]
+        for said in one["says"] or one["own"]
+    ]
+    if rows:
+        table(("further behind than allowed", "ring", "of", "by"), rows)
+    late = [
+        (row["node"], row["ring"], f"policy {row['policy']}", "LATE: " + ", ".join(row["late"]), row["why"])
+        for row in answer["immediate"]
+        if row["late"]
+    ]
+    if late:
+        table(("not acknowledged in time", "ring", "of", "what", "why"), late)
+    for row in answer["immediate"]:
+        for item, until in row["due"]:
+            print(f"{row['node']} has until {when(until)} UTC for {item}: within policy")
+    if answer["silent"]:
+        heard = [
+            (f"{n['site']}/{n['node']}", n["ring"], "never" if n["last_heard"] is None else when(n["last_heard"]))
+            for n in answer["silent"]
+        ]
+        table(("silent, nobody knows what it runs", "ring", "last heard (UTC)"), heard)
+    if not rows and not late:
+        print(f"none of {answer['nodes']} nodes is further behind than its policy allows, as far as they said")
+
+
+assigning.add_to(app)
+
+
+def _show_stated(answer: dict[str, Any]) -> None:
+    """What was stated of a node, and how far that has come."""
+    if answer["removed_at"] is not None:
+        print(f"REMOVED at {when(answer['removed_at'])} UTC: what it sends counts for nothing")
+    waiting = answer["waiting_assignment"]
+    if waiting is not None:
+        said = f"{waiting['have']} of {waiting['need']} signatures"
+        print(f"assignment {waiting['number']} into ring {waiting['ring']} waits for protected's keys: {said}")
+    stated = [f"{key}={value}" for key, value in sorted(answer["labels"].items())]
+    stated += [f"pinned to {model}@{version}" for model, version in sorted(answer["pins"].items())]
+    stated += [f"relay {answer['relay']}"] if answer["relay"] else []
+    if stated:
+        print("stated: " + ", ".join(stated))
+    for declined in answer["declined"]:
+        print(f"declined {declined['document']} {declined['number']}: {declined['reason']}")
+    for given in answer["commands"]:
+        about = f" {given['model']}" if given["model"] else ""
+        at = f" at {when(given['at'])}" if given["at"] else f" since {when(given['given_at'])}"
+        print(f"command {given['number']} {given['kind']}{about}: {given['state']}{at} UTC")
+    for former in answer["former_keys"]:
+        print(f"key {former['key'][:16]} was {former['why']} at {when(former['ended_at'])} UTC")
