@@ -29,7 +29,7 @@ FOLDED: Final = b""
 SUMS: Final = ("kept", "merged", "lost", "missing", "dropped")
 
 
-def drop_old(database: Database, telemetry: Callable[[Ring], Telemetry], now: int) -> int:
+def drop_old(database: Database, telemetry: Callable[[Ring], Telemetry], now: int, *, max_runs: int = MAX_RUNS) -> int:
     """Drops records older than their node's ring keeps them and forgets dead runs; returns how many were dropped."""
     with database.read() as connection:
         rings = {row.site: row.ring for row in connection.execute(sa.select(sites))}
@@ -40,7 +40,7 @@ def drop_old(database: Database, telemetry: Callable[[Ring], Telemetry], now: in
     for site, node, ring in found:  # a transaction each, so that nodes that report meanwhile don't wait long
         with database.write() as connection:
             dropped += _drop(connection, site, node, keep_from(telemetry(ring), now))
-            _forget_runs(connection, site, node, now)
+            _forget_runs(connection, site, node, now, max_runs)
     return dropped
 
 
@@ -60,16 +60,16 @@ def _drop(connection: sa.Connection, site: str, node: str, before: int) -> int:
     return total
 
 
-def _forget_runs(connection: sa.Connection, site: str, node: str, now: int) -> None:
+def _forget_runs(connection: sa.Connection, site: str, node: str, now: int, max_runs: int) -> None:
     """Folds the lanes of runs that have no record left, but for the newest."""
     current = connection.execute(sa.select(nodes.c.run).where(*_is(nodes, site, node))).scalar_one()
     alive = {r.run for r in connection.execute(sa.select(records.c.run).where(*_is(records, site, node)).distinct())}
     told = connection.execute(sa.select(runs).where(*_is(runs, site, node)).order_by(runs.c.since.desc())).all()
-    newest = {row.run for row in told[:MAX_RUNS]}
+    newest = {row.run for row in told[:max_runs]}
     known = {row.run: row.since for row in told}
     spoken = set(connection.execute(sa.select(lanes.c.run).where(*_is(lanes, site, node)).distinct()).scalars())
     untold = sorted(spoken - set(known) - {FOLDED})
-    for run in (set(known) | set(untold[MAX_RUNS:])) - alive - newest - {current}:
+    for run in (set(known) | set(untold[max_runs:])) - alive - newest - {current}:
         if known.get(run, 0) > now - MIN_RUN_AGE_S:
             continue
         _fold(connection, site, node, run)
