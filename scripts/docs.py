@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from heliograph import documents, manifest, names, protocol
+from heliograph import documents, manifest, names, policy, protocol
 from heliograph.deadlines import DEADLINES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +183,28 @@ def release_toml() -> str:
     return _table(("field", "type", "default", "meaning"), rows)
 
 
+def policy_fields() -> str:
+    """What an operator may write into a policy."""
+    return _meanings(policy.explain())
+
+
+def config_fields() -> str:
+    """What an operator may write into a config."""
+    return _meanings(policy.explain_config())
+
+
+def _meanings(rows: Iterable[policy.Row]) -> str:
+    head = ("field", "type", "default", "unit", "who enforces", "off line the node does", "meaning")
+    return _table(
+        head,
+        (
+            (f"`{row.field}`", row.type, row.default, said.unit, said.by, said.offline, said.says)
+            for row in rows
+            for said in (row.meaning,)
+        ),
+    )
+
+
 def deadlines() -> str:
     """The deadline table."""
     values = ((f"`{field.name}`", f"{getattr(DEADLINES, field.name):g}") for field in dataclasses.fields(DEADLINES))
@@ -195,6 +217,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "documents": document_fields,
     "manifest": manifest_fields,
     "release-toml": release_toml,
+    "policy-fields": policy_fields,
+    "config-fields": config_fields,
     "deadlines": deadlines,
 }
 

@@ -1,0 +1,191 @@
+"""Every field of policy and config, and every sentence on being off line, has tests that name what it does.
+
+The tables say which. A test holds them to the fields and sentences there are, and to the tests there are.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from heliograph.policy import CONFIG_FIELDS, FIELDS, config_from_table, explain, explain_config, policy_from_table
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "shared" / "POLICY.md").read_text()
+
+UNIT = "tests/unit"
+TUPLES, ECONOMY, RULES = (f"{UNIT}/test_{name}.py" for name in ("tuples", "economy", "rules"))
+POLICY, ANY_ORDER = f"{UNIT}/test_policy.py", f"{UNIT}/test_tuples_in_any_order.py"
+
+_READ = f"{POLICY}::test_a_file_with_every_field_is_the_document_that_it_states"
+_CRIT = f"{POLICY}::test_an_unknown_field_is_ignored_unless_crit_names_it"
+_MATRIX = f"{TUPLES}::test_what_may_meet_and_why_not"
+_WINDOW = f"{ECONOMY}::test_a_window_is_open_from_its_time_for_as_long_as_it_says"
+_DST = f"{ECONOMY}::test_a_window_follows_the_clocks_of_the_site_when_they_change"
+_BUDGET = f"{ECONOMY}::test_what_is_left_of_a_budget_and_when_there_is_more"
+_PACED = f"{ECONOMY}::test_who_has_to_wait_for_the_others"
+_MODEL = f"{RULES}::test_what_is_said_of_a_model_goes_before_what_is_said_of_the_ring"
+_GATES = f"{RULES}::test_a_policy_tightens_gates_and_never_loosens_one"
+_REDACTED = f"{RULES}::test_what_may_not_leave_the_site_is_left_out_before_it_is_stored"
+_LIMITS = f"{RULES}::test_every_class_of_work_has_the_limits_of_the_policy_or_none"
+_OFFLINE = f"{RULES}::test_after_too_long_without_the_hubs_word_the_node_does_what_its_policy_says"
+_IMMEDIATE = f"{RULES}::test_an_immediate_item_is_overdue_where_its_policy_is_not_in_force_in_time"
+_VERSIONS = f"{RULES}::test_versions_behind_are_counted_in_minor_versions_that_are_admissible"
+_SECURITY = f"{RULES}::test_a_security_release_or_a_newer_one_must_serve_in_time"
+_CADENCE = f"{ECONOMY}::test_the_cadence_holds_back_what_is_new_and_no_security_release"
+_CONFIG = f"{POLICY}::test_a_config_file_is_the_document_that_it_states"
+_COMPATIBLE = "models.<model>.compatible.<version>"
+
+SHOWN_BY: dict[str, list[str]] = {
+    "crit": [_CRIT],
+    "min_agent": [_READ],
+    "hold_max_s": [f"{TUPLES}::test_a_policy_that_nothing_fits_is_held_for_its_time_and_no_longer",
+                   f"{TUPLES}::test_an_immediate_policy_is_not_held_at_all"],
+    "fail_mode": [f"{TUPLES}::test_with_nothing_that_fits_the_fail_mode_counts_that_of_the_policy_first"],
+    "max_offline_s": [_OFFLINE],
+    "at_max_offline": [_OFFLINE],
+    "unproven": [f"{RULES}::test_unproven_is_extended_or_returned_as_the_policy_says"],
+    "authority": [f"{RULES}::test_who_may_act_on_a_site"],
+    "cadence_s": [_CADENCE],
+    "windows[]": [_WINDOW, f"{ECONOMY}::test_of_several_windows_any_will_do_and_the_longest_counts"],
+    "windows[].opens": [_WINDOW, _DST],
+    "windows[].for_s": [_WINDOW],
+    "windows[].guards": [f"{ECONOMY}::test_without_a_window_that_guards_it_anything_goes"],
+    "budget": [_BUDGET],
+    "budget.day_bytes": [_BUDGET, f"{ECONOMY}::test_a_fetch_larger_than_a_days_budget_is_spread_over_days_and_ends"],
+    "budget.month_bytes": [_BUDGET],
+    "budget.full": [f"{ECONOMY}::test_what_is_done_where_only_the_full_image_will_do"],
+    "pacing": [_PACED],
+    "pacing.nodes_at_once": [_PACED],
+    "pacing.nodes_per_hour": [_PACED],
+    "pacing.bytes_per_hour": [_PACED],
+    "staleness": [f"{RULES}::test_a_node_without_limits_is_never_stale"],
+    "staleness.max_minor_behind": [_VERSIONS],
+    "staleness.within_s": [f"{RULES}::test_a_directed_release_must_serve_in_time"],
+    "staleness.security_within_s": [_SECURITY],
+    "telemetry": [_REDACTED],
+    "telemetry.lanes": [_REDACTED],
+    "telemetry.redact": [_REDACTED, f"{RULES}::test_a_redacted_name_is_nowhere_in_what_is_kept"],
+    "telemetry.keep_days": [f"{RULES}::test_records_are_kept_for_as_many_days_as_the_policy_says"],
+    "limits.<class>": [_LIMITS],
+    "limits.<class>.concurrency": [_LIMITS],
+    "limits.<class>.queue": [_LIMITS],
+    "limits.<class>.deadline_ms": [_LIMITS],
+    "immediate[]": [_IMMEDIATE],
+    "immediate[].item": [_IMMEDIATE],
+    "immediate[].converge_s": [_IMMEDIATE],
+    "drills": [f"{RULES}::test_a_drill_is_due_so_many_days_after_the_last"],
+    "drills.every_days": [f"{RULES}::test_a_drill_is_due_so_many_days_after_the_last"],
+    "models.<model>": [_MODEL],
+    "models.<model>.floor": [_MATRIX, f"{RULES}::test_a_floor_is_compared_by_number"],
+    "models.<model>.security": [_SECURITY, _CADENCE],
+    "models.<model>.gates[]": [_GATES],
+    "models.<model>.gates[].name": [_GATES],
+    "models.<model>.gates[].limit": [_GATES],
+    "models.<model>.gates[].min_samples": [_GATES],
+    _COMPATIBLE: [_MATRIX],
+    f"{_COMPATIBLE}.config": [_MATRIX],
+    f"{_COMPATIBLE}.config.min": [_MATRIX],
+    f"{_COMPATIBLE}.config.max": [f"{TUPLES}::test_a_number_that_was_never_published_hides_no_other"],
+    f"{_COMPATIBLE}.policy": [_MATRIX],
+    f"{_COMPATIBLE}.policy.min": [_MATRIX],
+    f"{_COMPATIBLE}.policy.max": [_MATRIX],
+    "models.<model>.authority": [f"{RULES}::test_the_authority_of_a_model_goes_before_the_rings"],
+    "models.<model>.fail_mode": [_MODEL, f"{RULES}::test_the_fail_mode_of_a_policy_overrides_the_manifests"],
+    "models.<model>.max_offline_s": [_MODEL],
+    "models.<model>.at_max_offline": [_MODEL],
+    "models.<model>.unproven": [_MODEL],
+    "models.<model>.cadence_s": [_MODEL, _CADENCE],
+}  # fmt: skip
+
+CONFIG_SHOWN_BY: dict[str, list[str]] = {
+    "crit": [_CRIT],
+    "min_agent": [_CONFIG],
+    "generation": [_MATRIX],
+    "thresholds": [_CONFIG],
+    "flags": [_CONFIG],
+    "pre": [_CONFIG],
+    "post": [_CONFIG],
+}
+
+_ALONE = "tests/integration/test_serving.py::test_it_boots_alone_and_warms_the_fallback"
+
+OFFLINE_SHOWN_BY: dict[str, list[str]] = {
+    "A node that hears nothing keeps serving its active release.": [
+        "tests/integration/test_agent.py::test_a_node_restarts_and_serves_with_no_hub_and_tells_of_it_later",
+        _ALONE,
+    ],
+    "It keeps its fallback warm, keeps judging health and rolls back by itself.": [
+        _ALONE,
+        "tests/e2e/test_slow_release.py"
+        "::test_a_release_that_is_right_but_slow_is_rolled_back_by_itself_without_a_failed_request",
+        "tests/faults/test_kills.py"
+        "::test_a_power_cut_on_probation_is_forgiven_once_and_the_second_ends_it_without_a_hub",
+    ],
+    "It keeps recording into a bounded outbox that thins old records instead of losing them silently, and counts what "
+    "it thinned.": [
+        "tests/unit/test_outbox.py::test_metrics_decay_to_hours_then_days_before_anything_is_lost",
+        "tests/unit/test_outbox.py::test_how_long_a_node_may_be_away_is_documented_as_measured",
+    ],
+    "It installs nothing new once the signed freshness it holds has expired.": [
+        "tests/unit/test_vouching_attacks.py::test_an_expired_duty_blocks_what_is_new_and_keeps_what_was_seen_in_time",
+        "tests/unit/test_trust_attacks.py::test_freeze_an_expired_set_brings_nothing_new",
+    ],
+    "After the model's `max_offline_s` it does what `at_max_offline` says: serve and flag, fall back, or stop.": [
+        _OFFLINE
+    ],
+    "Back on line it reads denials first, policy second, desired state third; then it reports, then it fetches.": [
+        "tests/integration/test_agent.py::test_a_node_that_returns_learns_of_denials_before_anything_else",
+        "tests/integration/test_hub.py::test_denials_come_first_in_a_reply_and_once_more_behind_a_set",
+    ],
+}
+
+
+def _missing(tests: list[str]) -> list[str]:
+    found = []
+    for test in tests:
+        file, _, name = test.partition("::")
+        path = ROOT / file
+        if not path.is_file() or not re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE):
+            found.append(test)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shown_by", "fields"), [(SHOWN_BY, FIELDS), (CONFIG_SHOWN_BY, CONFIG_FIELDS)], ids=["policy", "config"]
+)
+def test_every_field_is_shown_by_tests_that_exist(shown_by: dict[str, list[str]], fields: dict[str, object]) -> None:
+    assert shown_by.keys() == fields.keys()
+    for field, tests in shown_by.items():
+        assert tests, f"{field} is shown by no test"
+        assert not _missing(tests), f"{field} is shown by a test that isn't there"
+
+
+def test_every_sentence_on_being_off_line_is_shown_by_tests_that_exist() -> None:
+    paragraph = " ".join(PAGE.split("<!-- offline -->")[1].split("<!-- end offline -->")[0].split())
+    sentences = [sentence.strip() + "." for sentence in paragraph.split(". ") if sentence]
+    sentences[-1] = sentences[-1].removesuffix(".")
+    assert list(OFFLINE_SHOWN_BY) == sentences
+    for sentence, tests in OFFLINE_SHOWN_BY.items():
+        assert tests, sentence
+        assert not _missing(tests), sentence
+
+
+def test_the_page_has_every_field_with_its_default() -> None:
+    for row in (*explain(), *explain_config()):
+        assert f"| `{row.field}` | {row.type.replace('|', chr(92) + '|')} | {row.default} |" in PAGE
+
+
+EXAMPLES = re.findall(r"^```toml\n# (policy|config): ([a-z]+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("kind", "name", "text"), EXAMPLES, ids=[name for _, name, _ in EXAMPLES])
+def test_the_examples_of_the_page_are_documents(kind: str, name: str, text: str) -> None:
+    read = policy_from_table if kind == "policy" else config_from_table
+    document = read(tomllib.loads(text), realm="demo", number=1, at=1_795_000_000)
+    assert type(document).decode(document.encode()) == document
+
+
+def test_no_example_is_left_out() -> None:
+    assert len(EXAMPLES) == PAGE.count("```toml") >= 4
