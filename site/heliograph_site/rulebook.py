@@ -33,8 +33,9 @@ from heliograph_site.machine import FailMode, Matched, Memory, Passed, Pointer
 
 log = logging.getLogger("heliograph.agent")
 
-MAX_PAPERS = 8
-"""Of one scope, besides those that a machine needs."""
+MAX_PAPERS = 64
+"""Of one scope, besides those that a machine needs. Older ones are asked for one after another, from the newest down,
+and each answer has to be here still when the next one is judged: with too few the same would be asked for ever."""
 SCOPES = {"policy": "ring", "config": "model"}
 
 
@@ -359,8 +360,7 @@ class Rulebook:
         return ring is not None and self._head("policy", ring) > 0 and not self._papers.get(("policy", ring))
 
     def _least(self, held: tuples.Held) -> int:
-        now = self._now()
-        return max(held.in_force, *(p.number for p in held.policies if now >= p.forced_at), 0)
+        return tuples.least(held, self._now())
 
     def _fail_mode(self, model: str, release: bytes, policy: int) -> FailMode:
         rules = tuples.held_policy(self.policy(policy), model, 0)
