@@ -30,6 +30,7 @@ import heliograph
 from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import (
     Ask,
+    Assignment,
     Denials,
     Document,
     Hello,
@@ -54,19 +55,23 @@ from heliograph.vouching import UnknownTypeError
 from heliograph_site import hardware
 from heliograph_site.allowance import Allowance
 from heliograph_site.belief import Belief, News
+from heliograph_site.door import keep_door
 from heliograph_site.estimate import Estimate
 from heliograph_site.fetching import Downloads
 from heliograph_site.folder import agent_lock, read_key, read_node_file
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.link import Link
-from heliograph_site.machine import Answer, GivenUp, Happening, Memory, Started
+from heliograph_site.machine import Answer, GivenUp, Happening, Memory, StandIn, Started
 from heliograph_site.machines import Machines
+from heliograph_site.orders import DRILL_BEGUN, Orders
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.reporting import Incidents, Reporter
+from heliograph_site.rulebook import Rulebook
 from heliograph_site.serving.control import ServerControl
 from heliograph_site.serving.tuned import Tuned, tuned
 from heliograph_site.slots import Slots
-from heliograph_site.tasks import Pace, Server, Tasks
+from heliograph_site.tasks import Pace, Server, Switched, Tasks
+from heliograph_site.vigil import Vigil
 
 log = logging.getLogger("heliograph.agent")
 
@@ -111,6 +116,19 @@ class _Tick:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class _Ordered:
+    model: str
+    happening: Happening
+    followed: asyncio.Future[bool]
+    """Whether anything did."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LookAgain:
+    pass
+
+
 class _StopRequestedError(Exception):
     """SIGTERM or SIGINT: leave the task group."""
 
@@ -131,6 +149,7 @@ class Agent:
         """Opens the folder's files; `run` does the rest. The caller holds the folder's lock."""
         self._rng = rng or SystemRandom()
         self._deadlines, self._pace = deadlines, pace or Pace()
+        self._folder = folder
         self._file = read_node_file(folder)
         key = read_key(folder)
         self._keyid = key.keyid
@@ -161,9 +180,9 @@ class Agent:
         self._tasks = Tasks(
             self, self._slots, self._downloads, self._server, self._hardware, self._rng, deadlines, self._pace
         )
-        self._inbox: asyncio.Queue[_Message | _LinkChanged | _Answer | _Older | _ReplyIsLate | _Tick] = asyncio.Queue(
-            INBOX_LENGTH
-        )
+        self._inbox: asyncio.Queue[
+            _Message | _LinkChanged | _Answer | _Older | _ReplyIsLate | _Tick | _Ordered | _LookAgain
+        ] = asyncio.Queue(INBOX_LENGTH)
         self._group: asyncio.TaskGroup | None = None
         self._machines = Machines(
             self.journal,
@@ -175,7 +194,11 @@ class Agent:
             self._spawn,
             self.tell,
             self._untuned.set,
+            self._stands_in,
+            lambda model, happening: self._orders.why_restricted(model, happening),
         )
+        self._vigil = Vigil(self.journal, self._time, self._belief, self.policy_of, self.record)
+        self._orders = Orders(self, self._order, deadlines, self._pace)
         self._older: tuple[OlderDenials, asyncio.Task[None]] | None = None
         self._late: asyncio.Task[None] | None = None
         self._is_back = False
@@ -227,6 +250,49 @@ class Agent:
         """What a new release waits for by policy before it is activated."""
         return self._allowance.why_not_activate(model, version, activated_at)
 
+    @property
+    def assigned(self) -> Assignment | None:
+        """Its assignment."""
+        return self._belief.assignment
+
+    @property
+    def switched(self) -> Mapping[str, Switched]:
+        """The last switch of each model."""
+        return self._tasks.switched
+
+    @property
+    def done(self) -> int:
+        """Highest number of a command that was carried out or refused."""
+        return self._orders.done
+
+    def stale(self, model: str) -> tuple[str, ...]:
+        """How a model is further behind than policy allows, in words."""
+        return self._vigil.stale(self._machines.memories[model])
+
+    def flag(self, model: str) -> str:
+        """What people must know of a model that has been alone for too long."""
+        return self._vigil.flag(model)
+
+    async def tell_all(self) -> None:
+        """Has everything reported now: counters, records, state."""
+        try:
+            self._reporter.metrics((await self._server.status()).get("models", {}))
+        except TransportError:
+            pass  # what it counted is told when it is back
+        self._reporter.say()
+
+    async def derive(self) -> None:
+        """Has the levels of every model looked at again."""
+        await self._inbox.put(_LookAgain())
+
+    def _stands_in(self, model: str) -> StandIn:
+        return StandIn("fallback", DRILL_BEGUN) if self._orders.is_drilling(model) else self._vigil.stand_in(model)
+
+    async def _order(self, model: str, happening: Happening) -> bool:
+        followed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await self._inbox.put(_Ordered(model, happening, followed))
+        return await followed
+
     def took_for(self, release: bytes) -> int:
         """Content that came for the release."""
         return self._allowance.took_for(release)
@@ -240,6 +306,11 @@ class Agent:
     def denials(self) -> Denials:
         """How many denials are in force here, and their digest."""
         return self._belief.denials.head
+
+    @property
+    def rules(self) -> Rulebook:
+        """Policies and configs held."""
+        return self._belief.rules
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -365,6 +436,8 @@ class Agent:
                 spawn(self._link.greet(), name="hello")
                 spawn(self._tick(), name="time")
                 spawn(self._watch(), name="watch")
+                spawn(self._orders.run(), name="orders")
+                spawn(keep_door(self._folder, self._orders.by_site), name="door")
                 for name, work in self._reporter.loops():
                     spawn(work, name=name)
                 await stop.wait()
@@ -510,10 +583,19 @@ class Agent:
                     await self._guard("deny/all", self._on_older(blob))
                 case _ReplyIsLate():
                     await self._catch_up()
+                case _Ordered(model, happening, followed):
+                    before = self._machines.memories[model]
+                    await self._machines.step(model, happening)
+                    if not followed.done():
+                        followed.set_result(self._machines.memories[model] != before)
+                case _LookAgain():
+                    await self._machines.derive_all()
                 case _Tick():
                     self._time.save()
                     self._allowance.flush()
                     self.outbox.expire(self.now())
+                    if self._vigil.look(self._machines.memories.values()):
+                        self._reporter.say()
                     await self._machines.derive_all()
                     self._ask_for_older()
 
@@ -567,6 +649,7 @@ class Agent:
         if news.hello:
             self._link.greet_now()
         if news.assigned:
+            self._orders.look()
             self._reporter.say()
         if news.ring:
             self._link.renew()
@@ -613,6 +696,9 @@ class Agent:
         if not reply.more:
             self._link.answered()
             await self._catch_up()
+            self._vigil.look(self._machines.memories.values())
+            if any(memory.aside for memory in self._machines.memories.values()):
+                await self._machines.derive_all()
 
     async def _wait_for_reply(self) -> None:
         await asyncio.sleep(self._deadlines.reply_s)

@@ -214,6 +214,15 @@ class Belief:
             target = replace(target, path=admitted.target.path, vouchers=self.vouchers(model))
         return Directed(directive.action, target), ""
 
+    def directed(self, model: str) -> str | None:
+        """The version that the model's newest directive installs, if it does and the release is listed."""
+        held = self._directives.get(model)
+        directive = self._directive(held) if held is not None else None
+        if directive is None or directive.action != "install":
+            return None
+        target = self.trusted.target(model, directive.release)
+        return target.version if target is not None else None
+
     def why_not_yet(self, model: str, release: bytes) -> str | None:
         """What forbids activating the release now; None if every duty vouches for it and freshness is proven."""
         held = self._directives.get(model)
@@ -327,7 +336,7 @@ class Belief:
             self.rules.leave_ring()
             self._directives.clear()
             self._unverified = None
-        return News(assigned=True, ring=is_other_ring)
+        return News(assigned=True, ring=is_other_ring, models=is_other_ring)
 
     def _standing_number(self, model: str) -> int:
         """The number of the directive held, as long as its signatures still count; else 0."""

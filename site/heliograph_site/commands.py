@@ -1,4 +1,4 @@
-"""[IO] `heliograph node`: join, run, status."""
+"""[IO] `heliograph node`: join, run, status; and what a site does by itself: rollback, hold, resume."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from heliograph.metadata import time_text
+from heliograph_site.door import knock
 from heliograph_site.folder import JoinString, read_node_file
 from heliograph_site.joining import check_free, join
 from heliograph_site.status import status
@@ -74,6 +75,42 @@ def node_status(
         _show(facts)
 
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
+Why = Annotated[str, typer.Option("--reason", help="Why, for the audit record.")]
+
+
+@node.command("rollback")
+def node_rollback(model: Model, folder: Folder, reason: Why = "") -> None:
+    """Serve a model's fallback now, where policy lets the site; the release left isn't tried again by its directive.
+
+    Example: heliograph node rollback digits ./pi-1 --reason "wrong labels"
+    """
+    _tell_agent(folder, "rollback", model, reason)
+
+
+@node.command("hold")
+def node_hold(model: Model, folder: Folder, reason: Why = "") -> None:
+    """Begin nothing new of a model until `node resume`, where policy lets the site; what serves goes on.
+
+    Example: heliograph node hold digits ./pi-1 --reason "stocktaking"
+    """
+    _tell_agent(folder, "hold", model, reason)
+
+
+@node.command("resume")
+def node_resume(model: Model, folder: Folder, reason: Why = "") -> None:
+    """Take new releases of a model again.
+
+    Example: heliograph node resume digits ./pi-1
+    """
+    _tell_agent(folder, "resume", model, reason)
+
+
+def _tell_agent(folder: Path, action: str, model: str, reason: str) -> None:
+    read_node_file(folder)
+    print(knock(folder, action, model, reason))
+
+
 def _show(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -84,7 +121,7 @@ def _show(facts: dict[str, Any]) -> None:
     models = Table("model", "phase", "active", "verdict", "fallback", "note", box=None)
     for name, model in facts["models"].items():
         refused = [f"{_name(r)} refused: {r['reason']}" for r in model["refused"][:1]]
-        note = model["flag"] or model["reason"] or model["waiting"] or "; ".join(refused)
+        note = model["flag"] or model["reason"] or model["stale"] or model["waiting"] or "; ".join(refused)
         models.add_row(
             name, model["phase"], _name(model["active"]), model["verdict"] or "-", _name(model["fallback"]), note
         )

@@ -524,6 +524,14 @@ class Journal:
         rows = [[model, release, counted.to_plain()] for (model, release), counted in served.items()]
         self._put(("served", pack(rows)))
 
+    def state(self, key: str) -> bytes | None:
+        """What a module of the agent saved under its own name; None before the first time."""
+        return self._get(key)
+
+    def save_state(self, key: str, value: bytes) -> None:
+        """Replaces it."""
+        self._put((key, value))
+
     def _get(self, key: str) -> bytes | None:
         row = self._conn.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return None if row is None else bytes(row[0])

@@ -584,10 +584,10 @@ Event = (
     | FitsAgain
 )
 EVENTS: Final[tuple[type, ...]] = (
-    Wanted, Renumbered, Withdrawn, Returned, Aborted, SteppedAside, StoodDown, Resumed, Restarted, RestartedMidway, RestartedHealthy, RestartedAgain, Admitted,
-    Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed, Healthy, Proved, Served,
-    Stopped, ActiveLost, LastLost, LastClosed, TargetDenied, FallbackDenied, ActiveDenied, LastDenied,
-    Retuned, ActiveUnfit, LastUnfit, LastStopped, FitsAgain,
+    Wanted, Renumbered, Withdrawn, Returned, Aborted, SteppedAside, StoodDown, Resumed, Restarted, RestartedMidway,
+    RestartedHealthy, RestartedAgain, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed,
+    Postponed, Failed, Healthy, Proved, Served, Stopped, ActiveLost, LastLost, LastClosed, TargetDenied,
+    FallbackDenied, ActiveDenied, LastDenied, Retuned, ActiveUnfit, LastUnfit, LastStopped, FitsAgain,
 )  # fmt: skip
 Happening = Started | Directed | DenialsHeld | Matched | GivenUp | StandIn | Recalled | CalledOff | Withdrawn | Answer
 

@@ -21,6 +21,7 @@ from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
 from heliograph_site.journal import Journal
 from heliograph_site.machine import (
+    UNDER_WAY,
     Answer,
     Command,
     DenialsHeld,
@@ -29,8 +30,10 @@ from heliograph_site.machine import (
     Happening,
     Memory,
     Passed,
+    StandIn,
     Started,
     TargetDenied,
+    Withdrawn,
     classify,
     end_of,
     matched,
@@ -56,6 +59,8 @@ class Machines:
         spawn: starts a task in the agent's group.
         deliver: puts a task's last answer (model, answer) into the inbox.
         tune: has the server compared with the pointers, soon.
+        stand_in: what is to stand in for a model's committed release now.
+        why_restricted: what people let nothing be made of a directive for.
     """
 
     def __init__(
@@ -69,11 +74,14 @@ class Machines:
         spawn: Spawn,
         deliver: Callable[[str, Answer], Awaitable[None]],
         tune: Callable[[], None] = lambda: None,
+        stand_in: Callable[[str], StandIn] = lambda _: StandIn("", ""),
+        why_restricted: Callable[[str, Happening | None], str | None] = lambda *_: None,
     ) -> None:
         """Loads every machine's memory; nothing is done before the first `step`."""
         self._journal, self._outbox, self._time = journal, outbox, time
         self._belief, self._reporter, self._tasks = belief, reporter, tasks
         self._spawn, self._deliver, self._tune = spawn, deliver, tune
+        self._stand_in, self._why_restricted = stand_in, why_restricted
         self.memories: dict[str, Memory] = {model: journal.load(model) for model in journal.models()}
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -86,8 +94,13 @@ class Machines:
 
     async def derive_all(self) -> None:
         """Tells every model's machine what the documents held and its directive mean now."""
-        for memory in tuple(self.memories.values()):
+        for model, memory in tuple(self.memories.items()):
             await self._take(memory, (), None)
+            held = weigh(self.memories[model], self._belief.denials)  # another policy may have another fail mode
+            if classify(self.memories[model], held) is not None:
+                await self.step(model, held)
+        for model in tuple(self.memories):
+            await self.step(model, self._stand_in(model))
         for model in dict.fromkeys((*self._belief.models, *self.memories)):
             happening = self._wanted(model)
             if happening is not None:
@@ -95,7 +108,15 @@ class Machines:
 
     def _wanted(self, model: str) -> Happening | None:
         memory = self.memories.get(model) or self._journal.load(model)
+        stand_in = self._stand_in(model)
+        if stand_in.aside:
+            self._reporter.note(model, stand_in.reason)
+            return None  # nothing new until all is as it was
         happening, waiting = self._belief.wanted(model, memory)
+        restricted = self._why_restricted(model, happening)
+        if restricted is not None and happening is not None and classify(memory, happening) is not None:
+            waiting = restricted
+            happening = Withdrawn(restricted) if memory.phase in UNDER_WAY else None
         if memory.phase in ("idle", "stuck"):
             self._reporter.note(model, waiting)
         if happening is not None and classify(memory, happening) is not None:
@@ -142,6 +163,9 @@ class Machines:
         held = weigh(memory, self._belief.denials)
         if classify(memory, held) is not None:
             return held
+        stand_in = self._stand_in(memory.model)
+        if classify(memory, stand_in) is not None:
+            return stand_in
         return self._wanted(memory.model) if memory.phase in ("idle", "stuck") else None
 
     async def obey(self, denials: DenySet) -> None:

@@ -68,6 +68,16 @@ class Node(Protocol):
         """Content that came on this day and in this month."""
 
     @property
+    def done(self) -> int:
+        """Highest number of a command that was carried out or refused."""
+
+    def stale(self, model: str) -> tuple[str, ...]:
+        """How a model is further behind than policy allows, in words."""
+
+    def flag(self, model: str) -> str:
+        """What people must know of a model that has been alone for too long."""
+
+    @property
     def rules(self) -> Rulebook:
         """Policies and configs held."""
 
@@ -199,6 +209,7 @@ class Reporter:
             deny=self._node.denials,
             bytes_received=self._node.bytes_received,
             spent=self._node.spent,
+            done=self._node.done,
             policy=self._node.rules.node_policy_number(self._node.memories.values()),
             declined=self._node.rules.declined(),
             models={model: self._model(memory) for model, memory in self._node.memories.items()},
@@ -213,7 +224,10 @@ class Reporter:
             held=held(memory),
             refused=tuple(Refusal(release=r.release, number=r.number, reason=r.reason[:400]) for r in memory.refused),
             verdict=memory.active.verdict if memory.active else None,
-            waiting=(flag(memory) or memory.reason or self._waiting.get(memory.model, ""))[:400],
+            stale=tuple(sentence[:400] for sentence in self._node.stale(memory.model)),
+            waiting=(
+                flag(memory) or self._node.flag(memory.model) or memory.reason or self._waiting.get(memory.model, "")
+            )[:400],
         )
 
     async def _send_records(self) -> None:

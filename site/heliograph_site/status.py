@@ -9,6 +9,7 @@ from heliograph.documents import LANES, Lane
 from heliograph.errors import RefusedError, TransportError
 from heliograph.names import Digest
 from heliograph.trust import state_from_bytes
+from heliograph.wire import pack, unpack
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
 from heliograph_site.folder import is_agent_running, read_key, read_node_file
@@ -18,6 +19,7 @@ from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
 from heliograph_site.reporting import flag, held
 from heliograph_site.serving.control import ServerControl
 from heliograph_site.slots import Slots
+from heliograph_site.vigil import OFFLINE, STALE, begun_from
 
 _NO_RECORDS = LaneStatus(0, 0, 0, 0, 0, 0, 0)
 _LOOK_S = 2.0
@@ -41,6 +43,12 @@ def status(folder: Path) -> dict[str, Any]:
             model: _model(journal, journal.load(model), waiting.pop(model, ""))
             for model in sorted({*journal.models(), *waiting})
         }
+        begun = begun_from(journal)
+        holds = dict(unpack(journal.state("holds") or pack({})))
+        for model, found in models.items():
+            found["stale"] = begun.get(f"{STALE} {model}", "")
+            found["flag"] = found["flag"] or begun.get(f"{OFFLINE} {model}", "")
+            found["held_by_site"] = holds.get(model, "")
         documents = _documents(journal, folder) if state is not None else {"policy": 0, "candidates": []}
         received = journal.counter("bytes_received")
         is_up = journal.link() == "up" and is_agent_running(folder)

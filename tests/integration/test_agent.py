@@ -272,7 +272,7 @@ def test_a_release_arrives_in_full_and_the_next_as_a_delta_and_all_is_reported(
             assert agent._slots.store.read(Digest(manifest.file("model.tflite").sha256)) == new
             assert not list((node.folder / "incoming").iterdir())
             await until(lambda: delivered(agent), "records receipted")
-            assert agent.outbox.status()["audit"].receipted == 12 + 2 * 2, "each time six steps, a switch, a verdict"
+            assert agent.outbox.status()["audit"].receipted == 12 + 2 * 3, "each time six steps, the bytes, a switch, a verdict"
             assert agent.outbox.status()["incident"].written == 0
             await until(is_reported, "reported", 10)
 
