@@ -108,8 +108,16 @@ class Control:
 
     def at_most(self, kind: Kind, scope: str, number: int) -> Stored | None:
         """The newest that counts, up to a number: what a node asks for by number."""
-        found = [stored for stored in self.all(kind, scope) if stored.counts and stored.number <= number]
-        return found[-1] if found else None
+        query = sa.select(documents).where(
+            documents.c.kind == kind,
+            documents.c.scope == scope,
+            documents.c.number <= number,
+            documents.c.published_at.is_not(None),
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(documents.c.number.desc())).all()
+        found = (self._stored(row.kind, row.statement, row.published_at) for row in rows)
+        return next((stored for stored in found if stored.counts), None)
 
     def announced(self) -> dict[str, bytes]:
         """What is retained on which topic."""

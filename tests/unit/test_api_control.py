@@ -8,7 +8,7 @@ from threading import Thread
 import httpx
 import pytest
 import uvicorn
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -339,6 +339,7 @@ text = st.text(max_size=20)
     gate=st.floats(allow_nan=False, allow_infinity=False),
     item=text,
 )
+@example(redact=["\x7f\n\"'\\"], day=None, models={}, gate=1e-300, item="\u2028\U0001f600")
 def test_any_policy_survives_being_shown_and_set_again(redact, day, models, gate, item):
     table = {
         "ring": "general",
