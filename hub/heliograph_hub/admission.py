@@ -10,12 +10,14 @@ May be used by several threads.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from zoneinfo import ZoneInfo
 
-from heliograph.economy import Wait, why_spent
+from heliograph.documents import Spent
+from heliograph.economy import Wait, site_spent, why_spent
 from heliograph.names import Digest, Ring
-from heliograph.policy import Policy
+from heliograph.policy import Budget, Policy
 from heliograph.rules import why_below_floor
 from heliograph_hub.fleet import Node
 from heliograph_hub.ledger import Ledger
@@ -36,6 +38,8 @@ class Admission:
         policy_of: the policy in force for a ring.
         zone_of: the time zone of a site.
         chance: a number from 0 to 1, drawn anew.
+        said_by: what the nodes of a site say that they fetched, and when they said it. A hub that was restored from an
+            older copy has sent more than its books know.
     """
 
     def __init__(
@@ -44,8 +48,10 @@ class Admission:
         policy_of: Callable[[Ring], Policy],
         zone_of: Callable[[str], ZoneInfo],
         chance: Callable[[], float],
+        said_by: Callable[[str], Sequence[tuple[Spent, int]]] = lambda site: (),
     ) -> None:
         self._ledger = ledger
+        self._said_by = said_by
         self._policy_of, self._zone_of, self._chance = policy_of, zone_of, chance
         self._lock = threading.Lock()
         self._waiting: OrderedDict[tuple[str, str, str], float] = OrderedDict()
@@ -72,7 +78,8 @@ class Admission:
         why: list[Wait | None] = []
 
         def is_let_in(facts: Facts) -> bool:
-            why.append(why_wait(policy, facts, zone, now))
+            spent = self._spent_by(node.site, facts.site, policy.budget, zone, now)
+            why.append(why_wait(policy, replace(facts, site=spent), zone, now))
             return why[0] is None
 
         self._ledger.admit(
@@ -126,6 +133,14 @@ class Admission:
         at, is_spent = self._spent.get(node.site, (now_s - SPENT_FOR_S, False))
         if now_s - at >= SPENT_FOR_S:
             zone = self._zone_of(node.site)
-            is_spent = why_spent(budget, self._ledger.spent(node.site, zone, now), zone, now) is not None
+            spent = self._spent_by(node.site, self._ledger.spent(node.site, zone, now), budget, zone, now)
+            is_spent = why_spent(budget, spent, zone, now) is not None
             self._spent[node.site] = (now_s, is_spent)
         return is_spent
+
+    def _spent_by(self, site: str, booked: Spent, budget: Budget, zone: ZoneInfo, now: int) -> Spent:
+        """What counts of the site's budget: what was sent, or what its nodes say that came, whichever is more."""
+        if budget.day_bytes is None and budget.month_bytes is None:
+            return booked
+        said = site_spent(self._said_by(site), zone, now)
+        return Spent(day=max(booked.day, said.day), month=max(booked.month, said.month))

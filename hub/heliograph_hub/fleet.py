@@ -234,11 +234,14 @@ class Fleet:
                 raise RefusedError(f"{site}/{node} was removed: its key counts no more")
             return self._node(row, _ring_of(connection, site))
 
-    def nodes(self, *, removed_too: bool = False) -> list[Node]:
-        """All nodes that are enrolled, by site and name."""
+    def nodes(self, *, removed_too: bool = False, site: str | None = None) -> list[Node]:
+        """All nodes that are enrolled, or those of one site, by site and name."""
+        query = sa.select(nodes).order_by(nodes.c.site, nodes.c.node)
+        if site is not None:
+            query = query.where(nodes.c.site == site)
         with self._database.read() as connection:
             rings = {row.site: row.ring for row in connection.execute(sa.select(sites))}
-            rows = connection.execute(sa.select(nodes).order_by(nodes.c.site, nodes.c.node)).all()
+            rows = connection.execute(query).all()
         return [
             self._node(row, rings.get(row.site, FIRST_RING)) for row in rows if removed_too or row.removed_at is None
         ]

@@ -40,6 +40,7 @@ from heliograph.documents import (
     ModelReport,
     Receipt,
     Reply,
+    Spent,
     Want,
 )
 from heliograph.economy import zone
@@ -126,7 +127,7 @@ class Service:
         self.recipes = Recipes(self.registry)
         self.ledger = Ledger(self.database, self._report_of)
         self.rollouts = Rollouts(self.desired, self.ledger, self.authority)
-        self.admission = Admission(self.ledger, self.policy_of, self.zone_of, SystemRandom().random)
+        self.admission = Admission(self.ledger, self.policy_of, self.zone_of, SystemRandom().random, self._said_by)
         self.distribution = Distribution(self.registry, Sender(rate, node_rate), self._on_sent)
         self.told: dict[Ring, dict[str, Signed]] = in_force(self.desired.rows())
         """What each ring is told of each model, as of the last commit that was announced."""
@@ -203,6 +204,10 @@ class Service:
         except (NotFoundError, RefusedError):
             return None
         return reported.models.get(model) if reported else None
+
+    def _said_by(self, site: str) -> list[tuple[Spent, int]]:
+        reports = [node.reported for node in self.fleet.nodes(site=site)]
+        return [(reported.spent, reported.estimate) for reported in reports if reported is not None]
 
     def _on_sent(self, site: str, node: str, purpose: Purpose, count: int) -> None:
         self.ledger.note_sent(site, node, purpose.ring, purpose.release or NO_RELEASE, count, _now())

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from heliograph.documents import Ask, Want
+from heliograph.documents import Ask, Spent, Want
 from heliograph.names import Digest
 from heliograph.objects import ObjectStore
 from heliograph.policy import Budget, ModelRules, Pacing, Policy
@@ -36,6 +36,7 @@ class Hub:
         self.path = folder / "hub.sqlite"
         self.objects = ObjectStore(folder / "objects")
         self.policy = {}
+        self.said = ()
         self.number, self.action = 1, "install"
         self.restart()
         for version in ("1.0.0", "1.1.0"):
@@ -59,6 +60,7 @@ class Hub:
             lambda ring: Policy(realm="dev", ring=ring, number=1, at=0, **self.policy),
             lambda site: UTC,
             lambda: 0.5,
+            lambda site: self.said if site == "shop" else (),
         )
 
     @property
@@ -136,6 +138,15 @@ def test_the_budget_of_a_site_is_what_it_was_sent_in_its_day_whoever_took_it(hub
     assert [_kind(hub.ask(node)) for node in (A, B, FAR)] == ["later", "later", "ways"]
     assert hub.ask(A).later_s > 600, "it is a long time until the day turns"
     assert _kind(hub.ask(A, NOON + 12 * 3600)) == "ways"
+
+
+def test_what_a_sites_nodes_say_that_came_counts_where_the_hub_knows_of_less(hub):
+    hub.policy = {"budget": Budget(day_bytes=1000)}
+    hub.said = ((Spent(day=600, month=600), NOON - 60), (Spent(day=400, month=400), NOON - 60))
+    assert [_kind(hub.ask(node)) for node in (A, FAR)] == ["later", "ways"]
+    assert hub.admission.is_spent(A, NOON, 10.0)
+    hub.said = ((Spent(day=1000, month=1000), NOON - 86_400),)
+    assert _kind(hub.ask(A)) == "ways", "that was yesterday"
 
 
 @pytest.mark.parametrize("action", ["hold", "return"])

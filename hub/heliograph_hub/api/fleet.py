@@ -64,6 +64,7 @@ class Fleet(Part):
             }
         assignments = self._service.assignments
         waiting = assignments.proposals(site, name)
+        sent = self._service.ledger.bytes_by_release(site, name)
         return self._node(node, names, assignments.labels(), assignments.pins()) | {
             "models": models,
             "relay": node.relay,
@@ -104,7 +105,11 @@ class Fleet(Part):
                 "digest": said.deny.digest.hex() if said else "",
                 "acknowledged": said is not None and said.deny == self._service.denials.head,
             },
-            "bytes_sent": self._service.distribution.content_bytes[site, name],
+            "bytes_sent": sum(sent.values()),
+            "bytes_by_release": [
+                {"release": names.get(release), "digest": release.hex(), "bytes_sent": count}
+                for release, count in sent.items()
+            ],
             "serving": {
                 model: [_figures(release, names) for release in releases]
                 for model, releases in fleet.serving(site, name).items()

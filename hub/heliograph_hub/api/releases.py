@@ -94,6 +94,10 @@ class Releases(Part):
             "full_bytes": full_bytes,
             "deltas": deltas,
             "costs": self._costs(release),
+            "sites": [
+                {"site": site, "bytes_sent": count}
+                for site, count in service.ledger.bytes_by_site(release.digest).items()
+            ],
         }
 
     def _costs(self, release: Release) -> dict[str, int]:

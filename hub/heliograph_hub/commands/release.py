@@ -163,7 +163,7 @@ def release_list(where: Hub = "", as_json: Json = False) -> None:
 
 @app.command("show")
 def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> None:
-    """Show one release: its files, who signed, and what each delta to it costs.
+    """Show one release: its files, who signed, what each delta to it costs, and what each site was sent of it.
 
     Example: heliograph release show digits@1.1.0 --hub ./hub
     """
@@ -194,3 +194,5 @@ def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> N
         )
     if answer["costs"]:
         table(("node holds", "bytes to fetch"), [(held, str(cost)) for held, cost in answer["costs"].items()])
+    if answer["sites"]:
+        table(("site", "bytes sent"), [(s["site"], str(s["bytes_sent"])) for s in answer["sites"]])
