@@ -329,13 +329,14 @@ def _own_config(held: Held, release: HeldRelease, policy: HeldPolicy) -> HeldCon
 
 
 def _configs(held: Held, release: HeldRelease) -> list[HeldConfig]:
-    """Those that may be taken for the release, the best first: the newest, then those passed over."""
+    """Those that may be taken for the release, the best first: the newest; of those passed over, its own first."""
     found = {config.number: config for config in held.configs}
     if not found or release.config == 0:
         found.setdefault(0, NO_CONFIG)
 
     def rank(number: int) -> tuple[bool, bool, int]:
-        return number > release.passed_over, number == release.config, number
+        is_new = number > release.passed_over
+        return is_new, not is_new and number == release.config, number
 
     return [found[number] for number in sorted(found, key=rank, reverse=True)]
 

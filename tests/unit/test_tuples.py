@@ -297,3 +297,8 @@ def test_whether_a_release_could_be_activated_with_what_is_held() -> None:
     held = Held("digits", ACTIVE, configs=(HeldConfig(2),), policies=(a_policy(3),), in_force=3)
     assert fitting(held, ACTIVE) == (HeldConfig(2), a_policy(3))
     assert fitting(held, NEW_ONLY) is None
+
+
+def test_the_newest_config_replaces_the_one_that_serves() -> None:
+    active = replace(ACTIVE, config=1)
+    assert choose(Held(model="digits", active=active, configs=(HeldConfig(1), HeldConfig(2))), NOW).config == 2

@@ -217,7 +217,8 @@ def _best(node: Node, among: list[HeldRelease], owner: "Hub | Node") -> Numbers 
                 configs.append(HeldConfig(0))
             for config in configs:
                 if _fits(release, config, policy):
-                    rank = (config.number > release.passed_over, config.number == own, config.number)
+                    is_new = config.number > release.passed_over
+                    rank = (is_new, not is_new and config.number == own, config.number)
                     found.append(((policy.number, -place, rank), (release.digest[0], config.number, policy.number)))
     return max(found)[1] if found else None
 
