@@ -171,26 +171,6 @@ def why_spent(budget: Budget, spent: Spent, tz: ZoneInfo, now: int) -> Wait | No
     return None
 
 
-def why_not_fetch(policy: Policy, spent: Spent, tz: ZoneInfo, now: int) -> Wait | None:
-    """What fetching waits for, asked before it begins and again while it goes on; None: go on."""
-    return why_closed(policy.windows, "fetch", tz, now) or why_spent(policy.budget, spent, tz, now)
-
-
-class Allowance(NamedTuple):
-    """What may be fetched now: so many bytes (None: any number), until then at least."""
-
-    bytes: int | None
-    until: int
-
-
-def allowance(policy: Policy, spent: Spent, tz: ZoneInfo, now: int) -> Allowance:
-    """How far a fetch may go before it has to ask again; meant for when `why_not_fetch` says None."""
-    until = open_until(policy.windows, "fetch", tz, now)
-    left = budget_left(policy.budget, spent)
-    turns = FOREVER if left is None else periods(tz, now).day_ends
-    return Allowance(left, min(now if until is None else until, turns))
-
-
 # --- ways -------------------------------------------------------------------------------------------------------------
 
 

@@ -67,15 +67,6 @@ def for_model(policy: Policy, model: str) -> Rules:
     )
 
 
-def node_policy(in_force: Iterable[int], held: Sequence[Policy]) -> Policy | None:
-    """The policy that counts for what isn't one model's: the newest in force for any, else the newest held."""
-    numbers = {policy.number: policy for policy in held}
-    newest = max(in_force, default=0)
-    if newest in numbers:
-        return numbers[newest]
-    return max(held, key=lambda policy: policy.number, default=None)
-
-
 def fail_mode(policy: Policy, model: str, of_manifest: FailModeRule) -> FailModeRule:
     """What the model does with nothing left that may serve."""
     return for_model(policy, model).fail_mode or of_manifest
@@ -115,11 +106,6 @@ def offline_action(policy: Policy, model: str, heard_at: int, now: int) -> Offli
         return None
     reason = f"{away_s} s without the hub's word, policy {policy.number} allows {rules.max_offline_s} s"
     return Offline(rules.at_max_offline, reason)
-
-
-def offline_at(policy: Policy, model: str, heard_at: int) -> int:
-    """The first second in which `offline_action` says something."""
-    return heard_at + for_model(policy, model).max_offline_s + 1
 
 
 # --- authority --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ This is the one place with the compatibility rule: a node asks it what to activa
 document to ask for; the hub asks it what a new document would do to the fleet. Nothing here knows how documents come,
 how long fetching takes or what was denied: what may not serve isn't handed in.
 
-The rules (`misfits`, `choose`, `restore`):
+The rules (`misfits`, `choose`):
 1. A tuple fits when the release's ranges (its manifest's, or what the *tuple's* policy says instead) hold the numbers
     of config and policy, the config's generation, if it states one, is one the release accepts, if it states any, and
     the release's version isn't below the policy's floor.
@@ -18,7 +18,7 @@ The rules (`misfits`, `choose`, `restore`):
 5. Number 0 stands for "no document". It is a candidate where no document is held, and where it was activated so.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -247,14 +247,6 @@ def choose(held: Held, now: int) -> Choice:
     )
 
 
-def restore(held: Held, now: int) -> Choice:
-    """What serves when the active release doesn't any more: the best fallback that fits, with the config it had.
-
-    The one that is rolled back from isn't asked; of the policies only those count that `choose` may take.
-    """
-    return _fall_back(replace(held, active=None, directed=None), least(held, now), _own_config)
-
-
 def fitting(held: Held, release: HeldRelease) -> tuple[HeldConfig, HeldPolicy] | None:
     """The newest policy, then newest config, that the release may be activated with; None: not now."""
     for policy in _policies(held, held.in_force):
@@ -278,13 +270,13 @@ def _choose(held: Held, now: int) -> Choice:
             config = _newest_config(held, release, policy)
             if config is not None:
                 return Choice(release.digest, config.number, policy.number)
-    return _fall_back(held, lowest, _newest_config)
+    return _fall_back(held, lowest)
 
 
-def _fall_back(held: Held, lowest: int, pick: Callable[[Held, HeldRelease, HeldPolicy], HeldConfig | None]) -> Choice:
+def _fall_back(held: Held, lowest: int) -> Choice:
     for release in held.fallbacks:
         for policy in _policies(held, lowest):
-            config = pick(held, release, policy)
+            config = _newest_config(held, release, policy)
             if config is not None:
                 return Choice(release.digest, config.number, policy.number)
     last = held.active or next(iter(held.fallbacks), None)
@@ -318,14 +310,6 @@ def _newest_config(held: Held, release: HeldRelease, policy: HeldPolicy) -> Held
     if any(True for _ in _policy_misfits(held.model, release, policy)):
         return None
     return next((config for config in _configs(held, release) if is_compatible(release, config, policy)), None)
-
-
-def _own_config(held: Held, release: HeldRelease, policy: HeldPolicy) -> HeldConfig | None:
-    """The config that it was last active with, if that fits still; else as always."""
-    own = next((config for config in _configs(held, release) if config.number == release.config), None)
-    if own is not None and is_compatible(release, own, policy):
-        return own
-    return _newest_config(held, release, policy)
 
 
 def _configs(held: Held, release: HeldRelease) -> list[HeldConfig]:

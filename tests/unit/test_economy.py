@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from heliograph import economy
 from heliograph.documents import RecipeRef, Spent, Way
-from heliograph.economy import Allowance, Wait
+from heliograph.economy import Wait
 from heliograph.policy import Budget, ModelRules, Pacing, Policy, Window, no_policy
 
 UTC_ZONE, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
@@ -227,38 +227,20 @@ def test_what_is_left_of_a_budget_and_when_there_is_more(
     budget: Budget, spent: Spent, left: int | None, until: str | None
 ) -> None:
     assert economy.budget_left(budget, spent) == left
-    wait = economy.why_not_fetch(a_policy(budget=budget), spent, UTC_ZONE, NOW)
+    wait = economy.why_spent(budget, spent, UTC_ZONE, NOW)
     assert (wait.until if wait else None) == (at(until) if until else None)
 
 
-def test_fetching_waits_for_its_window_first_and_says_how_far_it_may_go() -> None:
-    policy = a_policy(windows=(NIGHT,), budget=Budget(day_bytes=100))
-    closed = economy.why_not_fetch(policy, Spent(day=100), UTC_ZONE, NOW)
-    assert closed is not None
-    assert "window" in closed.reason
-    night = at("2026-11-23T02:30")
-    assert economy.why_not_fetch(policy, Spent(day=20, month=20), UTC_ZONE, night) is None
-    assert economy.allowance(policy, Spent(day=20, month=20), UTC_ZONE, night) == Allowance(80, at("2026-11-23T03:00"))
-    spent = economy.why_not_fetch(policy, Spent(day=100, month=100), UTC_ZONE, night)
-    assert spent is not None
-    assert spent.reason == "the next day: 100 of 100 bytes of this one's budget are spent"
-
-
-def test_an_allowance_without_windows_lasts_until_the_day_turns_if_there_is_a_budget() -> None:
-    assert economy.allowance(a_policy(), Spent(), UTC_ZONE, NOW) == Allowance(None, economy.FOREVER)
-    budget = a_policy(budget=Budget(month_bytes=10))
-    assert economy.allowance(budget, Spent(month=4), UTC_ZONE, NOW) == Allowance(6, at("2026-11-23T00:00"))
-
-
 def test_a_fetch_larger_than_a_days_budget_is_spread_over_days_and_ends() -> None:
-    policy, now, to_fetch, days = a_policy(budget=Budget(day_bytes=100)), NOW, 350, []
+    budget, now, to_fetch, days = Budget(day_bytes=100), NOW, 350, []
     spent = Spent()
     while to_fetch:
-        wait = economy.why_not_fetch(policy, spent, UTC_ZONE, now)
+        wait = economy.why_spent(budget, spent, UTC_ZONE, now)
         if wait is not None:
+            assert wait.reason == "the next day: 100 of 100 bytes of this one's budget are spent"
             now, spent = wait.until, Spent(month=spent.month)
             continue
-        left, _ = economy.allowance(policy, spent, UTC_ZONE, now)
+        left = economy.budget_left(budget, spent)
         assert left is not None
         took = min(left, to_fetch)
         to_fetch -= took

@@ -61,23 +61,6 @@ def test_without_a_document_the_defaults_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_force", "held", "expected"),
-    [
-        ([], [], None),
-        ([], [2, 5], 5),
-        ([0, 0], [2, 5], 5),
-        ([2, 3], [2, 3, 5], 3),
-        ([3], [2, 5], 5),
-    ],
-)
-def test_what_is_no_models_own_follows_the_newest_policy_in_force_else_the_newest_held(
-    in_force: list[int], held: list[int], expected: int | None
-) -> None:
-    found = rules.node_policy(in_force, [a_policy(number=number) for number in held])
-    assert (found.number if found else None) == expected
-
-
-@pytest.mark.parametrize(
     ("ring", "model", "manifest", "expected"),
     [
         (None, None, "safe", "safe"),
@@ -129,14 +112,6 @@ def test_after_too_long_without_the_hubs_word_the_node_does_what_its_policy_says
         return
     reason = f"{away_s} s without the hub's word, policy 4 allows {max_offline_s} s"
     assert found == rules.Offline(action, reason)
-
-
-@given(st.integers(0, 10**9), st.integers(0, 10**9))
-def test_the_time_to_look_again_is_the_first_at_which_there_is_something_to_do(limit: int, heard_at: int) -> None:
-    policy = a_policy(models=for_digits(max_offline_s=limit))
-    due = rules.offline_at(policy, "digits", heard_at)
-    assert rules.offline_action(policy, "digits", heard_at, due - 1) is None
-    assert rules.offline_action(policy, "digits", heard_at, due) is not None
 
 
 # --- authority ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from heliograph.tuples import (
     lacks,
     misfits,
     release_from_manifest,
-    restore,
 )
 
 HOUR, NOW = 3600, 1_795_000_000
@@ -198,13 +197,11 @@ def test_a_release_does_not_begin_without_a_config_where_there_are_some() -> Non
 
 
 def test_rolling_back_restores_the_release_with_its_config_and_the_choice_leaves_it_so() -> None:
-    before = replace(FALLBACK, config=1)
-    held = Held("digits", NEW_ONLY, None, (before,), (HeldConfig(1), HeldConfig(2)), (a_policy(4),), in_force=4)
-    back = restore(held, NOW)
-    assert (back.release, back.config, back.in_force, back.standing) == (b"F", 1, 4, "fits")
-    after = replace(held, active=replace(before, passed_over=2), fallbacks=())
-    assert chosen(after) == ("F", 1, 4, "fits")
-    assert chosen(replace(after, configs=(*held.configs, HeldConfig(3)))) == ("F", 3, 4, "fits"), "what came since"
+    restored = replace(FALLBACK, config=1, passed_over=2)
+    held = Held("digits", restored, None, (), (HeldConfig(1), HeldConfig(2)), (a_policy(4),), in_force=4)
+    assert chosen(held) == ("F", 1, 4, "fits")
+    assert chosen(replace(held, active=replace(restored, passed_over=0))) == ("F", 2, 4, "fits")
+    assert chosen(replace(held, configs=(*held.configs, HeldConfig(3)))) == ("F", 3, 4, "fits"), "what came since"
 
 
 def test_a_config_passed_over_is_taken_where_a_newer_policy_fits_no_other() -> None:
@@ -217,17 +214,15 @@ def test_a_config_passed_over_is_taken_where_a_newer_policy_fits_no_other() -> N
 def test_rolling_back_takes_the_newest_config_that_fits_where_its_own_does_not() -> None:
     strict = a_policy(4, compatible={"0.9.0": Compatible(config=span(2, 3))})
     configs = tuple(HeldConfig(number) for number in (1, 2, 3, 4))
-    held = Held("digits", NEW_ONLY, None, (replace(FALLBACK, config=1),), configs, (strict,), in_force=4)
-    back = restore(held, NOW)
-    assert (back.release, back.config, back.standing) == (b"F", 3, "fits")
+    restored = replace(FALLBACK, config=1, passed_over=4)
+    assert chosen(Held("digits", restored, None, (), configs, (strict,), in_force=4)) == ("F", 3, 4, "fits")
 
 
-def test_rolling_back_skips_fallbacks_that_do_not_fit_the_policy_in_force() -> None:
-    held = Held("digits", NEW_ONLY, None, (OLD_ONLY, FALLBACK), policies=(a_policy(4),), in_force=4)
-    assert restore(held, NOW).release == b"F"
-    alone = restore(replace(held, fallbacks=(OLD_ONLY,)), NOW)
-    assert (alone.release, alone.in_force, alone.standing) == (b"A", 4, "flagged")
-    assert restore(replace(held, fallbacks=()), NOW).release is None
+def test_what_is_rolled_back_to_and_fits_no_policy_in_force_gives_way_to_the_next_fallback() -> None:
+    held = Held("digits", OLD_ONLY, None, (FALLBACK,), policies=(a_policy(4),), in_force=4)
+    assert chosen(held) == ("F", 0, 4, "fits")
+    assert chosen(replace(held, fallbacks=())) == ("A", 0, 4, "flagged")
+    assert chosen(Held("digits", policies=(a_policy(4),), in_force=4)) == ("-", 0, 4, "stopped")
 
 
 # --- what is waited for and asked for --------------------------------------------------------------------------------

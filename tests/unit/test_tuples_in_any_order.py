@@ -166,14 +166,11 @@ class Node:
         if not self.kept:
             return
         (failed, config, _), *rest = self.kept
-        before = self.policy
         if self.directive is not None and self.directive[0] == failed:
             self.refused.add(self.directive)
-        choice = tuples.restore(self.held(), self.hub.now)
         self.kept = [(index, own, max(passed, config)) for index, own, passed in rest]
         self.staged.discard(failed)
-        self._adopt(choice)
-        assert self.policy >= before, "policy never goes back"
+        self.settle()
 
     def _adopt(self, choice: tuples.Choice) -> None:
         self.policy, self.standing = choice.in_force, choice.standing
