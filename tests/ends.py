@@ -270,6 +270,11 @@ class NodeEnd:
             active.verdict if active else "",
         )
 
+    def numbers(self, model: str = MODEL) -> tuple[int, int]:
+        """(config, policy) that the model's tuple has."""
+        memory = self.agent.memories.get(model)
+        return (memory.active.config, memory.active.policy) if memory and memory.active else (0, 0)
+
 
 class _Joining:
     """A node that is being joined."""

@@ -18,6 +18,8 @@ from heliograph_site.agent import Agent
 STEPS_1 = ("assign shop canary", "release 1.0.0", "token", "start", "rollout 1.0.0", "cut", "release 1.1.0",
            "rollout 1.1.0", "back", "deny 1.1.0")  # fmt: skip
 """What every hub was able to do from the first version on; while it is cut off, a node hears nothing."""
+STEPS_2 = (*STEPS_1[:5], "set policy", "set config", "command report", *STEPS_1[5:])
+"""The same with control documents."""
 
 
 class Recorder:
@@ -31,6 +33,7 @@ class Recorder:
         self._agent: Agent | None = None
         self._to_hub: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self._busy = self._is_cut = False
+        self._set = {"policy": 0, "config": 0, "command": 0}
         self.refused: dict[str, object] = {}
         """What the hub did not take of the node's messages, and why."""
 
@@ -59,10 +62,13 @@ class Recorder:
 
     async def _step(self, step: str) -> None:
         self.made.lines.append(Line("!", step))
+        name, *arguments = step.split()
+        if name in ("set", "command"):
+            self._set["command" if name == "command" else arguments[0]] += 1
         await self.hub.operate(step, bytes(range(32)))
 
     async def _rest(self, version: str | None) -> None:
-        """Waits until the node serves this version and has said so, and the hub holds all its records."""
+        """Waits until the node serves this version, with all that was set, and has said so; the hub has its records."""
         digests = {} if version is None else {version: self.hub.service.registry.find(MODEL, version).digest.hex()}
 
         def rests() -> bool:
@@ -71,6 +77,9 @@ class Recorder:
             known = self.hub.service.fleet.node(SITE, NODE).reported
             said = known.models.get(MODEL) if known else None
             is_said = said is not None and said.tuple is not None and said.phase == "idle"
+            if known is not None and said is not None and said.tuple is not None:
+                has = {"policy": said.tuple.policy, "config": said.tuple.config, "command": known.done}
+                is_said = is_said and has == self._set
             return (
                 self._to_hub.empty()
                 and not self._busy
@@ -156,7 +165,7 @@ def main(name: str) -> None:
         print(f"{path.name} exists: what was said once stays as it was")
         return
     with tempfile.TemporaryDirectory() as folder:
-        made = asyncio.run(Recorder(Path(folder)).record(STEPS_1))
+        made = asyncio.run(Recorder(Path(folder)).record(STEPS_2))
     FOLDER.mkdir(exist_ok=True)
     path.write_text(made.text(), "ascii")
     print(f"wrote {path.name}: {len(made.lines)} lines")

@@ -186,6 +186,7 @@ class OldHub:
         self.record = record
         self.node = NodeEnd(folder, self._hear)
         self.said: list[str] = []
+        self.reported: dict[str, Any] = {}
         self._blobs = record.blobs()
         self._pages = self._recorded_pages()
         self._part: list[Line] = []
@@ -210,6 +211,8 @@ class OldHub:
         kind = below_realm(full).rpartition("/")[2]
         self.said.append(kind)
         match kind:
+            case "reported":
+                self.reported = _statement(payload)
             case "hello":
                 mine = [line.payload for line in self._part if line.what == DOWN + "reply"]
                 self._replies = mine or self._replies
@@ -263,12 +266,24 @@ class OldHub:
                 for line in self._part:
                     if line.who == "<" and not line.what.startswith(DOWN):
                         await self._tell(line.what, line.payload)
+                    elif line.what == DOWN + "assigned":
+                        await self._assign(line.payload)
                 await self._as_then(step)
                 for line in self._part:
                     if line.what == DOWN + "receipt":
                         await self._tell(line.what, line.payload)
             await until(lambda: agent._inbox.empty(), "everything heard")
             assert agent._incidents.count == 0, "nothing an older hub says is refused"
+
+    async def _assign(self, assigned: bytes) -> None:
+        """The next is sent only when the node has said that it has this one, and that its commands are done."""
+        await self._tell(DOWN + "assigned", assigned)
+        then = _statement(assigned)
+        done = max((command["number"] for command in then["commands"]), default=0)
+        await until(
+            lambda: self.reported.get("assignment") == then["number"] and self.reported.get("done", 0) >= done,
+            f"assignment {then['number']} taken and command {done} done",
+        )
 
     async def _as_then(self, step: str) -> None:
         """Waits until the node is as the recorded one was at the end of this step."""
@@ -280,6 +295,11 @@ class OldHub:
         then = models[MODEL]
         expected = (then["phase"], then["tuple"]["release"].hex(), then["verdict"])
         await until(lambda: self.node.told() == expected, f"{step}: {expected}, is {self.node.told()}")
+        numbers = (then["tuple"]["config"], then["tuple"]["policy"])
+        await until(lambda: self.node.numbers() == numbers, f"{step}: {numbers}")
+        for name in ("assignment", "policy", "done"):
+            told = reports[-1].get(name, 0)
+            await until(lambda name=name, told=told: self.reported[name] == told, f"{step}: {name} {told}")  # type: ignore[misc]
         memory = self.node.agent.memories[MODEL]
         assert [r.release for r in memory.refused] == [r["release"] for r in then["refused"]]
 

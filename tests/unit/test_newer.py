@@ -13,11 +13,16 @@ from heliograph.wire import pack, unpack
 from recorder import STEPS_1, Recorder
 
 SCOPE = NAMES | {"ring": "canary", "model": MODEL}
+DANCE = 70
 WEATHER = {"rain": [1, 2.5, None], "map": b"\x00"}
 
 
 class NewerHub(Recorder):
     """The hub says in everything more than this version knows, and says some things that are wholly unknown."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._set["command"] = DANCE  # done is what was refused, too
 
     def _sign(self, type_: str, payload: bytes) -> bytes:
         authority = self.hub.service.authority
@@ -39,7 +44,7 @@ class NewerHub(Recorder):
                 documents = [[below, self._document(below, document)] for below, document in payload["documents"]]
                 payload["documents"] = [["weather/canary", b"rain"], *documents]
             case "assignment":
-                payload["commands"] = [*payload["commands"], {"number": 70, "kind": "dance", "tempo": 3}]
+                payload["commands"] = [*payload["commands"], {"number": DANCE, "kind": "dance", "tempo": 3}]
             case "directive":
                 payload["blink"] = True
         return self._sign(statement.type, pack(payload))
@@ -71,14 +76,15 @@ def _more(recipe: Any) -> Any:
     return recipe and recipe | {"weather": 1}
 
 
+def records(made: Conversation, lane: str) -> list[tuple[str, dict[str, Any]]]:
+    """(kind, body) of all that the node recorded in a lane."""
+    batches = [unpack(parse(line.payload).payload) for line in made.lines if line.what.endswith("/up/records")]
+    return [(row[1], row[3]) for batch in batches if batch["lane"] == lane for row in batch["rows"]]
+
+
 def incidents(made: Conversation) -> list[tuple[str, str]]:
     """(kind, reason) of all that the node recorded as not obeyed."""
-    found = []
-    for line in made.lines:
-        if line.what.endswith("/up/records"):
-            batch = unpack(parse(line.payload).payload)
-            found += [(row[1], row[3].get("reason", "")) for row in batch["rows"] if batch["lane"] == "incident"]
-    return found
+    return [(kind, body.get("reason", "")) for kind, body in records(made, "incident")]
 
 
 def test_with_a_newer_hub_a_node_lives_on_as_with_its_own_and_says_what_it_did_not_understand(tmp_path: Path) -> None:
@@ -88,7 +94,9 @@ def test_with_a_newer_hub_a_node_lives_on_as_with_its_own_and_says_what_it_did_n
     reasons = " / ".join(reason for _, reason in told)
     assert "no such topic in this version" in reasons
     assert "unknown type 'weather'" in reasons
-    assert "directive field action" in reasons or "is for model faces" in reasons
+    assert "directive field action" in reasons
+    (ordered,) = [body for kind, body in records(made, "audit") if kind == "ordered"]
+    assert "'dance' is no command that this version knows" in str(ordered)
 
 
 class NewerNode(Recorder):
