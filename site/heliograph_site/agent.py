@@ -20,7 +20,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
@@ -145,8 +145,12 @@ class Agent:
         deadlines: Deadlines = DEADLINES,
         pace: Pace | None = None,
         timing: Timing | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """Opens the folder's files; `run` does the rest. The caller holds the folder's lock."""
+        """Opens the folder's files; `run` does the rest. The caller holds the folder's lock.
+
+        `clock` carries the estimate of the time; left out: seconds since boot.
+        """
         self._rng = rng or SystemRandom()
         self._deadlines, self._pace = deadlines, pace or Pace()
         self._folder = folder
@@ -157,7 +161,7 @@ class Agent:
         self.run_id = os.urandom(8)
         self.journal = Journal(folder / JOURNAL_FILE)
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
-        self._time = Estimate(self.journal)
+        self._time = Estimate(self.journal, clock)
         self._slots = Slots(folder)
         self._belief = Belief(
             self.journal,
@@ -314,8 +318,8 @@ class Agent:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Models that a directive is held for."""
-        return self._belief.models
+        """Models whose configs matter here."""
+        return self._belief.served_models
 
     @property
     def memories(self) -> dict[str, Memory]:
@@ -655,9 +659,9 @@ class Agent:
             self._link.renew()
         if news.again is not None:
             await self._guard(news.again[0], self._on_document(*news.again))
-        if news.models:
+        if news.models or news.assigned:
             await self._machines.derive_all()
-            self._link.hear(self._belief.models)
+            self._link.hear(self.models)
             self._reporter.say()
             self._ask_for_older()
 

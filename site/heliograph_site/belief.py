@@ -130,9 +130,14 @@ class Belief:
         """Models that a directive is held for."""
         return tuple(self._directives)
 
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        """Models whose configs matter: those that a directive is held for, and those that were ever directed here."""
+        return tuple(dict.fromkeys((*self._directives, *self._journal.models())))
+
     def numbers(self) -> Numbers:
         """The newest numbers held, for hello."""
-        policy, configs = self.rules.numbers(self.models)
+        policy, configs = self.rules.numbers(self.served_models)
         return Numbers(
             policy=policy,
             config=configs,
@@ -285,7 +290,7 @@ class Belief:
             news = self._take_denials(self._deny_list)  # which the newer timestamp may name
             denials, older = news.denials or denials, news.older
         is_same = denials == self.denials and denials.lists == self.denials.lists
-        hello = hello or not denials.holds_all(trusted.heads.deny) or self.rules.is_behind(self.models)
+        hello = hello or not denials.holds_all(trusted.heads.deny) or self.rules.is_behind(self.served_models)
         return News(hello=hello, models=True, again=again, denials=None if is_same else denials, older=older)
 
     def _take_desired(self, row: Topic, names: dict[str, str], payload: bytes) -> News:

@@ -294,7 +294,7 @@ class Rulebook:
         held = self.held(memory, target)
         if target is None or held is None:
             return None
-        if tuples.fitting(replace(held, in_force=self._least(held)), target) is not None:
+        if tuples.fitting(replace(held, in_force=tuples.least(held, self._now())), target) is not None:
             return None
         waits = tuples.choose(held, self._now()).waits
         return "documents that fit: " + ("; ".join(waits) or "none held does")

@@ -13,7 +13,7 @@ from heliograph.blob import page_of, sha256, short_digest
 from heliograph.delta.diff import make
 from heliograph.delta.recipe import Recipe, encode
 from heliograph.documents import Denials, Heads, RecipeRef, Way
-from heliograph.manifest import File, Golden, Manifest, Variant
+from heliograph.manifest import Compatible, File, Golden, Manifest, Schema, Span, Variant
 from heliograph.names import Digest
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.trust import TrustedSet
@@ -28,6 +28,8 @@ MODELS = ("alpha", "beta")
 FAIL_MODE: dict[str, FailMode] = {"alpha": "safe", "beta": "closed"}
 # good; golden outputs wrong; turns bad in probation; does not fit any node; approved by nobody; its delta leads astray
 KINDS = ("good", "good", "golden", "slow", "good", "astray", "unfit", "unapproved", "good")
+# What fits no document at all fits every world; policies state other ranges.
+COMPATIBLE = {2: Compatible(policy=Span(max=3)), 5: Compatible(config=Span(max=4))}
 NODES = (("north", "a"), ("south", "b"), ("north", "c"))
 LEAF = 4096
 
@@ -105,6 +107,8 @@ def _made() -> tuple[dict[Digest, bytes], dict[Digest, Release]]:
                 ),
                 golden=Golden(inputs="golden.json", outputs="golden.json", tolerance=0.0),
                 fail_mode=FAIL_MODE[model],
+                compatible=COMPATIBLE.get(number, Compatible()),
+                schema=Schema(generations=(1, 2) if number == 9 else ()),
             )
             data = manifest.encode()
             ways = [Way(kind="full", blob=sha256(blob), bytes=len(blob)) for blob in (content, golden)]
@@ -140,6 +144,12 @@ def blobs() -> dict[Digest, bytes]:
 def releases() -> dict[Digest, Release]:
     """Every release, by digest."""
     return _made()[1]
+
+
+@cache
+def manifest(digest: Digest) -> Manifest:
+    data = releases()[digest].manifest
+    return Manifest.parse(data, digest, len(data))
 
 
 @cache
@@ -203,12 +213,18 @@ def files(step: int, form: int) -> tuple[int, bytes, dict[str, bytes]]:
     return number, snapshot, delegated
 
 
+Numbered = tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
+"""Newest numbers of policies by ring and of configs by model."""
+
+
 @lru_cache(1 << 12)
-def packed_set(version: int, step: int, form: int, denials: tuple[int, bytes], at: int) -> tuple[bytes, bytes]:
+def packed_set(
+    version: int, step: int, form: int, denials: tuple[int, bytes], at: int, papers: Numbered = ((), ())
+) -> tuple[bytes, bytes]:
     """`tuf/head` and `tuf/set`."""
     number, snapshot, delegated = files(step, form)
-    heads = Heads(deny=Denials(count=denials[0], digest=denials[1]))
-    heads = Heads(deny=Denials(count=denials[0], digest=denials[1]))
+    deny = Denials(count=denials[0], digest=denials[1])
+    heads = Heads(deny=deny, policy=dict(papers[0]), config=dict(papers[1]))  # type: ignore[arg-type]
     stamp = ceremony.sign(ceremony.make_timestamp(version, (number, snapshot), heads, at), signers("timestamp"))
     content = {"format": 1, "timestamp": stamp, "snapshot": snapshot, "targets": targets(), "delegated": delegated}
     return stamp, compress(pack(content), level=1)  # `trust.pack_set` takes its time to make it small

@@ -37,6 +37,9 @@ class Journal:
     def active(self) -> dict[str, bytes]:
         return {m.model: m.active.release for m in self._memories.values() if m.active is not None}
 
+    def tuples(self) -> dict[str, tuple[int, int]]:
+        return {m.model: (m.active.config, m.active.policy) for m in self._memories.values() if m.active is not None}
+
     def denials(self) -> bytes | None:
         return self._denials
 

@@ -9,9 +9,10 @@ from random import Random
 
 from heliograph.blob import LEAF_BYTES, page_of, sha256
 from heliograph.deny import DenySet, encode_list
-from heliograph.documents import Assignment, Chunk, Deny, DenyKey, Directive, Records, Want
+from heliograph.documents import Assignment, Chunk, Deny, DenyKey, Directive, Numbers, Records, Want
 from heliograph.errors import NotFoundError, RefusedError
 from heliograph.names import Digest, Ring
+from heliograph.policy import Config, Policy
 from heliograph.sender import Sender
 from heliograph.trust import TrustedSet
 from heliograph.wire import pack
@@ -21,6 +22,7 @@ from heliograph_hub.rollout import Signed
 from heliograph_site import belief
 from simulator import catalogue
 from simulator.clock import Clock
+from simulator.papers import Papers
 from simulator.road import Message, Road
 
 LIFE_S = 30 * 86_400
@@ -36,7 +38,8 @@ class Hub:
         content: bytes of chunks sent, by node.
     """
 
-    def __init__(self, clock: Clock, rng: Random, road: Road, effect: Callable[[str, str], None], step: int) -> None:
+    def __init__(self, clock: Clock, rng: Random, road: Road, effect: Callable[[str, str], None], step: int,
+                 seed: int) -> None:  # fmt: skip
         self._clock, self._rng, self._road, self._effect = clock, rng, road, effect
         self.is_up = True
         self.step = step
@@ -48,6 +51,7 @@ class Hub:
         self.statements: dict[tuple[str, str, int], bytes] = {}
         self.rings: dict[str, Ring] = {}
         self.assignments: dict[str, tuple[int, bytes]] = {}
+        self.papers = Papers(Random(f"papers {seed}"))
         self.denials = DenySet()
         self.listed: list[bytes] = []
         self.truth: dict[bytes, tuple[Deny | DenyKey, object]] = {}
@@ -165,8 +169,9 @@ class Hub:
         self.made_at = self.now() // 3600 * 3600
         head = self.denials.head
         self.files = catalogue.packed_set(
-            self.version, self.step, self.form, (head.count, head.digest), max(self.made_at, catalogue.NOW)
-        )
+            self.version, self.step, self.form, (head.count, head.digest), max(self.made_at, catalogue.NOW),
+            self.papers.heads(),
+        )  # fmt: skip
         self.heads[self.version] = frozenset(self.denials.denials)
         self.trusted = belief.with_set(self.trusted, self.files[1], self.now())  # type: ignore[attr-defined]
         self.denials = self.denials.with_trusted(self.trusted)
@@ -201,6 +206,9 @@ class Hub:
         self._announce_set()
         for ring in ("canary", "early", "general"):
             self._announce_desired(ring)
+            self._announce_paper("policy", ring)
+        for model in catalogue.MODELS:
+            self._announce_paper("config", model)
 
     def _deny_message(self) -> Message:
         return ("deny", {}, encode_list(self.listed)[0])
@@ -221,6 +229,28 @@ class Hub:
     def _announce_desired(self, ring: Ring) -> None:
         if self.is_up:
             self._road.publish(("desired", ring), self._desired(ring))
+
+    def set_policy(self, ring: Ring, rng: Random) -> Policy:
+        """The next policy of a ring; the timestamp that names it may come later, or never before the next."""
+        policy = self.papers.set_policy(ring, self.now())
+        self._published("policy", ring, rng)
+        return policy
+
+    def set_config(self, model: str, rng: Random) -> Config:
+        """The next config of a model."""
+        config = self.papers.set_config(model, self.now())
+        self._published("config", model, rng)
+        return config
+
+    def _published(self, kind: str, scope: str, rng: Random) -> None:
+        if rng.random() < 0.5:
+            self._announce_paper(kind, scope)
+        self._clock.after(rng.choice([0.0, 30.0, 300.0]), self.republish)
+
+    def _announce_paper(self, kind: str, scope: str) -> None:
+        message = self.papers.message(kind, scope)
+        if self.is_up and message is not None:
+            self._road.publish((kind, scope), message)
 
     def _assigned(self, name: str) -> Message:
         site, node = name.split("/")
@@ -255,13 +285,14 @@ class Hub:
             case "records":
                 self._on_records(name, body)
 
-    def _on_hello(self, name: str, nonce: bytes, version: int, deny: bytes) -> None:
+    def _on_hello(self, name: str, nonce: bytes, version: int, deny: bytes, numbers: Numbers, lacks: Numbers) -> None:
         documents: list[Message] = []
         if self.listed and deny != self.denials.digest:
             documents.append(self._deny_message())
         if version < self.version:
             documents.append(("set", {}, self.files[1]))
         documents += [self._assigned(name), self._desired(self.rings[name])]
+        documents += self.papers.answers(self.rings[name], numbers, lacks)
         self._rng.shuffle(documents)
         self._road.down(name, ("reply", {}, (nonce, documents)), qos=1)
 

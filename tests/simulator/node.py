@@ -14,7 +14,7 @@ from heliograph.blob import LEAF_BYTES, leaf_count
 from heliograph.deadlines import DEADLINES
 from heliograph.delta.recipe import parse
 from heliograph.deny import DenySet
-from heliograph.documents import LANES, Chunk, Records, Way
+from heliograph.documents import LANES, Chunk, Numbers, Records, Way
 from heliograph.errors import HeliographError, IntegrityError
 from heliograph.manifest import File, Manifest
 from heliograph.names import Digest
@@ -45,6 +45,8 @@ from heliograph_site.machine import (
     Started,
     Stopped,
     classify,
+    end_of,
+    matched,
     settled,
     step,
     weigh,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from simulator.world import World
 
 T = TypeVar("T")
+Moves = tuple[tuple[Memory, Event, Memory], ...]
 POLL_S = 5.0
 HEALTHY_S = 10.0
 SMALL, BULK = 1, 10
@@ -116,7 +119,9 @@ class Node:
         self.is_alive = True
         self.run = self.rng.randbytes(8)
         keyid = catalogue.key(self.name).public.keyid
-        self.belief = Belief(self.journal, (catalogue.REALM, self.site, self.node), keyid, self.now)  # type: ignore[arg-type]
+        names = (catalogue.REALM, self.site, self.node)
+        self.belief = Belief(self.journal, names, keyid, self.now, manifests=self._manifest)  # type: ignore[arg-type]
+        self._told_lacks = Numbers()
         self.memories = {model: self.journal.load(model) for model in self.journal.models()}
         self.fetcher = Fetcher()
         self._sinks: dict[bytes, PartialBlob] = {}
@@ -125,6 +130,7 @@ class Node:
         self._turn: object = None
         self._asked = 0
         self._unheard: set[str] = set()
+        self._heard: set[tuple[str, str]] = set()
         self._reaching: set[str] = set()
         self._asks: dict[int, Any] = {}
         self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
@@ -142,6 +148,9 @@ class Node:
         self._derive_all()
         for loop in (self._connecting(), self._greeting(), self._ticking(), self._watching(), self._recording()):
             self._spawn(loop)
+
+    def _manifest(self, release: bytes) -> Manifest | None:
+        return catalogue.manifest(Digest(release)) if self.slots.store.has(Digest(release)) else None
 
     def die(self, *, power: bool) -> None:
         """Nothing more happens here until the next start."""
@@ -195,7 +204,8 @@ class Node:
         """What this node subscribes to."""
         if not self.life:
             return set()
-        return {("deny", ""), ("head", ""), ("set", ""), ("desired", str(self.belief.ring))}
+        ring, configs = str(self.belief.ring), {("config", model) for model in self.belief.served_models}
+        return {("deny", ""), ("head", ""), ("set", ""), ("desired", ring), ("policy", ring)} | configs
 
     def on_link(self, is_up: bool) -> None:
         """The link came or went."""
@@ -222,13 +232,22 @@ class Node:
     def greet(self) -> None:
         """Says hello."""
         self._nonce = self.rng.randbytes(16)
-        body = (self._nonce, self.belief.trusted.versions.get("timestamp", 0), self.belief.denials.digest)
-        self._publish("hello", body)
+        version, deny = self.belief.trusted.versions.get("timestamp", 0), self.belief.denials.digest
+        lacks = self._told_lacks = self.belief.rules.lacks(self.memories.values())
+        self.belief.rules.asked(lacks)
+        if lacks != Numbers():
+            self.world.met["older document asked for"] += 1
+        self._publish("hello", (self._nonce, version, deny, self.belief.numbers(), lacks))
 
     def _ticking(self) -> Steps:
         while True:
             yield 60.0
             self._derive_all()
+            self._ask_for_older()
+
+    def _ask_for_older(self) -> None:
+        if self.belief.rules.lacks(self.memories.values()) not in (self._told_lacks, Numbers()):
+            self.greet()
 
     def _watching(self) -> Steps:
         while True:
@@ -237,6 +256,8 @@ class Node:
                 active = memory.active
                 if active is not None and self.server.given_up.get(model) == active.release:
                     self.happen(model, GivenUp(active.release, "the server gave it up"))
+                elif active is not None and self.server.is_up:
+                    self.server.tune(model, active.release, (active.config, active.policy))
 
     def _recording(self) -> Steps:
         while self.outbox is not None:
@@ -309,12 +330,18 @@ class Node:
         if news.hello:
             self.greet()
         if news.ring:
+            self.road.subscribe(self.name, ("policy", str(self.belief.ring)))
             self.road.subscribe(self.name, ("desired", str(self.belief.ring)))
         if news.again is not None:
             kind, names = "desired", {"ring": str(self.belief.ring)}
             self.on_message((kind, names, news.again[1]))
         if news.models:
+            heard = {key for key in self.topics() if key[0] == "config"}
             self._derive_all()
+            for key in sorted(heard - self._heard):
+                self.road.subscribe(self.name, key)
+            self._heard = heard
+            self._ask_for_older()
 
     def _on_reply(self, nonce: bytes, documents: list[Message]) -> None:
         if nonce != self._nonce:
@@ -365,6 +392,7 @@ class Node:
             before = self.memories[model]
             if isinstance(todo, Passed) and before.target is not None:
                 todo = replace(todo, waits_for=self.belief.why_not_yet(model, before.target.release) or "")
+                todo = todo if todo.waits_for else self.belief.rules.heard(before, todo)
             event = classify(before, todo)
             if event is None:
                 return
@@ -372,16 +400,28 @@ class Node:
             if after is before:
                 return
 
-            def save(before: Memory = before, event: Event = event, after: Memory = after) -> None:
-                self.journal.save(after)
-                self.world.stepped(self, before, event, after)
+            self._take(after, ((before, event, after),), command)
+            todo = None if isinstance(todo, Started) else self._level(self.memories[model])
 
-            self._do("journal save", save)
-            self.memories[model] = after
-            self.record("audit", "transition", {"model": model, "event": type(event).__name__})
-            if command is not None:
-                self._begin(command, after)
-            todo = None if isinstance(todo, Started) else self._level(after)
+    def _take(self, memory: Memory, moves: Moves, command: Command | None) -> None:
+        """Saves where these moves led, with what the documents held make of it, at once; has it done."""
+        more = matched(memory, self.belief.rules.match)
+        if not moves and not more:
+            return
+        after, command = end_of(more, memory, command)
+
+        def save() -> None:
+            self.journal.save(after)
+            for move in (*moves, *more):
+                self.world.stepped(self, *move)
+            self.world.oracle.settled_on(self, (*moves, *more))
+
+        self._do("journal save", save)
+        self.memories[after.model] = after
+        for _, event, _ in (*moves, *more):
+            self.record("audit", "transition", {"model": after.model, "event": type(event).__name__})
+        if command is not None:
+            self._begin(command, after)
 
     def _level(self, memory: Memory) -> Happening | None:
         held = weigh(memory, self.belief.denials)
@@ -391,19 +431,24 @@ class Node:
 
     def obey(self, denials: DenySet) -> None:
         """Saves denials with what every machine makes of them, at once; then has it done."""
-        moves: list[tuple[Memory, Memory, Command | None, tuple[Event, ...]]] = []
+        moves: list[tuple[Memory, Memory, Command | None, Moves]] = []
         for memory in self.memories.values():
             after, command, events = settled(memory, weigh(memory, denials))
             if events:
-                moves.append((memory, after, command, events))
+                steps, between = [], memory
+                for event in events:
+                    steps.append((between, event, step(between, event)[0]))
+                    between = steps[-1][2]
+                more = matched(after, self.belief.rules.match)
+                after, command = end_of(more, after, command)
+                moves.append((memory, after, command, (*steps, *more)))
 
         def save() -> None:
             self.journal.save(*(after for _, after, _, _ in moves), denials=denials.to_bytes())
-            for between, _, _, events in moves:
-                for event in events:
-                    after = step(between, event)[0]
-                    self.world.stepped(self, between, event, after)
-                    between = after
+            for _, _, _, steps in moves:
+                for move in steps:
+                    self.world.stepped(self, *move)
+                self.world.oracle.settled_on(self, steps)
 
         self._do("journal save of denials", save)
         self.belief.holds(denials)
@@ -415,6 +460,11 @@ class Node:
                 self._begin(command, after)
 
     def _derive_all(self) -> None:
+        for memory in tuple(self.memories.values()):
+            self._take(memory, (), None)
+            held = weigh(self.memories[memory.model], self.belief.denials)
+            if classify(self.memories[memory.model], held) is not None:
+                self.happen(memory.model, held)
         for model in dict.fromkeys((*self.belief.models, *self.memories)):
             happening = self._wanted(model)
             if happening is not None:
@@ -486,6 +536,9 @@ class Node:
             self._do("object write", lambda: self.slots.store.put(data))
         if any(variant.arch for variant in manifest.variants):
             return Declined(memory.epoch, "no variant fits this hardware")
+        while self.belief.rules.why_unfit(memory) is not None:
+            self.world.met["waits for documents that fit"] += 1
+            yield POLL_S
         unanswered_s = POLL_S
         while True:
             word, what = yield from self._ask(memory.model, release)
@@ -670,7 +723,7 @@ class Node:
     def _activate(self, memory: Memory) -> Steps:
         assert memory.target is not None, "activating has a target"
         release = memory.target.release
-        while self.belief.why_not_yet(memory.model, release) is not None:
+        while (self.belief.why_not_yet(memory.model, release) or self.belief.rules.why_unfit(memory)) is not None:
             yield POLL_S
         while True:
             yield self.rng.uniform(0.5, 20.0)
@@ -689,11 +742,15 @@ class Node:
         while True:
             yield self.rng.uniform(0.1, 10.0)
             if self.server.is_up:
-                reason = self._do("switch", lambda: self.server.serve(memory.model, release))
+                reason = self._do("switch", lambda: self.server.serve(memory.model, release, self._tuned(memory)))
                 self._reaching.discard(memory.model)
                 if not reason:
                     self.world.oracle.switched(self, memory.model)
                 return Failed(memory.epoch, reason) if reason else None
+
+    def _tuned(self, memory: Memory) -> tuple[int, int]:
+        active = self.memories[memory.model].active
+        return (active.config, active.policy) if active is not None else (0, 0)
 
     def _prove(self, memory: Memory) -> Steps:
         assert memory.active is not None, "proving follows a flip"

@@ -11,13 +11,28 @@ from heliograph.documents import LANES, Deny, DenyKey
 from heliograph.names import Digest
 from heliograph.transfer import Arrival
 from heliograph.wire import pack
-from heliograph_site.machine import UNDER_WAY, Command, Directed, Event, Memory, Passed, Pointer, Wanted
+from heliograph_site.machine import (
+    UNDER_WAY,
+    ActiveLost,
+    ActiveUnfit,
+    Command,
+    Directed,
+    Event,
+    FitsAgain,
+    Memory,
+    Passed,
+    Pointer,
+    RestartedAgain,
+    Returned,
+    Wanted,
+)
 from heliograph_site.outbox import Batch
 from heliograph_site.slots import PartialBlob
 from simulator import catalogue
+from simulator.papers import RINGS
 
 if TYPE_CHECKING:
-    from simulator.node import Node
+    from simulator.node import Moves, Node
     from simulator.world import World
 
 INVARIANTS: Final = {
@@ -34,6 +49,10 @@ INVARIANTS: Final = {
     "refused": "what was refused under a number is not tried again under it",
     "probation": "a probation outlives one power cut at most, and that only if the worker was healthy",
     "end": "after calm every node ends on what its ring's newest directive says, or has refused it",
+    "tuple": "what is active goes with a config and policy that it fits, or is flagged, which nothing new ever is",
+    "policy": "in one ring the policy in force never goes back",
+    "restored": "rolling back brings back the config that the fallback had, unless that doesn't fit any more",
+    "served": "what answers does so with the numbers of one committed tuple",
     "handle": "what is sent goes under the handle last asked for",
     "bytes": "no more is fetched than bad weather explains",
     "records": "kept + merged + lost + receipted = written, and the hub counts each once",
@@ -61,6 +80,8 @@ class Oracle:
         self._world = world
         self._refused: dict[tuple[str, str], set[tuple[bytes, int]]] = defaultdict(set)
         self._were_active: dict[tuple[str, str], set[bytes]] = defaultdict(set)
+        self._in_force: dict[tuple[str, str], tuple[str, int]] = {}
+        self._committed: dict[tuple[str, str], set[tuple[bytes, int, int]]] = defaultdict(set)
         self._cuts: dict[tuple[str, str], int] = defaultdict(int)
         self._denials: dict[str, set[bytes]] = defaultdict(set)
         self._all_cuts: dict[str, int] = defaultdict(int)
@@ -94,11 +115,42 @@ class Oracle:
             is_fit = after.active.verdict != "failed" and not after.active.denied
             require("fallback", is_fit or is_resort, f"{node.name} falls back on what failed or is denied")
             has_proven = any(pointer.verdict == "proven" for pointer in before.line)
+            has_proven &= not isinstance(event, ActiveUnfit | FitsAgain)  # of those that fit, it is the best
             is_proven = after.active.verdict == "proven"
             require("fallback", is_proven or not has_proven, f"{node.name} passes a proven release over")
         self._count_cuts(node, before, event, after)
         if type(event).__name__ == "Admitted" and after.target is not None:
             self._allowed_bytes[node.name] += catalogue.releases()[Digest(after.target.release)].size
+
+    def settled_on(self, node: "Node", moves: "Moves") -> None:
+        """These steps were saved at once."""
+        if not moves:
+            return
+        before, after = moves[0][0], moves[-1][2]
+        key, active, ring = (node.name, after.model), after.active, str(node.belief.ring)
+        known_ring, known = self._in_force.get(key, (ring, 0))
+        require(
+            "policy", known_ring != ring or after.policy >= known, f"{node.name} goes back to policy {after.policy}"
+        )
+        if known_ring == ring or after.policy != known:  # in another ring it stays until that ring's policy is here
+            self._in_force[key] = (ring, after.policy)
+        if active is None:
+            return
+        self._committed[key].add((active.release, active.config, active.policy))
+        is_fit = self._fits(after.model, active)
+        require("tuple", is_fit or active.is_unfit, f"{node.name} has {active.config}, {active.policy} unflagged")
+        if any(isinstance(event, Passed) for _, event, _ in moves):
+            require("tuple", not active.is_unfit, f"{node.name} activates what doesn't fit")
+        is_back = any(isinstance(event, ActiveLost | Returned | RestartedAgain) for _, event, _ in moves)
+        old = next((pointer for pointer in before.line if pointer.release == active.release), None)
+        if is_back and old is not None and not any(isinstance(event, ActiveUnfit) for _, event, _ in moves):
+            papers = self._world.hub.papers
+            could = papers.fits(after.model, old.release, old.config, ring, after.policy)
+            require("restored", active.config == old.config or not could, f"{node.name} brings config {active.config}")
+
+    def _fits(self, model: str, pointer: Pointer) -> bool:
+        papers = self._world.hub.papers
+        return any(papers.fits(model, pointer.release, pointer.config, ring, pointer.policy) for ring in RINGS)
 
     def holds(self, node: "Node") -> None:
         """What must be true of a node between any two events."""
@@ -140,6 +192,8 @@ class Oracle:
     def serves(self, node: "Node") -> None:
         """Whatever answers gave its golden outputs, and is what the journal names or named."""
         for model, release in node.server.serving.items():
+            numbers = (release, *node.server.tuned.get(model, (0, 0)))
+            require("served", numbers in self._committed[node.name, model], f"{node.name} answers with {numbers[1:]}")
             require("golden", (model, release) in node.server.passed, f"{node.name} serves {release.hex()[:8]}")
 
     def switched(self, node: "Node", model: str) -> None:
@@ -186,6 +240,8 @@ class Oracle:
     def unsettled(self) -> str:
         """Why the world can't end yet; empty: it can."""
         hub = self._world.hub
+        if self._world.papers_to_come:
+            return "more documents are to come"
         for node in self._world.nodes.values():
             if not node.is_alive or node.belief.ring != hub.rings[node.name]:
                 return f"{node.name} isn't where it belongs"
@@ -306,8 +362,14 @@ class Oracle:
             if row is None or row.action != "install" or not self._is_listed(row.release):
                 return ""
             return "" if self._is_denied(node, model, row.release) else "never began"
-        if memory.phase not in ("idle", "stuck"):
+        ring = self._world.hub.rings[node.name]
+        best = None if row is None else self._world.hub.papers.best(model, row.release, ring)
+        waits = best is None and row is not None and memory.target is not None and memory.phase == "checking"
+        if memory.phase not in ("idle", "stuck") and not (waits and memory.target.release == row.release):  # type: ignore[union-attr]
             return f"is still {memory.phase}"
+        why = self._untuned(node, memory, ring)
+        if why:
+            return why
         active = memory.active
         serving = node.server.serving.get(model)
         is_well = active is not None and active.verdict != "failed" and active.release not in node.server.broken
@@ -324,9 +386,30 @@ class Oracle:
             return ""
         if any((refusal.release, refusal.number) == (row.release, row.number) for refusal in memory.refused):
             return ""
+        if best is None:
+            return ""
         if not self._is_listed(row.release) or self._is_denied(node, model, row.release):
             return ""
         return f"in {memory.phase} on something else than {catalogue.releases()[Digest(row.release)]} {row.number}"
+
+    def _untuned(self, node: "Node", memory: Memory, ring: str) -> str:
+        """How what is active isn't the newest tuple that was published; empty: it is."""
+        papers, active = self._world.hub.papers, memory.active
+        newest = max(papers.policies.get(ring, {}), default=0)
+        if memory.unfit is not None and papers.best(memory.model, memory.unfit.release, ring) is not None:
+            return "stays stopped though something fits"
+        if active is None:
+            return ""
+        if active.policy != newest:
+            return f"is on policy {active.policy} of {newest}"
+        best = papers.best(memory.model, active.release, ring)
+        if best is None:
+            return "" if active.is_unfit else "fits nothing and isn't flagged"
+        if best > max(active.config, active.passed_over):
+            return f"is on config {active.config} of {best}"
+        serving = node.server.serving.get(memory.model) == active.release
+        is_tuned = node.server.tuned.get(memory.model) == (active.config, active.policy)
+        return "answers with other numbers than its tuple's" if serving and not is_tuned else ""
 
     def _is_listed(self, release: bytes) -> bool:
         return all(release in catalogue.listed(self._world.hub.step, duty) for duty in ("sign", "approve"))

@@ -14,7 +14,7 @@ from simulator.clock import Clock
 
 Message = tuple[str, dict[str, str], Any]
 SESSION = 200
-ORDER = {"deny": 0, "head": 1, "set": 2, "desired": 3}
+ORDER = {"deny": 0, "head": 1, "set": 2, "policy": 3, "desired": 4}
 
 
 @dataclass

@@ -14,6 +14,9 @@ class Pointers(Protocol):
     def active(self) -> dict[str, bytes]:
         """The release that is to serve, by model."""
 
+    def tuples(self) -> dict[str, tuple[int, int]]:
+        """The numbers of config and policy that go with it."""
+
 
 class Server:
     """What answers, per model.
@@ -23,6 +26,7 @@ class Server:
         passed: every (model, release) that gave its golden outputs here: what must be true of whatever serves.
         broken: releases whose worker dies, whatever they did before.
         standby: by model, what answered before.
+        tuned: by model, the numbers of config and policy that it answers with.
         given_up: by model, what should answer and doesn't.
     """
 
@@ -35,11 +39,12 @@ class Server:
         self.broken: set[bytes] = set()
         self.given_up: dict[str, bytes] = {}
         self.standby: dict[str, bytes] = {}
+        self.tuned: dict[str, tuple[int, int]] = {}
 
     def boot(self) -> None:
         """Alone, from the committed pointers."""
         self.is_up = True
-        self.serving, self.given_up = {}, {}
+        self.serving, self.given_up, self.tuned = {}, {}, self._pointers.tuples()
         for model, release in self._pointers.active().items():
             if self._loads(release) and release not in self.broken:
                 self.serving[model] = release
@@ -61,13 +66,14 @@ class Server:
         self.passed.add((model, release))
         return ""
 
-    def serve(self, model: str, release: bytes | None) -> str:
+    def serve(self, model: str, release: bytes | None, tuned: tuple[int, int] = (0, 0)) -> str:
         """Makes it the one that answers, or nothing; why not, or empty."""
         self.given_up.pop(model, None)
         if release is None:
             self.serving.pop(model, None)
             return ""
         if self.serving.get(model) == release and release not in self.broken:
+            self.tuned[model] = tuned
             return ""
         if not self._loads(release):
             return "its files are not what their digests say"
@@ -75,8 +81,13 @@ class Server:
             return "its worker died"
         if model in self.serving:
             self.standby[model] = self.serving[model]
-        self.serving[model] = release
+        self.serving[model], self.tuned[model] = release, tuned
         return ""
+
+    def tune(self, model: str, release: bytes, tuned: tuple[int, int]) -> None:
+        """Answers with these numbers from now on, if the release is what answers."""
+        if self.serving.get(model) == release:
+            self.tuned[model] = tuned
 
     def breaks(self, model: str, release: bytes) -> None:
         """The release's worker dies, as often as it is started."""

@@ -15,6 +15,7 @@ from simulator.clock import Clock, RestlessError
 from simulator.hub import Hub, can
 from simulator.node import Died, Node
 from simulator.oracle import BrokenError, Oracle
+from simulator.papers import RINGS
 from simulator.road import Link, Road, Weather
 
 END_S = 6 * 3600.0
@@ -73,7 +74,8 @@ class World:
         self.oracle = Oracle(self)
         self.road = Road(self.clock, rng, self.weather)
         least = max(self.first_releases) - 1
-        self.hub = Hub(self.clock, rng, self.road, self.effect, rng.randint(least, max(least, catalogue.STEPS - 1)))
+        self.hub = Hub(self.clock, rng, self.road, self.effect, rng.randint(least, max(least, catalogue.STEPS - 1)),
+                       seed)  # fmt: skip
         self.road.to_hub, self.road.is_hub_up = self.hub.on_message, lambda: self.hub.is_up
         self.nodes: dict[str, Node] = {}
         for site, node_name in catalogue.NODES[: rng.choice([1, 2, 2, 3])]:
@@ -85,6 +87,13 @@ class World:
             self.road.links[name] = Link(node.on_message, node.on_link, topics=node.topics)
             self.clock.after(rng.uniform(0.0, 5.0), lambda node=node: self._start(node))  # type: ignore[misc]
         self.has_calmed = False
+        self.papers_rng = Random(f"when {seed}")
+        self.papers_to_come = 0
+        if self.papers_rng.random() < 0.6:
+            within_s = self.papers_rng.choice([60.0, 600.0, 2400.0])
+            for _ in range(self.papers_rng.randint(1, 10)):
+                self.papers_to_come += 1
+                self.clock.after(self.papers_rng.uniform(0.0, within_s), self._set_paper)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -111,6 +120,20 @@ class World:
             for _ in range(self.rng.choice([1, 1, 2])):
                 wait_s = self.rng.choice([0.0, 0.5, 5.0, 20.0])
                 self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self._strike(node, after.model))
+
+    def _set_paper(self) -> None:
+        """An operator sets a policy or a config."""
+        self.papers_to_come -= 1
+        if self.papers_rng.random() < 0.5:
+            ring = self.papers_rng.choice(RINGS)
+            policy = self.hub.set_policy(ring, self.papers_rng)
+            self.met["policy"] += 1
+            self.tell("operator", f"policy {policy.number} of {ring}, held {policy.hold_max_s} s: {policy.models}")
+            return
+        model = self.papers_rng.choice(self.models)
+        config = self.hub.set_config(model, self.papers_rng)
+        self.met["config"] += 1
+        self.tell("operator", f"config {config.number} of {model}, generation {config.generation}")
 
     def _strike(self, node: Node, model: str) -> None:
         """What seldom meets a machine at work, or one that is stuck, is made to meet it."""
