@@ -27,7 +27,8 @@ from heliograph_site.journal import Held
 from heliograph_site.tasks import Pace
 
 SEED = b"test-only key of the node, no se"
-QUICK = Deadlines(offer_s=5.0, activation_s=5.0, receipt_s=30.0, reply_s=5.0, check_in_s=600.0)
+QUICK = Deadlines(check_in_s=600.0)
+"""Nothing is lost on this road, so that no deadline is ever needed."""
 PACE = Pace(poll_s=0.02, watch_s=0.05, metric_s=0.2, report_s=0.02, retry_s=0.1)
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.5]}
 DOCUMENTS = {
@@ -190,8 +191,8 @@ class HubEnd:
         asked = await self.post("/v1/documents/requests", {"kind": kind, "text": DOCUMENTS[kind]})
         await self.post("/v1/documents", {"kind": kind, "payload": asked["payload"], "signatures": {}})
 
-    async def _step_command(self, kind: str) -> None:
-        await self.post(f"/v1/fleet/{SITE}/{NODE}/commands", {"kind": kind})
+    async def _step_command(self, kind: str, model: str | None = None) -> None:
+        await self.post(f"/v1/fleet/{SITE}/{NODE}/commands", {"kind": kind, "model": model})
 
     async def _signed(self, path: str, asked: dict[str, Any], type_: str) -> None:
         """Signs what was asked for with as many keys as count for it, one if one is enough, and sends it."""
@@ -301,7 +302,7 @@ class _Joining:
         return made.assignment
 
 
-async def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
     """Returns when it holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -18,7 +18,15 @@ from heliograph_site.agent import Agent
 STEPS_1 = ("assign shop canary", "release 1.0.0", "token", "start", "rollout 1.0.0", "cut", "release 1.1.0",
            "rollout 1.1.0", "back", "deny 1.1.0")  # fmt: skip
 """What every hub was able to do from the first version on; while it is cut off, a node hears nothing."""
-STEPS_2 = (*STEPS_1[:5], "set policy", "set config", "command report", *STEPS_1[5:])
+STEPS_2 = (
+    *STEPS_1[:5],
+    "set policy",
+    "set config",
+    "command report",
+    *STEPS_1[5:-1],
+    "command drill digits",
+    STEPS_1[-1],
+)
 """The same with control documents."""
 
 
