@@ -18,7 +18,6 @@ UNIT = "tests/unit"
 TUPLES, ECONOMY, RULES = (f"{UNIT}/test_{name}.py" for name in ("tuples", "economy", "rules"))
 POLICY, ANY_ORDER = f"{UNIT}/test_policy.py", f"{UNIT}/test_tuples_in_any_order.py"
 
-_READ = f"{POLICY}::test_a_file_with_every_field_is_the_document_that_it_states"
 _CRIT = f"{POLICY}::test_an_unknown_field_is_ignored_unless_crit_names_it"
 _MATRIX = f"{TUPLES}::test_what_may_meet_and_why_not"
 _WINDOW = f"{ECONOMY}::test_a_window_is_open_from_its_time_for_as_long_as_it_says"
@@ -37,52 +36,112 @@ _CADENCE = f"{ECONOMY}::test_the_cadence_holds_back_what_is_new_and_no_security_
 _CONFIG = f"{POLICY}::test_a_config_file_is_the_document_that_it_states"
 _COMPATIBLE = "models.<model>.compatible.<version>"
 
+_TUNED = "tests/integration/test_tuned.py::test_what_answers_is_tuned_in_place_and_nothing_else_is"
+_DECLINED = (
+    f"{UNIT}/test_versions.py::test_a_policy_or_config_that_an_agent_can_not_obey_is_declined_and_told_with_its_number"
+)
+_OFFERED = f"{UNIT}/test_offers.py::test_what_policy_says_is_what_the_next_node_is_told_also_after_a_restart"
+_SIMULATED = f"{UNIT}/test_simulation.py::test_what_a_document_does_to_a_node"
+_ALLOWANCE, _ALLOWED, _OUTBOX = (
+    f"{UNIT}/test_allowance.py",
+    "tests/integration/test_allowed.py",
+    f"{UNIT}/test_outbox.py",
+)
+_ACTIVATING = f"{_ALLOWANCE}::test_policy_cadence_s_and_windows_hold_activating_back"
+_STANDS_IN = (
+    f"{UNIT}/test_machine.py::test_the_fallback_stands_in_and_what_is_committed_comes_back_and_nothing_is_refused"
+)
+
 SHOWN_BY: dict[str, list[str]] = {
     "crit": [_CRIT],
-    "min_agent": [_READ],
-    "hold_max_s": [f"{TUPLES}::test_a_policy_that_nothing_fits_is_held_for_its_time_and_no_longer",
-                   f"{TUPLES}::test_an_immediate_policy_is_not_held_at_all"],
-    "fail_mode": [f"{TUPLES}::test_with_nothing_that_fits_the_fail_mode_counts_that_of_the_policy_first"],
+    "min_agent": [_DECLINED],
+    "hold_max_s": [
+        f"{TUPLES}::test_a_policy_that_nothing_fits_is_held_for_its_time_and_no_longer",
+        f"{TUPLES}::test_an_immediate_policy_is_not_held_at_all",
+        _SIMULATED,
+    ],
+    "fail_mode": [
+        f"{TUPLES}::test_with_nothing_that_fits_the_fail_mode_counts_that_of_the_policy_first",
+        f"{UNIT}/test_tasks.py::test_policy_fail_mode_goes_before_the_manifests",
+    ],
     "max_offline_s": [_OFFLINE],
-    "at_max_offline": [_OFFLINE],
-    "unproven": [f"{RULES}::test_unproven_is_extended_or_returned_as_the_policy_says"],
-    "authority": [f"{RULES}::test_who_may_act_on_a_site"],
-    "cadence_s": [_CADENCE],
-    "windows[]": [_WINDOW, f"{ECONOMY}::test_of_several_windows_any_will_do_and_the_longest_counts"],
+    "at_max_offline": [_OFFLINE, _STANDS_IN],
+    "unproven": [
+        f"{RULES}::test_unproven_is_extended_or_returned_as_the_policy_says",
+        f"{UNIT}/test_machine.py::test_policy_unproven_return_goes_back_to_the_fallback_if_there_is_one",
+    ],
+    "authority": [
+        f"{RULES}::test_who_may_act_on_a_site",
+        f"{_ALLOWED}::test_policy_authority_says_what_a_site_may_do_by_itself_and_a_refusal_names_the_policy",
+    ],
+    "cadence_s": [_CADENCE, _ACTIVATING],
+    "windows[]": [
+        _WINDOW,
+        f"{ECONOMY}::test_of_several_windows_any_will_do_and_the_longest_counts",
+        f"{_ALLOWANCE}::test_policy_windows_guard_fetching_in_the_sites_time_zone",
+        f"{_ALLOWED}::test_policy_windows_that_close_in_mid_fetch_pause_it_and_it_goes_on_by_itself_when_the_next_opens",
+    ],
     "windows[].opens": [_WINDOW, _DST],
     "windows[].for_s": [_WINDOW],
-    "windows[].guards": [f"{ECONOMY}::test_without_a_window_that_guards_it_anything_goes"],
+    "windows[].guards": [f"{ECONOMY}::test_without_a_window_that_guards_it_anything_goes", _ACTIVATING],
     "budget": [_BUDGET],
-    "budget.day_bytes": [_BUDGET, f"{ECONOMY}::test_a_fetch_larger_than_a_days_budget_is_spread_over_days_and_ends"],
-    "budget.month_bytes": [_BUDGET],
-    "budget.full": [f"{ECONOMY}::test_what_is_done_where_only_the_full_image_will_do"],
+    "budget.day_bytes": [
+        _BUDGET,
+        f"{ECONOMY}::test_a_fetch_larger_than_a_days_budget_is_spread_over_days_and_ends",
+        f"{_ALLOWANCE}::test_policy_budget_day_bytes_are_counted_in_the_sites_own_day",
+        f"{_ALLOWED}::test_policy_budget_day_bytes_that_end_in_mid_fetch_spread_it_over_days_whatever_is_killed",
+        f"{UNIT}/test_offers.py::test_a_site_whose_budget_is_spent_is_sent_nothing_more_until_its_day_turns",
+    ],
+    "budget.month_bytes": [_BUDGET, f"{_ALLOWANCE}::test_policy_budget_month_bytes_wait_for_the_month", _OFFERED],
+    "budget.full": [
+        f"{ECONOMY}::test_what_is_done_where_only_the_full_image_will_do",
+        f"{UNIT}/test_asking.py::test_policy_budget_full_says_what_follows_where_only_the_full_image_will_do",
+    ],
     "pacing": [_PACED],
-    "pacing.nodes_at_once": [_PACED],
-    "pacing.nodes_per_hour": [_PACED],
-    "pacing.bytes_per_hour": [_PACED],
+    "pacing.nodes_at_once": [_PACED, _OFFERED],
+    "pacing.nodes_per_hour": [_PACED, _OFFERED],
+    "pacing.bytes_per_hour": [_PACED, _OFFERED],
     "staleness": [f"{RULES}::test_a_node_without_limits_is_never_stale"],
-    "staleness.max_minor_behind": [_VERSIONS],
-    "staleness.within_s": [f"{RULES}::test_a_directed_release_must_serve_in_time"],
-    "staleness.security_within_s": [_SECURITY],
+    "staleness.max_minor_behind": [_VERSIONS, _SIMULATED],
+    "staleness.within_s": [
+        f"{RULES}::test_a_directed_release_must_serve_in_time",
+        f"{UNIT}/test_gaps.py::test_a_gap_is_within_policy_until_the_time_it_allows_is_over",
+    ],
+    "staleness.security_within_s": [_SECURITY, f"{UNIT}/test_gaps.py::test_security_releases_have_a_time_of_their_own"],
     "telemetry": [_REDACTED],
-    "telemetry.lanes": [_REDACTED],
-    "telemetry.redact": [_REDACTED, f"{RULES}::test_a_redacted_name_is_nowhere_in_what_is_kept"],
-    "telemetry.keep_days": [f"{RULES}::test_records_are_kept_for_as_many_days_as_the_policy_says"],
+    "telemetry.lanes": [_REDACTED, f"{_OUTBOX}::test_policy_telemetry_lanes_that_may_not_leave_are_not_written"],
+    "telemetry.redact": [
+        _REDACTED,
+        f"{RULES}::test_a_redacted_name_is_nowhere_in_what_is_kept",
+        f"{_OUTBOX}::test_policy_telemetry_redact_leaves_fields_out_at_any_depth_before_they_are_stored",
+    ],
+    "telemetry.keep_days": [
+        f"{RULES}::test_records_are_kept_for_as_many_days_as_the_policy_says",
+        f"{_OUTBOX}::test_policy_telemetry_keep_days_loses_what_is_older_counted_in_a_gap",
+        f"{UNIT}/test_retention.py::test_records_older_than_policy_keeps_them_are_dropped_and_counted",
+    ],
     "limits.<class>": [_LIMITS],
     "limits.<class>.concurrency": [_LIMITS],
     "limits.<class>.queue": [_LIMITS],
     "limits.<class>.deadline_ms": [_LIMITS],
     "immediate[]": [_IMMEDIATE],
     "immediate[].item": [_IMMEDIATE],
-    "immediate[].converge_s": [_IMMEDIATE],
+    "immediate[].converge_s": [
+        _IMMEDIATE,
+        f"{UNIT}/test_gaps.py::test_a_policy_with_an_immediate_item_is_tolerated_only_until_its_time",
+        f"{UNIT}/test_simulation.py::test_who_lacks_an_immediate_policy_is_named_with_what_is_late_and_why",
+    ],
     "drills": [f"{RULES}::test_a_drill_is_due_so_many_days_after_the_last"],
     "drills.every_days": [f"{RULES}::test_a_drill_is_due_so_many_days_after_the_last"],
     "models.<model>": [_MODEL],
-    "models.<model>.floor": [_MATRIX, f"{RULES}::test_a_floor_is_compared_by_number"],
+    "models.<model>.floor": [_MATRIX, f"{RULES}::test_a_floor_is_compared_by_number", _OFFERED, _SIMULATED],
     "models.<model>.security": [_SECURITY, _CADENCE],
     "models.<model>.gates[]": [_GATES],
     "models.<model>.gates[].name": [_GATES],
-    "models.<model>.gates[].limit": [_GATES],
+    "models.<model>.gates[].limit": [
+        _GATES,
+        f"{UNIT}/test_tasks.py::test_policy_gates_tighten_what_the_manifest_promises_and_never_loosen_it",
+    ],
     "models.<model>.gates[].min_samples": [_GATES],
     _COMPATIBLE: [_MATRIX],
     f"{_COMPATIBLE}.config": [_MATRIX],
@@ -97,16 +156,16 @@ SHOWN_BY: dict[str, list[str]] = {
     "models.<model>.at_max_offline": [_MODEL],
     "models.<model>.unproven": [_MODEL],
     "models.<model>.cadence_s": [_MODEL, _CADENCE],
-}  # fmt: skip
+}
 
 CONFIG_SHOWN_BY: dict[str, list[str]] = {
     "crit": [_CRIT],
-    "min_agent": [_CONFIG],
+    "min_agent": [_DECLINED],
     "generation": [_MATRIX],
-    "thresholds": [_CONFIG],
-    "flags": [_CONFIG],
-    "pre": [_CONFIG],
-    "post": [_CONFIG],
+    "thresholds": [_CONFIG, _TUNED],
+    "flags": [_CONFIG, _TUNED],
+    "pre": [_CONFIG, _TUNED],
+    "post": [_CONFIG, _TUNED],
 }
 
 _ALONE = "tests/integration/test_serving.py::test_it_boots_alone_and_warms_the_fallback"
