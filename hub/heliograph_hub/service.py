@@ -11,21 +11,14 @@ Rule 4: what blocks for long (packing, diffs) runs in a thread; rows and signatu
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
 import secrets
-import signal
-import socket
 import time
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
 from zoneinfo import ZoneInfo
-
-import uvicorn
 
 from heliograph.blob import sha256
 from heliograph.deadlines import DEADLINES
@@ -45,7 +38,6 @@ from heliograph.documents import (
 )
 from heliograph.economy import zone
 from heliograph.errors import (
-    ConfigError,
     HeliographError,
     IntegrityError,
     NotFoundError,
@@ -57,9 +49,8 @@ from heliograph.mqtt import Broker, Mqtt
 from heliograph.names import Digest, Ring
 from heliograph.objects import ObjectStore, write_durably
 from heliograph.policy import Policy, no_policy
-from heliograph.protocol import STATEMENTS, TOPICS, below_realm, parse_topic, topic
+from heliograph.protocol import STATEMENTS, TOPICS, parse_topic, topic
 from heliograph.sender import Sender
-from heliograph.unix import bind
 from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError
 from heliograph.wire import pack
 from heliograph_hub.admission import Admission
@@ -68,7 +59,7 @@ from heliograph_hub.assignment import TIME_ZONE
 from heliograph_hub.authority import Authority, init_realm
 from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
-from heliograph_hub.control import SCOPES, Control, Kind
+from heliograph_hub.control import Control
 from heliograph_hub.database import Database
 from heliograph_hub.denial import Denials
 from heliograph_hub.desired import Desired
@@ -76,6 +67,7 @@ from heliograph_hub.distribution import Distribution, Purpose, Recipes, answer
 from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.fleet import Fleet, Node, ReplayError
 from heliograph_hub.ledger import Ledger
+from heliograph_hub.news import News
 from heliograph_hub.registry import Registry
 from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
@@ -85,13 +77,10 @@ log = logging.getLogger("heliograph.hub")
 
 HOST = "127.0.0.1"
 DATABASE_FILE = "hub.sqlite"
-LOCK_FILE = "hub.lock"
 RENEW_EVERY_S = 3600.0
 """How often it is looked whether the timestamp is a day old."""
 FLUSH_EVERY_S = 5.0
 DROP_EVERY_S = 86400.0
-MAX_REPLY_DOCUMENT_BYTES = 57 * 1024
-"""What the documents of one reply may take of a statement's 60 KiB."""
 NO_RELEASE = Digest(bytes(32))
 """What bytes are counted for that belong to no release: blobs of denials."""
 PUBLISH_AGAIN_S = 5.0
@@ -112,6 +101,7 @@ class Service:
         self.denials = Denials(self.database, self.objects, self.authority)
         self.denials.note_vouchers(self.authority.set.models)
         self.control = Control(self.database, self.authority)
+        self.news = News(self.authority, self.denials, self.desired, self.control)
         self.named_denials = self.authority.set.heads.deny.count
         """What the timestamp on disk named when this began: more than the database has, if that is an older copy."""
         self.unsigned = ""
@@ -332,77 +322,7 @@ class Service:
 
     def replies(self, node: Node, hello: Hello, acked: tuple[LaneReceipt, ...]) -> list[Reply]:
         """All that is newer than what the hello names, in as few replies as its size allows."""
-        parts: list[list[tuple[str, bytes]]] = [[]]
-        room = MAX_REPLY_DOCUMENT_BYTES
-        for document in self._news(node, hello):
-            size = len(document[0]) + len(document[1])
-            if size > room and parts[-1]:
-                parts.append([])
-                room = MAX_REPLY_DOCUMENT_BYTES
-            parts[-1].append(document)
-            room -= size
-        return [
-            Reply(
-                realm=self.realm,
-                site=node.site,
-                node=node.node,
-                key=node.keyid,
-                nonce=hello.nonce,
-                at=_now(),
-                heads=self.authority.set.heads,
-                acked=acked[:64] if index == 0 else (),
-                documents=tuple(documents),
-                more=index + 1 < len(parts),
-            )
-            for index, documents in enumerate(parts)
-        ]
-
-    def _news(self, node: Node, hello: Hello) -> Iterator[tuple[str, bytes]]:
-        """(topic below the realm, payload) of what the node lacks: denials, then roots, since all else hangs on them.
-
-        Denials come once more after a set, which may bring the keys that they are signed with.
-        """
-        versions = self.authority.set.versions
-        deny = topic("deny").build(self.realm)
-        is_behind = deny in self.retained and hello.deny != self.denials.head
-        if is_behind:
-            yield below_realm(deny), self.retained[deny]
-        for number in range(hello.tuf.get("root", 0) + 1, versions["root"] + 1):
-            full = topic("root").build(self.realm, number=number)
-            yield below_realm(full), self.retained[full]
-        if node.assigned and node.assignment != hello.numbers.assignment:
-            yield "assigned", node.assigned
-        if hello.tuf != versions:
-            full = topic("set").build(self.realm)
-            yield below_realm(full), self.retained[full]
-            if is_behind:
-                yield below_realm(deny), self.retained[deny]
-        newest = in_force(self.desired.rows()).get(node.ring, {})
-        yield from self._control_news(node, hello, newest)
-        if {model: row.number for model, row in newest.items()} != hello.numbers.directives:
-            full = topic("desired").build(self.realm, ring=node.ring)
-            if full in self.retained:
-                yield below_realm(full), self.retained[full]
-
-    def _control_news(self, node: Node, hello: Hello, directed: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Policies and configs that are newer than the node's, and older ones that it asks for by number."""
-        numbers, lacks = hello.numbers, hello.lacks
-        has_moved = node.assignment != numbers.assignment  # perhaps from a ring with higher numbers
-        wanted: list[tuple[Kind, str, int, int]] = [
-            ("policy", node.ring, 0 if has_moved else numbers.policy, lacks.policy)
-        ]
-        models = sorted({*directed, *numbers.config, *lacks.config})
-        wanted += [("config", model, numbers.config.get(model, 0), lacks.config.get(model, 0)) for model in models]
-        for kind, scope, held, asked in wanted:
-            newest = self.control.newest(kind).get(scope)
-            if newest is None:
-                continue
-            older = self.control.at_most(kind, scope, asked) if 0 < asked < newest.number else None
-            is_due = newest.number > held or asked >= newest.number
-            full = topic(kind).build(self.realm, **{SCOPES[kind]: scope})
-            for stored in (older, newest if is_due else None):
-                if stored is not None:
-                    yield below_realm(full), stored.statement
+        return self.news.replies(node, hello, acked, self.retained, _now())
 
     async def _on_ask(self, node: Node, ask: Ask) -> None:
         rings = in_force(self.desired.rows())
@@ -489,50 +409,6 @@ class Service:
                 log.info("dropped %d records that are older than policy keeps them", dropped)
             await asyncio.sleep(DROP_EVERY_S)
 
-    async def run(self, say: Callable[[str], None]) -> None:
-        """Runs until SIGINT or SIGTERM, then stops cleanly."""
-        from heliograph_hub.api.application import application
-
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-        self.begin()
-        for release in self.registry.all():
-            self.request_recipes(self.registry.likely_pairs(release))
-        broker = BrokerProcess(self.folder, self.port, HOST)
-        await broker.start()
-        try:
-            with _listening(self.folder) as listener:
-                config = uvicorn.Config(
-                    application(self), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=2
-                )
-                server = _Server(config)
-                async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(broker.run(), name="broker"),
-                        group.create_task(self.mqtt.run(), name="mqtt"),
-                        group.create_task(self.publish_retained(), name="publish"),
-                        group.create_task(self.send_chunks(), name="chunks"),
-                        group.create_task(self.make_recipes(), name="recipes"),
-                        group.create_task(self.renew(), name="renew"),
-                        group.create_task(self.flush(), name="flush"),
-                        group.create_task(self.drop_old(), name="retention"),
-                    ]
-                    group.create_task(server.serve(sockets=[listener]), name="api")
-                    for line in self.greeting(broker):
-                        say(line)
-                    await stop.wait()
-                    server.should_exit = True
-                    for task in tasks:
-                        task.cancel()
-        finally:
-            await broker.stop()
-            self.fleet.flush_counts()
-            self.ledger.flush()
-            self.database.close()
-        say("stopped")
-
     def greeting(self, broker: BrokerProcess) -> list[str]:
         """What `hub run` says once it listens."""
         named, held = self.named_denials, self.denials.head.count
@@ -576,75 +452,6 @@ def init(folder: Path, realm: str) -> list[str]:
         folder / HUB_FILE, f'# A Heliograph hub. Operators name this folder.\nformat = 1\nrealm = "{realm}"\n'.encode()
     )
     return said
-
-
-def run(folder: Path, port: int, rate: int | None, node_rate: int | None, say: Callable[[str], None]) -> None:
-    """`hub run`: blocks until SIGINT or SIGTERM.
-
-    Raises:
-        ConfigError: no hub folder, or its port is taken.
-        RefusedError: a hub runs there already.
-    """
-    try:
-        table = tomllib.loads((folder / HUB_FILE).read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"{folder} is no hub folder: heliograph hub init {folder}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / HUB_FILE} can't be read: {error}") from error
-    if table.get("format") != 1:
-        raise ConfigError(f"{folder / HUB_FILE} is of format {table.get('format')!r}, this version reads 1")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("uvicorn", "tuf", "securesystemslib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with _locked(folder):
-
-        async def serve() -> None:
-            await Service(folder, port, rate, node_rate).run(say)
-
-        try:
-            asyncio.run(serve())
-        except BaseExceptionGroup as group:
-            found: BaseException = group
-            while isinstance(found, BaseExceptionGroup):
-                found = found.exceptions[0]
-            if isinstance(found, HeliographError):
-                raise found from None
-            raise
-
-
-class _Server(uvicorn.Server):
-    """uvicorn under our TaskGroup: signals are the service's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves the handlers alone."""
-        yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the kernel lets go of it however the process ends."""
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RefusedError(f"a hub is running in {folder} already: stop it first, or use that one") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _listening(folder: Path) -> Iterator[socket.socket]:
-    """The API's socket, for the owner only before anybody can connect; a stale one of a killed hub is replaced."""
-    listener = bind(folder / SOCKET_NAME, 0o600)
-    try:
-        listener.listen(64)
-        yield listener
-    finally:
-        listener.close()
-        (folder / SOCKET_NAME).unlink(missing_ok=True)
 
 
 def _now() -> int:

@@ -41,6 +41,6 @@ def hub_run(
 
     Example: heliograph hub run ./hub --port 18830 --rate 200000
     """
-    from heliograph_hub.service import run
+    from heliograph_hub.process import run
 
     run(folder, port, rate, node_rate, say)

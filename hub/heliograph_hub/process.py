@@ -1,0 +1,135 @@
+"""[IO] `hub run`: one service with its broker and its API as a process, alone in its folder."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from heliograph.errors import ConfigError, HeliographError, RefusedError
+from heliograph.unix import bind
+from heliograph_hub.api.application import application
+from heliograph_hub.broker import Broker
+from heliograph_hub.client import HUB_FILE, SOCKET_NAME
+from heliograph_hub.service import HOST, Service
+
+LOCK_FILE = "hub.lock"
+
+
+def run(folder: Path, port: int, rate: int | None, node_rate: int | None, say: Callable[[str], None]) -> None:
+    """`hub run`: blocks until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: no hub folder, or its port is taken.
+        RefusedError: a hub runs there already.
+    """
+    try:
+        table = tomllib.loads((folder / HUB_FILE).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"{folder} is no hub folder: heliograph hub init {folder}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / HUB_FILE} can't be read: {error}") from error
+    if table.get("format") != 1:
+        raise ConfigError(f"{folder / HUB_FILE} is of format {table.get('format')!r}, this version reads 1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("uvicorn", "tuf", "securesystemslib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with _locked(folder):
+
+        async def serve() -> None:
+            await _serve(Service(folder, port, rate, node_rate), say)
+
+        try:
+            asyncio.run(serve())
+        except BaseExceptionGroup as group:
+            found: BaseException = group
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            if isinstance(found, HeliographError):
+                raise found from None
+            raise
+
+
+async def _serve(service: Service, say: Callable[[str], None]) -> None:
+    """Runs all that a hub does until SIGINT or SIGTERM, then stops cleanly."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    service.begin()
+    for release in service.registry.all():
+        service.request_recipes(service.registry.likely_pairs(release))
+    broker = Broker(service.folder, service.port, HOST)
+    await broker.start()
+    try:
+        with _listening(service.folder) as listener:
+            config = uvicorn.Config(
+                application(service), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=2
+            )
+            server = _Server(config)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(broker.run(), name="broker"),
+                    group.create_task(service.mqtt.run(), name="mqtt"),
+                    group.create_task(service.publish_retained(), name="publish"),
+                    group.create_task(service.send_chunks(), name="chunks"),
+                    group.create_task(service.make_recipes(), name="recipes"),
+                    group.create_task(service.renew(), name="renew"),
+                    group.create_task(service.flush(), name="flush"),
+                    group.create_task(service.drop_old(), name="retention"),
+                ]
+                group.create_task(server.serve(sockets=[listener]), name="api")
+                for line in service.greeting(broker):
+                    say(line)
+                await stop.wait()
+                server.should_exit = True
+                for task in tasks:
+                    task.cancel()
+    finally:
+        await broker.stop()
+        service.fleet.flush_counts()
+        service.ledger.flush()
+        service.database.close()
+    say("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn under our TaskGroup: signals are the service's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the handlers alone."""
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the kernel lets go of it however the process ends."""
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RefusedError(f"a hub is running in {folder} already: stop it first, or use that one") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _listening(folder: Path) -> Iterator[socket.socket]:
+    """The API's socket, for the owner only before anybody can connect; a stale one of a killed hub is replaced."""
+    listener = bind(folder / SOCKET_NAME, 0o600)
+    try:
+        listener.listen(64)
+        yield listener
+    finally:
+        listener.close()
+        (folder / SOCKET_NAME).unlink(missing_ok=True)
