@@ -82,7 +82,7 @@ def test_every_part_of_what_the_hub_signs_may_grow_too() -> None:
 
 def test_a_critical_field_this_version_lacks_is_refused_and_named() -> None:
     value = unpack(stored("directive"))
-    with pytest.raises(IntegrityError, match="^directive 7 needs blackout, which agent [0-9.]+ lacks$"):
+    with pytest.raises(IntegrityError, match=r"^directive 7 needs blackout, which agent [0-9.]+ lacks$"):
         doc.Directive.decode(pack(value | {"blackout": 1, "crit": ["blackout"]}))
     assert doc.Directive.decode(pack(value | {"crit": ["paced", "number"]})).crit == ("paced", "number")
 
