@@ -1,5 +1,6 @@
 """[IO] Policies and configs: what a new one would do, signing and publishing it, who has not taken it."""
 
+import asyncio
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -91,8 +92,8 @@ class Documents(Part):
         service = self._service
         document, warnings = self._read(text(body, "kind"), text(body, "text"))
         stored = service.control.draft(document, now(), self._reported(document))
-        nodes = self._seen()
-        effects = [] if stored.counts else simulate(stored.document, nodes, self._world(), now())
+        # Reads manifests and asks for every node: in a thread, so that chunks go on meanwhile.
+        effects = [] if stored.counts else await asyncio.to_thread(self._simulate, stored.document)
         names = self.names()
         return self._summary(stored) | {
             "new": stored.published_at is None and stored.have == 0,
@@ -160,6 +161,9 @@ class Documents(Part):
                 for version in versions:
                     if version not in known[model]:
                         yield f"policy field models.{model}.{field}: this realm has no release {model}@{version} yet"
+
+    def _simulate(self, document: Policy | Config) -> list[Effect]:
+        return simulate(document, self._seen(), self._world(), now())
 
     def _seen(self) -> list[Seen]:
         return [
