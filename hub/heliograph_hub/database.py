@@ -97,6 +97,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE nodes ADD COLUMN records_before INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE tokens ADD COLUMN protected INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE lanes ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE records ADD COLUMN received_at INTEGER NOT NULL DEFAULT 0",
         """CREATE TABLE labels (
             site TEXT NOT NULL, node TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
             PRIMARY KEY (site, node, key))""",
@@ -199,6 +200,7 @@ records = _table(
     kind=_text,
     at=_int,
     body=_blob,
+    received_at=_int,
 )
 labels = _table("labels", site=_text, node=_text, key=_text, value=_text)
 pins = _table("pins", site=_text, node=_text, model=_text, version=_text)

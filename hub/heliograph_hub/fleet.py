@@ -139,8 +139,10 @@ class Fleet:
             connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
         return reported
 
-    def take_records(self, site: str, node: str, data: bytes) -> LaneReceipt:
+    def take_records(self, site: str, node: str, data: bytes, now: int = 0) -> LaneReceipt:
         """Verifies and commits a batch, then returns the receipt that may be sent; a replay changes nothing.
+
+        A record is kept from `now` on at least as long as policy says, whatever time its node took it for.
 
         Raises:
             TrustError: not signed by this node's key, or not about this node.
@@ -165,7 +167,7 @@ class Fleet:
             state = {name: getattr(row, name) if row else 0 for name in ("next", "kept", "merged", "lost", "missing")}
             fresh, state = _fresh_rows(batch, state)
             if fresh:
-                connection.execute(sa.insert(records), [{**key, **values} for values in fresh])
+                connection.execute(sa.insert(records), [{**key, **values, "received_at": now} for values in fresh])
             if row is None:
                 connection.execute(sa.insert(lanes).values(**key, **state, dropped=0))
             else:

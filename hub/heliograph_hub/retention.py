@@ -1,9 +1,10 @@
 """[IO] How long records are kept: older ones are dropped and counted, runs with nothing left are folded into sums.
 
-Rule 1: a dropped record stays in its lane's `kept` and is counted in `dropped` as well: what a node wrote can be added
-    up for ever.
+Rule 1: a record is dropped when both its own time and its arrival are older than policy keeps it: the clock of a node
+    may be wrong. A dropped record stays in its lane's `kept` and is counted in `dropped` as well, so that what a node
+    wrote can be added up for ever.
 Rule 2: what a forgotten run had sent never counts again: its records are all older than `records_before` of its node,
-    its reports older than `runs_before`, and both are refused or passed over when they come once more.
+    its reports than `runs_before`, and both are refused or passed over when they come once more.
 Rule 3: `runs_before` stays `MIN_RUN_AGE_S` behind the hub's clock, so that no wrong estimate of a node locks it out.
 
 Time comes from the caller.
@@ -39,13 +40,16 @@ def drop_old(database: Database, telemetry: Callable[[Ring], Telemetry], now: in
     dropped = 0
     for site, node, ring in found:  # a transaction each, so that nodes that report meanwhile don't wait long
         with database.write() as connection:
-            dropped += _drop(connection, site, node, keep_from(telemetry(ring), now))
-            _forget_runs(connection, site, node, now, max_runs)
+            before = keep_from(telemetry(ring), now)
+            dropped += _drop(connection, site, node, before)
+            if _forget_runs(connection, site, node, now, max_runs):
+                here = (*_is(nodes, site, node), nodes.c.records_before < before)
+                connection.execute(sa.update(nodes).where(*here).values(records_before=before))
     return dropped
 
 
 def _drop(connection: sa.Connection, site: str, node: str, before: int) -> int:
-    old = (*_is(records, site, node), records.c.at < before)
+    old = (*_is(records, site, node), records.c.at < before, records.c.received_at < before)
     counts = sa.select(records.c.run, records.c.lane, sa.func.count().label("gone")).where(
         *old, records.c.kind != "gap"
     )
@@ -55,13 +59,12 @@ def _drop(connection: sa.Connection, site: str, node: str, before: int) -> int:
         connection.execute(sa.update(lanes).where(*where).values(dropped=lanes.c.dropped + row.gone))
         total += row.gone
     connection.execute(sa.delete(records).where(*old))
-    here = (*_is(nodes, site, node), nodes.c.records_before < before)
-    connection.execute(sa.update(nodes).where(*here).values(records_before=before))
     return total
 
 
-def _forget_runs(connection: sa.Connection, site: str, node: str, now: int, max_runs: int) -> None:
-    """Folds the lanes of runs that have no record left, but for the newest."""
+def _forget_runs(connection: sa.Connection, site: str, node: str, now: int, max_runs: int) -> bool:
+    """Folds the lanes of runs that have no record left, but for the newest; whether there were any."""
+    is_any = False
     current = connection.execute(sa.select(nodes.c.run).where(*_is(nodes, site, node))).scalar_one()
     alive = {r.run for r in connection.execute(sa.select(records.c.run).where(*_is(records, site, node)).distinct())}
     told = connection.execute(sa.select(runs).where(*_is(runs, site, node)).order_by(runs.c.since.desc())).all()
@@ -73,10 +76,12 @@ def _forget_runs(connection: sa.Connection, site: str, node: str, now: int, max_
         if known.get(run, 0) > now - MIN_RUN_AGE_S:
             continue
         _fold(connection, site, node, run)
+        is_any = True
         if run in known:
             connection.execute(sa.delete(runs).where(*_is(runs, site, node), runs.c.run == run))
             here = (*_is(nodes, site, node), nodes.c.runs_before < known[run])
             connection.execute(sa.update(nodes).where(*here).values(runs_before=known[run]))
+    return is_any
 
 
 def _fold(connection: sa.Connection, site: str, node: str, run: bytes) -> None:

@@ -296,7 +296,7 @@ class Service:
                 if not changed and member.assigned and reported.assignment != member.assignment:
                     await self._send("assigned", site, node, member.assigned)
             case "records":
-                done = self.fleet.take_records(site, node, payload)
+                done = self.fleet.take_records(site, node, payload, _now())
                 receipt = Receipt(
                     realm=self.realm,
                     site=site,

@@ -37,6 +37,7 @@ from heliograph.wire import pack, unpack
 from heliograph_hub.authority import init_realm, load_key
 from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.client import HubClient
+from heliograph_hub.rollout import Worded
 from heliograph_hub.service import Service, init
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
@@ -434,7 +435,7 @@ async def test_a_killed_hub_comes_back_with_everything_and_counts_records_once(h
             await node.say("records", node.records(first, count))
             assert (await node.next("receipt")).next == expected
         records = hub.json("fleet", "show", "lab/pi-1")["records"]
-        assert records == {"audit": {"kept": 6, "merged": 0, "lost": 0, "missing": 0}}
+        assert records == {"audit": {"kept": 6, "merged": 0, "lost": 0, "missing": 0, "dropped": 0}}
         (reply,) = await node.hello()
         assert {(r.lane, r.next) for r in reply.acked} == {("audit", 6)}
         assert "general" in node.desired
@@ -540,8 +541,9 @@ def test_news_too_large_for_one_statement_come_in_parts_that_each_fit(tmp_path):
             action="install",
             expires=1 << 33,
         )
-        signed.append((directive, service.authority.sign_statement("ring-general", "directive", directive)))
-    service.desired.add(signed, frozenset({"general"}), 1)
+        statement = service.authority.sign_statement("ring-general", "directive", directive)
+        signed.append((Worded(directive, released=True), statement))
+    service.desired.add(signed, 1)
     service.announce()
     hello = doc.Hello(
         run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
@@ -556,9 +558,10 @@ def test_news_too_large_for_one_statement_come_in_parts_that_each_fit(tmp_path):
     known = hello.model_copy(update={"tuf": service.authority.set.versions, "numbers": current})
     (reply,) = service.replies(service.fleet.node("lab", "pi-1"), known, ())
     assert reply.documents == () and not reply.more, "who has everything is told that nothing is new"
-    more = [(d.model_copy(update={"model": f"x{d.model}"}), statement) for d, statement in signed[:60]]
+    others = [worded.directive.model_copy(update={"model": f"x{number}"}) for number, (worded, _) in enumerate(signed)]
+    more = [(Worded(other, released=True), signed[0][1]) for other in others[:60]]
     with pytest.raises(RefusedError, match=r"ring general has .* bytes of directives"):
-        service.desired.add(more, frozenset({"general"}), 1)
+        service.desired.add(more, 1)
     assert len(service.desired.rows()) == 218
     service.database.close()
 
@@ -582,8 +585,8 @@ def test_what_an_operator_does_wrong_is_said_in_one_line_with_its_exit_code(hub,
         (2, "write MODEL@MAJOR.MINOR.PATCH",                   "release", "show", "digits"),
         (3, "has no rollout: heliograph rollout start",        "rollout", "status", "digits@1.0.0"),
         (2, "no ring 'moon'",                                  "fleet", "assign", "lab", "moon"),
-        (4, "two offline signatures",                          "fleet", "assign", "lab", "protected"),
-        (3, "no node lab/x is enrolled",                       "fleet", "show", "lab/x"),
+        (2, "'Mars' is no IANA time zone",                     "fleet", "label", "lab", "time-zone=Mars"),
+        (3, "no node lab/x is enrolled",                       "fleet", "remove", "lab/x"),
         (2, "write SITE/NODE",                                 "fleet", "show", "lab"),
         (2, "is neither MODEL@MAJOR.MINOR.PATCH nor a digest", "release", "deny", "abcd", "--key", hub.key("deny-1")),
         (2, "reason: string should have at most",              "release", "deny", "digits@1.0.0", "--reason", "x" * 999,

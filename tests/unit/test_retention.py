@@ -53,6 +53,14 @@ def test_records_older_than_policy_keeps_them_are_dropped_and_counted(hub):
     assert receipt.next == 69 and lane(hub) == before | {"dropped": 2}, "and not once more by a replay"
 
 
+def test_a_clock_that_is_wrong_makes_no_record_old(hub):
+    hub.fleet.take_records("lab", "pi-1", records(0, [(1, "a")], at=5), NOW)
+    assert drop(hub, NOW + KEEP * DAY) == 0
+    assert drop(hub, NOW + KEEP * DAY + 1) == 1
+    hub.fleet.take_records("lab", "pi-1", records(0, [(1, "a")], run=LATER_RUN, at=5), NOW)
+    assert lane(hub)["kept"] == 2, "also in a run that nobody heard of before"
+
+
 def test_each_ring_keeps_them_as_long_as_its_own_policy_says(hub):
     hub.enroll("shop/a", OTHER_KEY, b"2" * 32)
     hub.assignments.put("shop", "canary")

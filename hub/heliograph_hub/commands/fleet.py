@@ -98,19 +98,16 @@ def fleet_drift(where: Hub = "", as_json: Json = False) -> None:
     if as_json:
         print_json(answer)
         return
-    rows = []
-    for gap in answer["gaps"]:
-        what = gap["what"] + (f" of {gap['model']}" if gap["model"] else "")
-        why = gap["why"] + (" (silent: as it last said)" if gap["silent"] else "")
-        verdict = "within policy" if gap["within_policy"] else "ACT: " + "; ".join(gap["against"])
-        rows.append((f"{gap['site']}/{gap['node']}", what, f"{gap['has']} → {gap['wanted']}", why, verdict))
-    if rows:
-        table(("node", "what", "has → told", "why", "tolerable"), rows)
-    against = sum(not gap["within_policy"] for gap in answer["gaps"])
-    print(
-        f"{answer['level']} of {answer['nodes']} nodes have all that they are told; "
-        f"{len(rows) - against} gaps are within policy, {against} are not"
-    )
+    against = [gap for gap in answer["gaps"] if not gap["within_policy"]]
+    within = [gap for gap in answer["gaps"] if gap["within_policy"]]
+    if against:
+        print("NOT allowed by policy, somebody has to act:")
+        _show_gaps(against)
+    if within:
+        print("within policy, tolerable for now:")
+        _show_gaps(within)
+    print(f"{answer['level']} of {answer['nodes']} nodes have all that they are told")
+    print(f"{len(within)} gaps are within policy, {len(against)} are not")
     if answer["never_reported"]:
         print("never reported: " + ", ".join(answer["never_reported"]))
 
@@ -125,20 +122,22 @@ def fleet_stale(where: Hub = "", as_json: Json = False) -> None:
     if as_json:
         print_json(answer)
         return
-    rows = [
-        (f"{one['site']}/{one['node']}", one["ring"], said["about"], said["sentence"])
-        for one in answer["behind"]
-        for said in one["says"] or one["own"]
-    ]
-    if rows:
-        table(("further behind than allowed", "ring", "of", "by"), rows)
-    late = [
-        (row["node"], row["ring"], f"policy {row['policy']}", "LATE: " + ", ".join(row["late"]), row["why"])
-        for row in answer["immediate"]
-        if row["late"]
-    ]
+    if answer["behind"]:
+        print("further behind than policy allows:")
+    for one in answer["behind"]:
+        print(
+            f"  {one['site']}/{one['node']}  ring {one['ring']}"
+            + (", silent: as it last said" if one["silent"] else "")
+        )
+        for said in one["says"] or one["own"]:
+            print(f"    {said['about']}: {said['sentence']}")
+    late = [row for row in answer["immediate"] if row["late"]]
     if late:
-        table(("not acknowledged in time", "ring", "of", "what", "why"), late)
+        print("not acknowledged in time:")
+    for row in late:
+        print(f"  {row['node']}  ring {row['ring']}, policy {row['policy']}: LATE: {', '.join(row['late'])}")
+        if row["why"]:
+            print(f"    {row['why']}")
     for row in answer["immediate"]:
         for item, until in row["due"]:
             print(f"{row['node']} has until {when(until)} UTC for {item}: within policy")
@@ -148,11 +147,20 @@ def fleet_stale(where: Hub = "", as_json: Json = False) -> None:
             for n in answer["silent"]
         ]
         table(("silent, nobody knows what it runs", "ring", "last heard (UTC)"), heard)
-    if not rows and not late:
+    if not answer["behind"] and not late:
         print(f"none of {answer['nodes']} nodes is further behind than its policy allows, as far as they said")
 
 
 assigning.add_to(app)
+
+
+def _show_gaps(found: list[dict[str, Any]]) -> None:
+    """A gap in two lines, so that they can be read in a narrow terminal."""
+    for gap in found:
+        what = gap["what"] + (f" of {gap['model']}" if gap["model"] else "")
+        print(f"  {gap['site']}/{gap['node']}  {what}: has {gap['has']}, told {gap['wanted']}")
+        silent = " (silent: as it last said)" if gap["silent"] else ""
+        print("    " + "; ".join([gap["why"] + silent, *gap["against"]]))
 
 
 def _show_stated(answer: dict[str, Any]) -> None:
