@@ -9,6 +9,8 @@ import conversation
 from heliograph import deny, manifest, signing, sketch, statement, trust
 from heliograph.delta import file, recipe
 from heliograph.protocol import DENIALS, SCHEMAS, STATEMENTS, TOPICS
+from heliograph_hub import database
+from heliograph_site import journal, outbox
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (ROOT / "shared" / "FORMATS.md").read_text()
@@ -75,6 +77,15 @@ def test_every_constant_that_is_a_version_of_a_format_is_told_with_its_number() 
     for name, number in VERSIONS.values():
         assert growth()[name][0] == str(number), name
     assert growth()["conversation"][0] == str(conversation.FORMAT)
+
+
+def test_what_is_migrated_is_told_with_its_newest_schema_and_every_table_of_the_hub() -> None:
+    section = FORMATS.partition("\n## Hub database, schema ")[2].partition("\n## ")[0]
+    assert section.startswith(f"{database.SCHEMA_VERSION}\n")
+    assert set(database.metadata.tables) - set(re.findall(r"`([a-z_]+)`", section)) == set()
+    for name, known in (("journal", journal.migrations), ("outbox", outbox.migrations)):
+        newest = max(migration.name for migration in known._migrations)
+        assert f"`{name}.sqlite`, schema {newest} " in FORMATS, name
 
 
 def test_no_row_leaves_open_how_or_when() -> None:
