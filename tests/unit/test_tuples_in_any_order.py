@@ -308,6 +308,20 @@ def test_policy_converges_when_its_holding_time_is_over_whatever_fits() -> None:
     assert fitting > SEEDS / 4, "the worlds say something"
 
 
+def test_the_order_in_which_documents_are_held_decides_nothing() -> None:
+    for seed in range(SEEDS):
+        _, node = _live(seed)
+        held, rng = node.held(), random.Random(seed)
+        shuffled = replace(
+            held,
+            configs=tuple(rng.sample(held.configs, len(held.configs))),
+            policies=tuple(rng.sample(held.policies, len(held.policies))),
+        )
+        first, second = (tuples.choose(one, node.hub.now) for one in (held, shuffled))
+        assert replace(first, waits=()) == replace(second, waits=()), seed
+        assert sorted(first.waits) == sorted(second.waits), seed
+
+
 def test_the_worlds_have_what_is_rare() -> None:
     standings: set[str] = set()
     rollbacks = asked = 0
