@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heliograph.errors import ConfigError
-from heliograph_site.journal import Held, Journal, TimeMark
+from heliograph_site.journal import Held, Journal, Paper, TimeMark
 from heliograph_site.machine import Memory, Pointer, Refused, Target
 
 DATA = Path(__file__).parents[1] / "data"
@@ -230,6 +230,24 @@ def test_a_journal_of_version_2_loads(tmp_path: Path) -> None:
         assert journal.papers() == ()
         assert journal.denials() == b"denials"
         assert journal.release_name(B) == "digits@1.1.0"
+
+
+PAPERS = (
+    Paper("config", "digits", 3, b"a config", 1700000001, newest_until=4),
+    Paper("policy", "canary", 5, b"a policy", 1700000002),
+)
+
+
+def test_a_journal_of_version_4_loads(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "j") as conn:
+        conn.executescript((DATA / "journal-4.sql").read_text())
+    with Journal(tmp_path / "j") as journal:
+        active = journal.load("digits").active
+        assert active is not None
+        assert FULL.active is not None
+        assert journal.load("digits") == replace(FULL, policy=5, active=replace(FULL.active, passed_over=2))
+        assert journal.papers() == PAPERS
+        assert journal.spent("2026-11-22", "2026-11-23") == 4096
 
 
 def test_a_journal_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
