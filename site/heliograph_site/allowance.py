@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from zoneinfo import ZoneInfo
 
 from heliograph import economy
+from heliograph.blob import LEAF_BYTES
 from heliograph.documents import Spent
 from heliograph.economy import Wait
 from heliograph.policy import DAY_S, Policy
@@ -81,7 +82,19 @@ class Allowance:
             until = economy.open_until(policy.windows, "fetch", tz, now)
             self._look_at = self._closed.until if self._closed else until or now
             self._closed_key = key
-        return self._closed or economy.why_spent(policy.budget, self.spent(), tz, now)
+        spent = self.spent()
+        return self._closed or economy.why_spent(policy.budget, spent, tz, now) or self._why_too_little(policy, now)
+
+    def _why_too_little(self, policy: Policy, now: int) -> Wait | None:
+        """Waits for the next period where what is left of this one's budget is less than the least that can come."""
+        left = economy.budget_left(policy.budget, self.spent())
+        if left is None or left >= LEAF_BYTES:
+            return None
+        rest = Spent(day=self._day + LEAF_BYTES, month=self._month + LEAF_BYTES)
+        spent = economy.why_spent(policy.budget, rest, self.tz, now)
+        assert spent is not None, "less than a leaf is left"
+        period = spent.reason.partition(":")[0]
+        return Wait(f"{period}: {left} bytes of this one's budget are left, too few for a leaf", spent.until)
 
     def why_not_activate(self, model: str, version: str, activated_at: int | None) -> Wait | None:
         """What a new release waits for before it is activated; `activated_at` is when the active one was."""

@@ -8,6 +8,7 @@ how long it has been alone.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from heliograph_site.journal import Journal, TimeMark
@@ -18,24 +19,26 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Estimate:
     """The node's time, kept in the journal."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, clock: Callable[[], float] | None = None) -> None:
+        """`clock` gives seconds since boot; left out: CLOCK_BOOTTIME."""
         self._journal = journal
+        self._boottime_s = clock or _boottime_s
         self._boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
-        mark = journal.time_mark() or TimeMark(0, self._boot, _boottime_s())
-        if mark.boot != self._boot or mark.boottime_s > _boottime_s():
-            mark = TimeMark(mark.at, self._boot, _boottime_s())
+        mark = journal.time_mark() or TimeMark(0, self._boot, self._boottime_s())
+        if mark.boot != self._boot or mark.boottime_s > self._boottime_s():
+            mark = TimeMark(mark.at, self._boot, self._boottime_s())
         self._mark = mark
         self.heard_at = journal.heard_at() or mark.at
         """The newest time that the hub vouched for; what came before anybody wrote it down counts as heard."""
 
     def now(self) -> int:
         """Seconds since 1970, never more than what was signed and what has passed since; 0 before any signed time."""
-        return self._mark.at + int(_boottime_s() - self._mark.boottime_s) if self._mark.at else 0
+        return self._mark.at + int(self._boottime_s() - self._mark.boottime_s) if self._mark.at else 0
 
     def saw(self, signed_at: int) -> None:
         """A verified signature states this time."""
         if signed_at > self.now():
-            self._mark = TimeMark(signed_at, self._boot, _boottime_s())
+            self._mark = TimeMark(signed_at, self._boot, self._boottime_s())
             self._journal.save_time(self._mark)
 
     def heard(self, at: int) -> None:
@@ -51,7 +54,7 @@ class Estimate:
     def save(self) -> None:
         """Writes the estimate as it is now, so that a power cut loses little of it."""
         if self._mark.at:
-            now_s = _boottime_s()
+            now_s = self._boottime_s()
             elapsed = int(now_s - self._mark.boottime_s)
             self._mark = TimeMark(self._mark.at + elapsed, self._boot, self._mark.boottime_s + elapsed)
             self._journal.save_time(self._mark)

@@ -1,14 +1,12 @@
 """The agent against a real hub over a real Mosquitto: the whole life of a release, and what interrupts it."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,167 +14,21 @@ from typing import Any
 
 import pytest
 
+from agents import QUICK, TIMING, Hub, Node, at_rest_with, delivered, enrol, until
 from heliograph.cli import main
-from heliograph.deadlines import Deadlines
-from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError, WaitError
-from heliograph.lab import Proxy, Running, free_port, spawn
-from heliograph.mqtt import Broker, Mqtt, Timing
+from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError
+from heliograph.lab import Proxy, Running, spawn
+from heliograph.mqtt import Broker, Mqtt
 from heliograph.names import Digest
 from heliograph.protocol import topic
 from heliograph_hub.client import HubClient
 from heliograph_site.agent import Agent
-from heliograph_site.folder import JoinString, agent_lock
+from heliograph_site.folder import agent_lock
 from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.machine import Event, Memory
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
-from heliograph_site.serving.tuned import Tuned
 from heliograph_site.status import status
-from heliograph_site.tasks import Pace
-
-QUICK = Deadlines(
-    offer_s=5.0, activation_s=5.0, receipt_s=2.0, reply_s=2.0, check_in_s=30.0, enroll_s=3.0, chunk_base_s=1.0
-)
-PACE = Pace(poll_s=0.1, watch_s=0.2, metric_s=0.5, report_s=0.1, retry_s=0.2)
-TIMING = Timing(connect_s=5.0, first_retry_s=0.1, longest_retry_s=0.5)
-TENSOR = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.5]}
-BUNDLE = """
-model = "{model}"
-version = "{version}"
-fail_mode = "{fail_mode}"
-[[variants]]
-name = "plain"
-files = ["model.tflite"]
-[golden]
-inputs = "in.json"
-outputs = "out.json"
-[soak]
-min_s = {soak}
-max_s = 60
-"""
-
-
-class Hub:
-    """A hub process and the operator in front of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "hub"
-        self.port = free_port()
-        self._log = folder / "hub.log"
-        self.process: Running | None = None
-        assert main(["hub", "init", str(self.folder), "--realm", "lab"]) == 0
-        self.start()
-
-    def start(self) -> None:
-        program = "import sys; from heliograph.cli import main; sys.exit(main())"
-        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--port", str(self.port)]
-        self.process = spawn(argv, self._log)
-        try:
-            self.process.wait_for_line("link to the broker is up", 20.0)
-        except WaitError:
-            self.process.terminate()
-            raise
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-
-    def operate(self, *args: str) -> None:
-        assert main([*args, "--hub", str(self.folder)]) == 0, args
-
-    def release(
-        self, tmp: Path, model: str, version: str, content: bytes, soak: float = 0, fail_mode: str = "safe"
-    ) -> str:
-        """Adds, signs, approves and rolls out to canary."""
-        bundle = tmp / f"{model}-{version}"
-        bundle.mkdir()
-        (bundle / "model.tflite").write_bytes(content)
-        (bundle / "in.json").write_text(json.dumps({"requests": [{"inputs": [TENSOR]}]}))
-        (bundle / "out.json").write_text(json.dumps({"responses": [{"outputs": [TENSOR]}]}))
-        (bundle / "release.toml").write_text(
-            BUNDLE.format(model=model, version=version, soak=soak, fail_mode=fail_mode)
-        )
-        self.operate("release", "add", str(bundle))
-        name, keys = f"{model}@{version}", self.folder / "keys"
-        self.operate("release", "sign", name, "--key", str(keys / f"sign-{model}.key"))
-        approvers = [arg for n in (1, 2) for arg in ("--key", str(keys / f"approve-{model}-{n}.key"))]
-        self.operate("release", "approve", name, *approvers)
-        self.operate("rollout", "start", name)
-        return name
-
-    def deny(self, name: str, *keys: int) -> None:
-        """Denies a release by the deny keys of these numbers."""
-        files = [arg for n in keys for arg in ("--key", str(self.folder / "keys" / f"deny-{n}.key"))]
-        self.operate("release", "deny", name, *files, "--reason", "wrong labels")
-
-    def token(self, capsys: pytest.CaptureFixture[str], name: str) -> JoinString:
-        capsys.readouterr()
-        self.operate("fleet", "token", name)
-        return JoinString.parse(capsys.readouterr().out.strip().splitlines()[-1])
-
-    def fleet(self, capsys: pytest.CaptureFixture[str], site: str) -> dict[str, Any]:
-        capsys.readouterr()
-        self.operate("fleet", "list", "--json")
-        rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-        return next(row for row in rows if row["site"] == site)
-
-
-class ScriptedServer:
-    """A server process as the agent sees it: loads what it is told to and counts requests that nobody made."""
-
-    def __init__(self) -> None:
-        self.is_there = True
-        self.refuses = ""
-        self.has_traffic = True
-        self.row: dict[str, dict[str, Any]] = {}
-        self.fails_requests = False
-        self.checked: list[bytes] = []
-
-    def _answer(self) -> None:
-        if not self.is_there:
-            raise TransportError("the server can't be reached")
-
-    async def check(self, model: str, release: bytes, files: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
-        self._answer()
-        self.checked.append(release)
-        if self.refuses:
-            raise RefusedError(self.refuses)
-        return {"ok": True}
-
-    async def serve(
-        self, model: str, release: bytes, timeout_s: float = 60.0, tuned: Tuned | None = None
-    ) -> dict[str, Any]:
-        self._answer()
-        row = self.row.get(model)
-        if row is not None and row["active"] == release.hex():
-            row |= (tuned or Tuned()).row()
-            return {"ok": True, "duration_ms": None, "failed": 0, "before": None}
-        self.row[model] = {"active": release.hex(), "state": "ready", "requests": 0, "errors": 0, "restarts": 0}
-        self.row[model] |= (tuned or Tuned()).row()
-        before = None
-        if row is not None:
-            answered = row["requests"] - row["errors"]
-            before = {"release": row["active"], "answered": answered, "failed": row["errors"], "in_flight": 0}
-        return {"ok": True, "duration_ms": 1.5, "failed": 0, "before": before}
-
-    async def tune(self, model: str, release: bytes, tuned: Tuned) -> None:
-        self._answer()
-        self.row[model] |= tuned.row()
-
-    async def drop(self, model: str, release: bytes) -> dict[str, Any]:
-        self._answer()
-        return {"ok": True}
-
-    async def stop(self, model: str) -> None:
-        self._answer()
-        self.row.pop(model, None)
-
-    async def status(self) -> dict[str, Any]:
-        self._answer()
-        for row in self.row.values():
-            row["requests"] += 10 * self.has_traffic
-            row["errors"] += 10 * self.fails_requests
-        return {"models": self.row}
 
 
 @pytest.fixture(scope="module")
@@ -193,59 +45,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     found = Hub(tmp_path_factory.mktemp("hub"))
     yield found
     found.stop()
-
-
-class Node:
-    """A joined node's folder and, while `running`, its agent in this process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.server = ScriptedServer()
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Agent]:
-        stop = asyncio.Event()
-        with agent_lock(self.folder):
-            agent = Agent(self.folder, rng=Random(7), server=self.server, deadlines=QUICK, pace=PACE, timing=TIMING)
-            task = asyncio.ensure_future(agent.run(stop))
-            try:
-                yield agent
-            finally:
-                stop.set()
-                await task
-
-
-async def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        await asyncio.sleep(0.02)
-
-
-def at_rest_with(agent: Agent, model: str, version: str, verdict: str = "proven") -> Callable[[], bool]:
-    def holds() -> bool:
-        memory = agent.memories.get(model)
-        return (
-            memory is not None
-            and memory.phase == "idle"
-            and memory.active is not None
-            and agent.journal.release_name(memory.active.release) == f"{model}@{version}"
-            and memory.active.verdict == verdict
-        )
-
-    return holds
-
-
-def delivered(agent: Agent) -> bool:
-    return all(lane.kept == 0 for lane in agent.outbox.status().values())
-
-
-def enrol(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], site: str, port: int | None = None) -> Node:
-    string = hub.token(capsys, f"{site}/n1")
-    folder = tmp_path / "node"
-    asyncio.run(join(replace(string, port=port or string.port), folder, 0, Random(1), QUICK))
-    hub.operate("fleet", "assign", site, "canary")
-    return Node(folder)
 
 
 def test_a_release_arrives_in_full_and_the_next_as_a_delta_and_all_is_reported(
@@ -272,7 +71,9 @@ def test_a_release_arrives_in_full_and_the_next_as_a_delta_and_all_is_reported(
             assert agent._slots.store.read(Digest(manifest.file("model.tflite").sha256)) == new
             assert not list((node.folder / "incoming").iterdir())
             await until(lambda: delivered(agent), "records receipted")
-            assert agent.outbox.status()["audit"].receipted == 12 + 2 * 3, "each time six steps, the bytes, a switch, a verdict"
+            assert agent.outbox.status()["audit"].receipted == 12 + 2 * 3, (
+                "each time six steps, the bytes, a switch, a verdict"
+            )
             assert agent.outbox.status()["incident"].written == 0
             await until(is_reported, "reported", 10)
 

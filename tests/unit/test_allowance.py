@@ -39,37 +39,41 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_policy_budget_day_bytes_are_counted_in_the_sites_own_day(site: Site) -> None:
-    site.rules, site.labels = {"budget": Budget(day_bytes=1000)}, {"time-zone": "Asia/Tokyo"}
+    site.rules, site.labels = {"budget": Budget(day_bytes=10_000)}, {"time-zone": "Asia/Tokyo"}
     allowance = site.start()
-    assert (allowance.may_take(), allowance.why_not_fetch()) == (1000, None)
-    allowance.took(A, 600)
-    assert allowance.may_take() == 400
-    allowance.took(B, 400)
+    assert (allowance.may_take(), allowance.why_not_fetch()) == (10_000, None)
+    allowance.took(A, 5900)
+    assert (allowance.may_take(), allowance.why_not_fetch()) == (4100, None)
+    allowance.took(A, 100)
+    assert allowance.may_take() == 0
+    reason, _ = allowance.why_not_fetch() or ("", 0)
+    assert reason == "the next day: 4000 bytes of this one's budget are left, too few for a leaf"
+    allowance.took(B, 4000)
     assert allowance.may_take() == 0
     reason, until = allowance.why_not_fetch() or ("", 0)
-    assert reason == "the next day: 1000 of 1000 bytes of this one's budget are spent"
+    assert reason == "the next day: 10000 of 10000 bytes of this one's budget are spent"
     assert until == NOON + 3 * HOUR, "midnight in Tokyo"
     site.now = until - 1
     assert allowance.may_take() == 0
     site.now = until
-    assert (allowance.may_take(), allowance.why_not_fetch()) == (1000, None)
-    assert (allowance.spent().day, allowance.spent().month) == (0, 1000)
+    assert (allowance.may_take(), allowance.why_not_fetch()) == (10_000, None)
+    assert (allowance.spent().day, allowance.spent().month) == (0, 10_000)
 
 
 def test_policy_budget_month_bytes_wait_for_the_month(site: Site) -> None:
-    site.rules = {"budget": Budget(day_bytes=1000, month_bytes=1500)}
+    site.rules = {"budget": Budget(day_bytes=10_000, month_bytes=15_000)}
     allowance = site.start()
-    allowance.took(A, 1000)
+    allowance.took(A, 10_000)
     site.now += DAY
-    assert allowance.may_take() == 500
-    allowance.took(A, 500)
+    assert allowance.may_take() == 5000
+    allowance.took(A, 5000)
     reason, until = allowance.why_not_fetch() or ("", 0)
-    assert reason.startswith("the next month: 1500 of 1500 bytes")
+    assert reason.startswith("the next month: 15000 of 15000 bytes")
     site.now += DAY
     assert allowance.may_take() == 0
     site.now = until
-    assert allowance.may_take() == 1000
-    assert (allowance.spent().day, allowance.spent().month, allowance.took_for(A)) == (0, 0, 1500)
+    assert allowance.may_take() == 10_000
+    assert (allowance.spent().day, allowance.spent().month, allowance.took_for(A)) == (0, 0, 15_000)
 
 
 def test_a_kill_loses_less_than_one_flush_of_what_was_counted(site: Site) -> None:
