@@ -36,6 +36,8 @@ log = logging.getLogger("heliograph.agent")
 MAX_PAPERS = 64
 """Of one scope, besides those that a machine needs. Older ones are asked for one after another, from the newest down,
 and each answer has to be here still when the next one is judged: with too few the same would be asked for ever."""
+MAX_MANIFESTS = 64
+"""At hand."""
 SCOPES = {"policy": "ring", "config": "model"}
 
 
@@ -91,6 +93,11 @@ class Rulebook:
         self._counted_under: TrustedSet | None = None
         self._manifests: dict[bytes, Manifest] = {}
         self._asked: dict[tuple[str, str], int] = {}
+        # Worked out once for what it was worked out from: machines ask after every step.
+        self._held: dict[tuple[str, bool, bool], tuple[object, tuples.Held]] = {}
+        self._held_under: TrustedSet | None = None
+        self._chosen: dict[str, tuple[tuples.Held, tuples.Choice]] = {}
+        self._lacked: dict[str, tuple[tuples.Held, tuples.Lacks]] = {}
 
     # --- what comes ---------------------------------------------------------------------------------------------------
 
@@ -152,6 +159,7 @@ class Rulebook:
         spare = sorted((number for number in held if number not in needed), reverse=True)
         in_force = min(needed - {0}, default=0) if paper.kind == "policy" else 0
         drop = tuple(held[number] for place, number in enumerate(spare) if place >= MAX_PAPERS or number < in_force)
+        self._held.clear()
         self._shelf.shelve(paper, drop=drop)
         for old in drop:
             del held[old.number]
@@ -166,6 +174,7 @@ class Rulebook:
         )
         self._shelf.shelve(drop=gone)
         self._papers = {key: held for key, held in self._papers.items() if key[0] != "policy" or key[1] == self._ring()}
+        self._held.clear()
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -189,11 +198,17 @@ class Rulebook:
         policy, configs = 0, {}
         for memory in memories:
             held = self.held(memory, self._target(memory, is_staged=False))
-            found = tuples.lacks(held) if held is not None else tuples.Lacks()
+            found = self._lacking(held) if held is not None else tuples.Lacks()
             policy = max(policy, found.policy)
             if found.config:
                 configs[memory.model] = found.config
         return Numbers(policy=policy, config=configs)
+
+    def _lacking(self, held: tuples.Held) -> tuples.Lacks:
+        known = self._lacked.get(held.model)
+        if known is None or known[0] is not held:
+            known = self._lacked[held.model] = (held, tuples.lacks(held))
+        return known[1]
 
     def asked(self, lacks: Numbers) -> None:
         """These were asked for."""
@@ -272,7 +287,7 @@ class Rulebook:
         held = self.held(memory, None)
         if held is None or held.active is None:
             return None
-        choice = tuples.choose(held, self._now())
+        choice = self._choose(held)
         if choice.release is None:
             return None
         reason = "; ".join(choice.waits) or "no config and policy held fit"
@@ -318,6 +333,27 @@ class Rulebook:
         """All that is held of a model, as the one rule asks; None where a manifest or the ring's policy is to come."""
         if self._lacks_policy() and memory.policy:
             return None
+        basis = (memory.active, memory.unfit, memory.line, memory.policy, directed, self._ring())
+        place = (memory.model, directed is None, directed is not None and directed.is_staged)
+        if self._trusted() is not self._held_under:
+            self._held, self._held_under = {}, self._trusted()
+        known = self._held.get(place)
+        if known is None or known[0] != basis:
+            found = self._gathered(memory, directed)
+            if found is None or len(found.fallbacks) < len(memory.line):
+                return found  # manifests may come
+            known = self._held[place] = (basis, found)
+        return known[1]
+
+    def _choose(self, held: tuples.Held) -> tuples.Choice:
+        """What the one rule says now; it says the same until the next policy is forced."""
+        now = self._now()
+        known = self._chosen.get(held.model)
+        if known is None or known[0] is not held or (known[1].forces_at or now + 1) <= now:
+            known = self._chosen[held.model] = (held, tuples.choose(held, now))
+        return known[1]
+
+    def _gathered(self, memory: Memory, directed: tuples.HeldRelease | None) -> tuples.Held | None:
         last = memory.active or memory.unfit
         active = self._release(last) if last is not None else None
         if last is not None and active is None:
@@ -347,20 +383,12 @@ class Rulebook:
             in_force=in_force,
         )
 
-    def forget_manifests(self, needed: Iterable[bytes]) -> None:
-        """Only those of these releases are kept at hand."""
-        kept = set(needed)
-        self._manifests = {release: m for release, m in self._manifests.items() if release in kept}
-
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _lacks_policy(self) -> bool:
         """Whether the ring has a policy of which nothing is here yet."""
         ring = self._ring()
         return ring is not None and self._head("policy", ring) > 0 and not self._papers.get(("policy", ring))
-
-    def _least(self, held: tuples.Held) -> int:
-        return tuples.least(held, self._now())
 
     def _fail_mode(self, model: str, release: bytes, policy: int) -> FailMode:
         rules = tuples.held_policy(self.policy(policy), model, 0)
@@ -386,6 +414,8 @@ class Rulebook:
         found = self._manifests.get(release)
         if found is None:
             found = self._load_manifest(release)
+            if len(self._manifests) > MAX_MANIFESTS:
+                self._manifests.clear()
             if found is not None:
                 self._manifests[release] = found
         return found

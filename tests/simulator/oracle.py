@@ -51,7 +51,7 @@ INVARIANTS: Final = {
     "end": "after calm every node ends on what its ring's newest directive says, or has refused it",
     "tuple": "what is active goes with a config and policy that it fits, or is flagged, which nothing new ever is",
     "policy": "in one ring the policy in force never goes back",
-    "restored": "rolling back brings back the config that the fallback had, unless that doesn't fit any more",
+    "restored": "rolling back brings back the config that the fallback had, or one newer than what was rolled back",
     "served": "what answers does so with the numbers of one committed tuple",
     "handle": "what is sent goes under the handle last asked for",
     "bytes": "no more is fetched than bad weather explains",
@@ -146,7 +146,9 @@ class Oracle:
         if is_back and old is not None and not any(isinstance(event, ActiveUnfit) for _, event, _ in moves):
             papers = self._world.hub.papers
             could = papers.fits(after.model, old.release, old.config, ring, after.policy)
-            require("restored", active.config == old.config or not could, f"{node.name} brings config {active.config}")
+            is_new = before.active is not None and active.config > before.active.config
+            is_back = active.config == old.config or is_new
+            require("restored", is_back or not could, f"{node.name} brings config {active.config}")
 
     def _fits(self, model: str, pointer: Pointer) -> bool:
         papers = self._world.hub.papers
