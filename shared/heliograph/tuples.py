@@ -354,6 +354,7 @@ def _waits(held: Held, chosen: Choice) -> Iterator[str]:
     for config in _configs(held, release):
         if config.number > chosen.config:
             why = "; ".join(map(str, _config_misfits(held.model, release, config, in_force)))
+            why = why or f"config {release.passed_over} was rolled back from, what is newer is taken"
             yield f"config/{held.model} {config.number} is held back: {why}"
 
 

@@ -245,6 +245,10 @@ def test_a_config_held_back_and_a_release_outside_the_matrix_say_why() -> None:
     assert choose(held, NOW).waits == (
         "config/digits 2 is held back: generation of config/digits 2 is 2, schema.generations of digits@1.0.0 wants 1",
     )
+    back = Held("digits", replace(ACTIVE, config=1, passed_over=2), configs=(HeldConfig(1), HeldConfig(2)))
+    assert choose(back, NOW).waits == (
+        "config/digits 2 is held back: config 2 was rolled back from, what is newer is taken",
+    )
     forced = Held("digits", OLD_ONLY, policies=(a_policy(4),), in_force=4)
     assert choose(forced, NOW).waits == ("policy is 4, compatible.policy of digits@1.0.0.max wants 3 or older",)
 
