@@ -316,5 +316,5 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     for path in records():
         record = read(path)
         assert record.text() == path.read_text("ascii")
-    assert {"1.0"} <= {path.stem for path in records()}
+    assert {"1.0", "1.1"} <= {path.stem for path in records()}
     assert conversation.FORMAT == 1
