@@ -89,7 +89,7 @@ SHOWN_BY: dict[str, list[str]] = {
         _BUDGET,
         f"{ECONOMY}::test_a_fetch_larger_than_a_days_budget_is_spread_over_days_and_ends",
         f"{_ALLOWANCE}::test_policy_budget_day_bytes_are_counted_in_the_sites_own_day",
-        f"{_ALLOWED}::test_policy_budget_day_bytes_that_end_in_mid_fetch_spread_it_over_days_whatever_is_killed",
+        f"{_ALLOWED}::test_policy_budget_day_bytes_that_end_in_mid_fetch_stop_it_through_kills_until_there_is_more",
         f"{UNIT}/test_offers.py::test_a_site_whose_budget_is_spent_is_sent_nothing_more_until_its_day_turns",
     ],
     "budget.month_bytes": [_BUDGET, f"{_ALLOWANCE}::test_policy_budget_month_bytes_wait_for_the_month", _OFFERED],
