@@ -151,13 +151,14 @@ class Rulebook:
         held[paper.number] = paper
         # A newer one that is declined doesn't take the place of the newest that is obeyed.
         needed = {paper.number, max((n for n, one in held.items() if not isinstance(self._open(one), str)), default=0)}
-        for memory in map(self._shelf.load, self._shelf.models()):
+        memories = [self._shelf.load(model) for model in self._shelf.models()]
+        for memory in memories:
             if paper.kind == "policy":
                 needed.add(memory.policy)
             elif memory.model == paper.scope:
                 needed |= {pointer.config for pointer in memory.kept}
         spare = sorted((number for number in held if number not in needed), reverse=True)
-        in_force = min(needed - {0}, default=0) if paper.kind == "policy" else 0
+        in_force = min((memory.policy for memory in memories), default=0) if paper.kind == "policy" else 0
         drop = tuple(held[number] for place, number in enumerate(spare) if place >= MAX_PAPERS or number < in_force)
         self._held.clear()
         self._shelf.shelve(paper, drop=drop)

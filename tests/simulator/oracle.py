@@ -366,7 +366,12 @@ class Oracle:
             return "" if self._is_denied(node, model, row.release) else "never began"
         ring = self._world.hub.rings[node.name]
         best = None if row is None else self._world.hub.papers.best(model, row.release, ring)
-        waits = best is None and row is not None and memory.target is not None and memory.phase == "checking"
+        waits = (
+            best is None
+            and row is not None
+            and memory.target is not None
+            and memory.phase in ("checking", "activating")
+        )
         if memory.phase not in ("idle", "stuck") and not (waits and memory.target.release == row.release):  # type: ignore[union-attr]
             return f"is still {memory.phase}"
         why = self._untuned(node, memory, ring)
