@@ -384,10 +384,10 @@ class Assignment(NodeScoped):
 
     number: Count
     ring: Ring
-    labels: dict[str, Text] = {}
+    labels: Annotated[dict[Name, Text], Field(max_length=64)] = {}
     relay: Text | None = None
-    pins: dict[ModelName, Text] = {}
-    commands: tuple[Command, ...] = ()
+    pins: Annotated[dict[ModelName, Text], Field(max_length=256)] = {}
+    commands: Annotated[tuple[Command, ...], Field(max_length=64)] = ()
 
 
 class Deny(Broadcast):
