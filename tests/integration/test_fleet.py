@@ -134,6 +134,11 @@ def test_what_is_stated_reaches_its_node_and_a_command_is_given_until_it_is_done
             drift = hub.ask("fleet", "drift")
             assert (drift["nodes"], drift["level"], drift["gaps"]) == (1, 1, [])
             assert hub.ask("fleet", "stale")["silent"] == []
+            assert "1 of 1 nodes have all that they are told" in hub.say("fleet", "drift")
+            assert "none of 1 nodes is further behind than its policy allows" in hub.say("fleet", "stale")
+            shown = hub.say("fleet", "show", "lab/pi-1")
+            assert "stated: kind=till, time-zone=Europe/Lisbon, relay 10.0.0.7" in shown
+            assert "command 1 report: done at " in shown
 
     asyncio.run(live())
 
