@@ -37,6 +37,10 @@ _CONFIG = f"{POLICY}::test_a_config_file_is_the_document_that_it_states"
 _COMPATIBLE = "models.<model>.compatible.<version>"
 
 _TUNED = "tests/integration/test_tuned.py::test_what_answers_is_tuned_in_place_and_nothing_else_is"
+_NO_HUB = "tests/integration/test_offline.py"
+_SERVES_ON = f"{_NO_HUB}::test_it_serves_on_keeps_its_fallback_judges_health_rolls_back_and_records_all_alone"
+_AWAY = f"{_NO_HUB}::test_policy_at_max_offline_s_it_does_what_policy_says_until_the_hub_is_heard"
+_LATE = f"{_NO_HUB}::test_policy_staleness_is_judged_alone_and_told_when_it_begins_and_ends"
 _DECLINED = (
     f"{UNIT}/test_versions.py::test_a_policy_or_config_that_an_agent_can_not_obey_is_declined_and_told_with_its_number"
 )
@@ -64,8 +68,8 @@ SHOWN_BY: dict[str, list[str]] = {
         f"{TUPLES}::test_with_nothing_that_fits_the_fail_mode_counts_that_of_the_policy_first",
         f"{UNIT}/test_tasks.py::test_policy_fail_mode_goes_before_the_manifests",
     ],
-    "max_offline_s": [_OFFLINE],
-    "at_max_offline": [_OFFLINE, _STANDS_IN],
+    "max_offline_s": [_OFFLINE, _AWAY],
+    "at_max_offline": [_OFFLINE, _STANDS_IN, _AWAY],
     "unproven": [
         f"{RULES}::test_unproven_is_extended_or_returned_as_the_policy_says",
         f"{UNIT}/test_machine.py::test_policy_unproven_return_goes_back_to_the_fallback_if_there_is_one",
@@ -101,7 +105,7 @@ SHOWN_BY: dict[str, list[str]] = {
     "pacing.nodes_at_once": [_PACED, _OFFERED],
     "pacing.nodes_per_hour": [_PACED, _OFFERED],
     "pacing.bytes_per_hour": [_PACED, _OFFERED],
-    "staleness": [f"{RULES}::test_a_node_without_limits_is_never_stale"],
+    "staleness": [_LATE, f"{RULES}::test_a_node_without_limits_is_never_stale"],
     "staleness.max_minor_behind": [_VERSIONS, _SIMULATED],
     "staleness.within_s": [
         f"{RULES}::test_a_directed_release_must_serve_in_time",
@@ -174,9 +178,11 @@ OFFLINE_SHOWN_BY: dict[str, list[str]] = {
     "A node that hears nothing keeps serving its active release.": [
         "tests/integration/test_agent.py::test_a_node_restarts_and_serves_with_no_hub_and_tells_of_it_later",
         _ALONE,
+        _SERVES_ON,
     ],
     "It keeps its fallback warm, keeps judging health and rolls back by itself.": [
         _ALONE,
+        _SERVES_ON,
         "tests/e2e/test_slow_release.py"
         "::test_a_release_that_is_right_but_slow_is_rolled_back_by_itself_without_a_failed_request",
         "tests/faults/test_kills.py"
@@ -185,9 +191,11 @@ OFFLINE_SHOWN_BY: dict[str, list[str]] = {
     "It keeps recording into a bounded outbox that thins old records instead of losing them silently, and counts what "
     "it thinned.": [
         "tests/unit/test_outbox.py::test_metrics_decay_to_hours_then_days_before_anything_is_lost",
+        _SERVES_ON,
         "tests/unit/test_outbox.py::test_how_long_a_node_may_be_away_is_documented_as_measured",
     ],
     "It installs nothing new once the signed freshness it holds has expired.": [
+        f"{_NO_HUB}::test_it_installs_nothing_new_once_its_signed_freshness_has_expired",
         "tests/unit/test_vouching_attacks.py::test_an_expired_duty_blocks_what_is_new_and_keeps_what_was_seen_in_time",
         "tests/unit/test_trust_attacks.py::test_freeze_an_expired_set_brings_nothing_new",
     ],
