@@ -200,7 +200,9 @@ OFFLINE_SHOWN_BY: dict[str, list[str]] = {
         "tests/unit/test_trust_attacks.py::test_freeze_an_expired_set_brings_nothing_new",
     ],
     "After the model's `max_offline_s` it does what `at_max_offline` says: serve and flag, fall back, or stop.": [
-        _OFFLINE
+        _OFFLINE,
+        _STANDS_IN,
+        _AWAY,
     ],
     "Back on line it reads denials first, policy second, desired state third; then it reports, then it fetches.": [
         "tests/integration/test_agent.py::test_a_node_that_returns_learns_of_denials_before_anything_else",
