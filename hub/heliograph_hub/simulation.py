@@ -25,10 +25,11 @@ from heliograph.tuples import (
     held_config,
     held_policy,
 )
+from heliograph.versions import why_too_old
 
-State = Literal["takes", "held", "falls-back", "flagged", "stopped", "passed-over"]
+State = Literal["takes", "held", "falls-back", "flagged", "stopped", "passed-over", "declined"]
 """What a node does with the document: takes it with what serves; holds it back until `until`; takes it with another
-release; has nothing that fits and serves on flagged, or stops; keeps it unused."""
+release; has nothing that fits and serves on flagged, or stops; keeps it unused; is too old to obey it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,13 @@ def _reaches(document: Policy | Config, ring: Ring, model: str) -> bool:
 
 def _effect(document: Policy | Config, node: Seen, model: str, report: ModelReport, world: World, now: int) -> Effect:
     before = _held(node, model, report, world, now)
+    kind = "policy" if isinstance(document, Policy) else "config"
+    too_old = why_too_old(f"{kind} {document.number}", document.min_agent, node.report.agent if node.report else "")
+    if too_old is not None:
+        stays = report.tuple if choose(before, now).standing != "stopped" else None
+        return Effect(
+            node.name, node.ring, model, stays, stays, "declined", None, "declined", (too_old,), node.is_silent
+        )
     if isinstance(document, Policy):
         after = replace(before, policies=(*before.policies, held_policy(document, model, now)))
     else:

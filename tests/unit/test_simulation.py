@@ -224,3 +224,12 @@ def test_who_lacks_an_immediate_policy_is_named_with_what_is_late_and_why():
     assert {row.late for row in missing(urgent, nodes, NOW + 61)} == {("notice",)}
     assert {(row.late, row.due) for row in missing(urgent, nodes, NOW + 601)} == {(("safety filter", "notice"), ())}
     assert missing(policy(3), nodes, NOW + 10_000) == [], "nothing in it is urgent"
+
+
+@pytest.mark.parametrize("document", [policy(7, min_agent="0.3"), config(7, min_agent="0.3")])
+def test_a_node_whose_agent_is_too_old_is_shown_as_declining_with_both_versions(document):
+    old, young = node("lab/old", agent="0.2.9"), node("lab/young", agent="0.3.0")
+    effects = simulate(document, [old, young], world(), NOW)
+    assert [effect.state for effect in effects] == ["declined", "takes"]
+    assert effects[0].why == (f"{type(document).__name__.lower()} 7 needs agent 0.3, this is 0.2.9",)
+    assert effects[0].before == effects[0].after

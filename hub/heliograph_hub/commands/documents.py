@@ -23,6 +23,7 @@ _STATES = {
     "flagged": "has nothing that fits, serves on flagged",
     "stopped": "has nothing that fits, STOPS",
     "passed-over": "keeps it unused",
+    "declined": "declines it, and goes on as it is",
 }
 
 
