@@ -28,7 +28,7 @@ from heliograph_hub.rollout import Signed
 Told = Mapping[Ring, Mapping[str, Signed]]
 """What each ring is told of each model."""
 SPENT_FOR_S = 1.0
-"""A site's budget is looked up for wants at most so often."""
+"""What a site has spent is read for wants at most so often; what is sent meanwhile is added."""
 
 
 class Admission:
@@ -55,7 +55,7 @@ class Admission:
         self._policy_of, self._zone_of, self._chance = policy_of, zone_of, chance
         self._lock = threading.Lock()
         self._waiting: OrderedDict[tuple[str, str, str], float] = OrderedDict()
-        self._spent: dict[str, tuple[float, bool]] = {}
+        self._spent: dict[str, tuple[float, int, Spent]] = {}
 
     # --- asks -------------------------------------------------------------------------------------------------------
 
@@ -126,17 +126,19 @@ class Admission:
         return paused is None or paused.lets_running
 
     def is_spent(self, node: Node, now: int, now_s: float) -> bool:
-        """Whether the site's budget holds nothing more today, or this month."""
+        """Whether the site's budget holds nothing more today, or this month. What is queued by then still goes out."""
         budget = self._policy_of(node.ring).budget
         if budget.day_bytes is None and budget.month_bytes is None:
             return False
-        at, is_spent = self._spent.get(node.site, (now_s - SPENT_FOR_S, False))
-        if now_s - at >= SPENT_FOR_S:
-            zone = self._zone_of(node.site)
-            spent = self._spent_by(node.site, self._ledger.spent(node.site, zone, now), budget, zone, now)
-            is_spent = why_spent(budget, spent, zone, now) is not None
-            self._spent[node.site] = (now_s, is_spent)
-        return is_spent
+        zone, noted = self._zone_of(node.site), self._ledger.noted[node.site]
+        known = self._spent.get(node.site)
+        if known is None or now_s - known[0] >= SPENT_FOR_S:
+            booked = self._ledger.spent(node.site, zone, now)
+            known = (now_s, noted, self._spent_by(node.site, booked, budget, zone, now))
+            self._spent[node.site] = known
+        _, before, spent = known
+        spent = Spent(day=spent.day + noted - before, month=spent.month + noted - before)
+        return why_spent(budget, spent, zone, now) is not None
 
     def _spent_by(self, site: str, booked: Spent, budget: Budget, zone: ZoneInfo, now: int) -> Spent:
         """What counts of the site's budget: what was sent, or what its nodes say that came, whichever is more."""

@@ -41,6 +41,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._unwritten: Counter[tuple[str, str, bytes, int, Ring]] = Counter()
         self._last: dict[tuple[str, str, bytes], int] = {}
+        self.noted: Counter[str] = Counter()
+        """Bytes counted since this began, by site."""
         self._paused = self._read_pauses()
 
     # --- bytes ------------------------------------------------------------------------------------------------------
@@ -50,6 +52,7 @@ class Ledger:
         with self._lock:
             self._unwritten[site, node, release, now // QUARTER_S, ring] += count
             self._last[site, node, release] = now
+            self.noted[site] += count
 
     def flush(self) -> None:
         """Writes what was counted."""

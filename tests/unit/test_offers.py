@@ -193,6 +193,8 @@ def test_a_site_whose_budget_is_spent_is_sent_nothing_more_until_its_day_turns(h
     hub.policy = {"budget": Budget(day_bytes=1000)}
     hub.send(A, 1000)
     assert hub.admission.is_spent(B, NOON, 10.0) and not hub.admission.is_spent(FAR, NOON, 10.0)
+    hub.send(FAR, 1000)
+    assert hub.admission.is_spent(FAR, NOON, 10.1), "at once, not only when it is looked up again"
     assert not hub.admission.is_spent(B, NOON + 12 * 3600, 20.0)
     hub.policy = {}
     assert not hub.admission.is_spent(B, NOON, 30.0)
