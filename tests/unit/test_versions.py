@@ -16,7 +16,7 @@ from heliograph import trust
 from heliograph.documents import Document
 from heliograph.errors import IntegrityError, TrustError
 from heliograph.manifest import Gate, Manifest
-from heliograph.protocol import SCHEMAS, TOPICS, Topic, topic
+from heliograph.protocol import SCHEMAS, STATEMENTS, TOPICS, Topic, topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.versions import is_older, numbers_of, reads, why_too_old
 from heliograph.vouching import UnknownTypeError
@@ -34,10 +34,8 @@ KEY = PrivateKey.generate(b"k" * 32)
 NODE: dict[str, Any] = {"site": "shop-7", "node": "till-1"}
 NAMES = NODE | {"ring": "canary", "model": MODEL}
 NONCE = b"n" * 16
-ROLES = {"directive": "ring-canary", "assignment": "assign", "offer": "recipes", "receipt": "recipes",
-         "reply": "timestamp", "policy": "policy", "config": f"config-{MODEL}"}  # fmt: skip
 FROM_HUB = [row for row in TOPICS if row.sender == "hub" and row.statement and row.document]
-FROM_NODE = [row for row in TOPICS if row.reader == "hub" and row.document and row.name != "enroll"]
+FROM_NODE = [row for row in TOPICS if row.sender == "own" and row.document]
 each_statement = pytest.mark.parametrize("row", FROM_HUB, ids=[row.name for row in FROM_HUB])
 each_node_message = pytest.mark.parametrize("row", FROM_NODE, ids=[row.name for row in FROM_NODE])
 
@@ -111,7 +109,7 @@ def newer(realm: Realm, row: Topic, **more: Any) -> bytes:
     """The statement of a row with these fields in addition, as a newer hub signs it."""
     assert row.statement is not None
     payload = pack(unpack(example(row).encode()) | more)
-    return sign_statement(row.statement, payload, realm.signers(ROLES[row.statement]))
+    return sign_statement(row.statement, payload, realm.signers(STATEMENTS[row.statement].format(**NAMES)))
 
 
 def tell(agent: Agent, name: str, payload: bytes, **names: str) -> list[tuple[str, str]]:
@@ -150,7 +148,7 @@ def test_a_statement_type_that_a_node_does_not_know_is_told_apart_from_a_forged_
     agent: Agent, realm: Realm, row: Topic
 ) -> None:
     assert row.statement is not None
-    statement = sign_statement("weather", pack({"rain": 1}), realm.signers(ROLES[row.statement]))
+    statement = sign_statement("weather", pack({"rain": 1}), realm.signers(STATEMENTS[row.statement].format(**NAMES)))
     with pytest.raises(UnknownTypeError, match="unknown type 'weather'"):
         agent._belief.open(row, scope(row), statement)
     forged = sign_statement(row.statement, example(row).encode(), [KEY])
