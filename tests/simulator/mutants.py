@@ -21,6 +21,7 @@ PACKAGES = (
     ROOT / "tests" / "simulator",
 )
 MACHINE, NODE = "heliograph_site/machine.py", "simulator/node.py"
+RULEBOOK, TUPLES = "heliograph_site/rulebook.py", "heliograph/tuples.py"
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,49 @@ MUTANTS: Final = (
         "a receipt covers more than was sent",
         ("records",),
         (("heliograph_hub/fleet.py", '            state["next"] = end\n        seq', '            state["next"] = end + 1\n        seq'),),
+    ),
+    Mutant(
+        "what fits no config and policy is activated all the same",
+        ("tuple",),
+        (
+            (RULEBOOK, 'if choice.release != target.digest or choice.standing != "fits":', "if choice.release is None:"),
+            (RULEBOOK, 'return "documents that fit: " + ("; ".join(waits) or "none held does")', "return None"),
+        ),
+    ),
+    Mutant(
+        "a config is taken that the release doesn't fit",
+        ("tuple",),
+        ((TUPLES, "if is_compatible(release, config, policy)), None)", "if config), None)"),),
+    ),
+    Mutant(
+        "an older policy is taken where it fits and the one in force doesn't",
+        ("policy", "end"),
+        ((TUPLES, "for policy in held.policies if policy.number >= lowest}", "for policy in held.policies}"),),
+    ),
+    Mutant(
+        "a policy that nothing fits is held for ever",
+        ("end",),
+        ((TUPLES, "for policy in _forcing(held) if now >= policy.forced_at)", "for policy in () if now)"),),
+    ),
+    Mutant(
+        "an older document that would fit is never asked for",
+        ("end",),
+        ((RULEBOOK, "return Numbers(policy=policy, config=configs)", "return Numbers()"),),
+    ),
+    Mutant(
+        "rolling back takes the newest config",
+        ("restored",),
+        ((MACHINE, "passed_over=max(pointer.passed_over, memory.active.config)", "passed_over=0"),),
+    ),
+    Mutant(
+        "what stopped for want of documents never comes back",
+        ("end",),
+        ((MACHINE, 'if found.fit != "stopped":', 'if found.fit == "never":'),),
+    ),
+    Mutant(
+        "what serves with a document that fits no more isn't flagged",
+        ("tuple", "end"),
+        ((MACHINE, "is_unfit = isinstance(event, LastUnfit)", "is_unfit = False"),),
     ),
     Mutant(
         "the hub counts a replay twice",
