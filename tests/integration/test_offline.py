@@ -1,4 +1,4 @@
-"""What a node does that hears nothing: each sentence of ARCHITECTURE.md's "Off line" on an agent and a real hub.
+"""What a node does that hears nothing: each sentence of POLICY.md's "Off line" on an agent and a real hub.
 
 The hub is stopped, or the road is cut; time passes by the agent's clock.
 """

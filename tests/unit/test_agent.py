@@ -51,6 +51,29 @@ def reply(realm: Realm, nonce: bytes = NONCE, at: int = NOW + 60) -> bytes:
     return signed
 
 
+def test_whatever_order_a_reply_has_denials_are_read_first_policy_second_and_desired_state_third(
+    agent: Agent, realm: Realm
+) -> None:
+    below = ("desired/canary", "policy/canary", "deny/all")
+    document = Reply(**NAMES, nonce=NONCE, at=NOW, heads=Heads(), documents=tuple((name, b"junk") for name in below))
+    take(agent, realm.sign("timestamp", "reply", document))
+    batch = agent.outbox.batch("incident", 9999)
+    assert batch is not None
+    read = [str(body["where"]).removeprefix("heliograph/v1/demo/") for _, kind, _, body in batch.rows if kind]
+    assert read[::-1] == ["deny/all", "policy/canary", "desired/canary"], "incidents are handed out newest first"
+
+
+def test_the_hub_is_heard_when_it_answers_and_when_it_signs_anew(agent: Agent, realm: Realm) -> None:
+    take(agent, reply(realm))
+    heard_at = agent._time.heard_at
+    assert NOW + 60 <= heard_at <= agent.now()
+    agent._time.heard(YEAR_2040)
+    assert agent._time.heard_at <= agent.now(), "what is signed ahead of time proves nothing of later"
+    agent._time.heard(NOW)
+    assert agent._time.heard_at >= heard_at, "it never goes back"
+    assert agent.journal.heard_at() == agent._time.heard_at, "and is on disk"
+
+
 def test_only_the_reply_to_the_last_hello_tells_the_time(agent: Agent, realm: Realm) -> None:
     with pytest.raises(TrustError, match="a reply to another hello"):
         take(agent, reply(realm, b"o" * 16))
