@@ -45,7 +45,8 @@ class Allowance:
         self._day = self._month = 0
         self._closed: Wait | None = None
         self._closed_key: tuple[object, ...] = ()
-        self._look_at = 0
+        self._look_at = self._looked_at = 0
+        self._turned_at = 0
         self._turn()
 
     @property
@@ -76,12 +77,12 @@ class Allowance:
         """What fetching waits for; None: go on."""
         policy, now, tz = self._policy(), self._now(), self.tz
         key = (policy.ring, policy.number, tz.key)
-        if key != self._closed_key or now >= self._look_at:
-            # Where windows are judged anew: when one opens or closes, or the policy or the zone is another.
+        if key != self._closed_key or not self._looked_at <= now < self._look_at:
+            # Judged anew when a window opens or closes, when policy or zone is another, and when the time fell.
             self._closed = economy.why_closed(policy.windows, "fetch", tz, now)
             until = economy.open_until(policy.windows, "fetch", tz, now)
             self._look_at = self._closed.until if self._closed else until or now
-            self._closed_key = key
+            self._looked_at, self._closed_key = now, key
         spent = self.spent()
         return self._closed or economy.why_spent(policy.budget, spent, tz, now) or self._why_too_little(policy, now)
 
@@ -135,9 +136,11 @@ class Allowance:
     def _turn(self) -> None:
         """Counts for the day and the month that it is now."""
         tz, now = self.tz, self._now()
-        if now < self._period.day_ends and tz.key == self._period_zone:
+        if self._turned_at <= now < self._period.day_ends and tz.key == self._period_zone:
+            self._turned_at = now
             return
         self.flush()
+        self._turned_at = now
         self._period, self._period_zone = economy.periods(tz, now), tz.key
         self._day = self._journal.spent(self._period.day, self._period.day)
         self._month = self._journal.spent(f"{self._period.month}-01", f"{self._period.month}-31")

@@ -112,6 +112,21 @@ def test_policy_windows_guard_fetching_in_the_sites_time_zone(site: Site) -> Non
         assert allowance.may_take() == (None if is_open else 0)
 
 
+def test_a_time_that_falls_is_judged_as_the_day_and_the_window_that_it_is(site: Site) -> None:
+    site.rules = {
+        "budget": Budget(day_bytes=10_000),
+        "windows": (Window(opens="0 11 * * *", for_s=2 * HOUR, guards=("fetch",)),),
+    }
+    allowance = site.start()
+    allowance.took(A, 10_000)
+    site.now += 36 * HOUR
+    assert allowance.may_take() == 0, "a window is closed"
+    site.now -= 12 * HOUR
+    assert allowance.may_take() == 10_000
+    site.now -= DAY
+    assert allowance.may_take() == 0, "that day's budget was spent"
+
+
 def test_another_policy_or_another_zone_counts_at_once(site: Site) -> None:
     site.rules = {"windows": (Window(opens="0 2 * * *", for_s=HOUR),)}
     allowance = site.start()

@@ -11,7 +11,10 @@ from heliograph.deadlines import Deadlines
 from heliograph.documents import Chunk, Want, Way
 from heliograph.errors import TransportError
 from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
+from heliograph.policy import Budget, Policy
+from heliograph_site.allowance import Allowance
 from heliograph_site.fetching import Downloads
+from heliograph_site.journal import Journal
 from heliograph_site.slots import Slots
 
 DATA = b"a manifest"
@@ -112,6 +115,59 @@ class Metered:
         self.came.append((release, size))
         if self.left is not None:
             self.left -= size
+
+
+class Clocked:
+    """The node's own meter, and the time it is told."""
+
+    def __init__(self, folder: Path, day_bytes: int) -> None:
+        self.now = 1_795_348_800  # noon, UTC
+        policy = Policy(realm="lab", ring="canary", number=1, at=0, budget=Budget(day_bytes=day_bytes))
+        journal = Journal(folder / "journal.sqlite")
+        self.allowance = Allowance(journal, lambda: policy, dict, lambda: self.now)
+
+
+def test_a_fetch_that_is_larger_than_a_days_budget_goes_on_by_itself_when_the_day_turns(tmp_path: Path) -> None:
+    content = Random(6).randbytes(200_000)
+    manifest, budget = release_of(content), 90_000
+    clocked = Clocked(tmp_path, budget)
+
+    async def scenario() -> None:
+        wants: asyncio.Queue[Want] = asyncio.Queue()
+        slots = Slots(tmp_path)
+        downloads = Downloads(wants.put, answers, Random(1), SLOW, clocked.allowance)
+
+        async def serve() -> None:
+            while True:
+                want = await wants.get()
+                for page in want.pages:
+                    await downloads.on_chunk(Chunk(handle=want.handle, page=page, bytes=page_of(content)).encode())
+                for first, count in want.ranges:
+                    data = content[first * LEAF_BYTES : (first + count) * LEAF_BYTES]
+                    offset = first * LEAF_BYTES
+                    await downloads.on_chunk(Chunk(handle=want.handle, offset=offset, bytes=data).encode())
+
+        running = [asyncio.ensure_future(downloads.run()), asyncio.ensure_future(serve())]
+        await downloads.on_link(True)
+        way = Way(kind="full", blob=manifest.files[0].sha256, bytes=len(content))
+        fetching = asyncio.ensure_future(downloads.release(slots, manifest, (way,), lambda held, of: None))
+        turns = 0
+        while not fetching.done():
+            await soon(lambda: fetching.done() or clocked.allowance.why_not_fetch() is not None)
+            assert clocked.allowance.spent().day <= budget
+            clocked.now += 86400 * (not fetching.done())
+            turns += 1
+            downloads.look()
+            async with asyncio.timeout(5):
+                await asyncio.wait({fetching}, timeout=0.05)
+        assert await fetching == (way,) and turns == 2
+        assert slots.store.read(manifest.files[0].sha256) == content  # type: ignore[arg-type]
+        assert len(content) <= clocked.allowance.spent().month <= len(content) + 2 * LEAF_BYTES
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+
+    asyncio.run(scenario())
 
 
 async def soon(condition: Callable[[], bool]) -> None:
