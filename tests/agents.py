@@ -59,7 +59,7 @@ class Hub:
 
     def start(self) -> None:
         program = "import sys; from heliograph.cli import main; sys.exit(main())"
-        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--port", str(self.port)]
+        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--plain-port", str(self.port)]
         self.process = spawn(argv, self._log)
         try:
             self.process.wait_for_line("link to the broker is up", 20.0)

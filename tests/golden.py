@@ -181,6 +181,8 @@ DOCUMENTS: dict[str, Document] = {
         rows=((1, "latency", AT, {"p95_ms": 4.5, "n": 100}), (3, "gap", AT, {})),
     ),
     "enroll": doc.Enroll(token=KEY_2, key=KEY, nonce=NONCE),
+    "renew": doc.Renew(**NODE, nonce=NONCE, challenge=NONCE[::-1]),
+    "certified": doc.Certified(**SCOPE, nonce=NONCE, certificate=bytes(range(250)), expires=AT + 30 * 86_400),
 }
 
 MANIFEST = man.Manifest(

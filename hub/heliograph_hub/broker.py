@@ -3,7 +3,8 @@
 Mosquitto if it is installed, else the iotcore wheel, which keeps everything in memory and speaks only MQTT 3.1.1:
 enough for a demonstration. Either way the broker is no store: it may be killed any time, and hub and nodes catch up.
 
-It listens on the loopback unless told otherwise, and has neither passwords nor TLS: `notes` says so.
+Without TLS it listens on the loopback only, and `notes` says that anybody there may do anything. Its doors with TLS are
+made by `heliograph_hub.access`.
 """
 
 import asyncio
@@ -47,12 +48,17 @@ class Broker:
         listen: str = "127.0.0.1",
         *,
         kind: Literal["mosquitto", "iotcore"] | None = None,
+        doors: tuple[Listener, ...] = (),
     ) -> None:
-        """Chooses the broker; starts nothing.
+        """Chooses the broker; starts nothing. With `doors`, which have TLS, there is no other way in.
 
         Raises:
-            ConfigError: neither Mosquitto nor iotcore is there.
+            ConfigError: neither Mosquitto nor iotcore is there, or only iotcore and it should have TLS, or one without
+                TLS should listen beyond the loopback.
         """
+        if not doors and listen not in LOOPBACK:
+            raise ConfigError(f"a broker without TLS listens on the loopback only, not on {listen}")
+        self._listeners = doors or (Listener(port, listen),)
         self.folder = folder.absolute() / "broker"
         self.port = port
         self.listen = listen
@@ -72,9 +78,16 @@ class Broker:
                 raise ConfigError(
                     "no MQTT broker: install the package mosquitto, or, for a demonstration, the wheel iotcore"
                 )
+            if doors:
+                raise ConfigError(
+                    "iotcore has neither TLS nor access lists: install the package mosquitto, or, for a demonstration "
+                    "on this machine, name a port without TLS: --plain-port"
+                )
             self.notes.append("the broker is iotcore, in memory and for demonstrations only: install mosquitto")
-        where = "this machine only" if listen in LOOPBACK else f"everybody who reaches {listen}"
-        self.notes.append(f"the broker on port {port} is open to {where}: no passwords, no TLS, for development")
+        if not doors:
+            self.notes.append(
+                f"the broker on port {port} is open to this machine only: no passwords, no TLS, for development"
+            )
 
     @property
     def pid(self) -> int | None:
@@ -128,6 +141,11 @@ class Broker:
         finally:
             await self.stop()
 
+    def reload(self) -> None:
+        """Has the broker read its certificates, the list of those revoked, and its access lists again."""
+        if self.pid is not None and self.kind == "mosquitto":
+            os.kill(self.pid, signal.SIGHUP)
+
     async def stop(self) -> None:
         """Ends the broker, which saves its memory, and waits for it. Idempotent."""
         process, self._process = self._process, None
@@ -157,23 +175,24 @@ class Broker:
         return [str(self._program), "-c", str(self._config)]
 
     def _check_port(self) -> None:
-        family = socket.AF_INET6 if ":" in self.listen else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self.listen, self.port))
-            except OSError as error:
-                raise ConfigError(
-                    f"port {self.port} on {self.listen} is not free ({error.strerror}): "
-                    "stop the program that has it, or name another with --port"
-                ) from error
+        for one in self._listeners:
+            family = socket.AF_INET6 if ":" in one.address else socket.AF_INET
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((one.address, one.port))
+                except OSError as error:
+                    raise ConfigError(
+                        f"port {one.port} on {one.address} is not free ({error.strerror}): "
+                        "stop the program that has it, or name another with --port"
+                    ) from error
 
     async def _spawn(self) -> None:
         if self._program is not None:
             # Started by root, Mosquitto becomes the user mosquitto, who can't write into a folder that is ours alone;
             # on the loopback, for development, it stays who started it.
             user = "root" if os.geteuid() == 0 else None
-            self._config.write_text(configuration(str(self.folder), Listener(self.port, self.listen), user=user))
+            self._config.write_text(configuration(str(self.folder), *self._listeners, user=user))
         output = self.folder / "output.log"
         for path in (output, self.folder / "mosquitto.log"):
             if path.exists() and path.stat().st_size > LOG_BYTES:
@@ -193,17 +212,19 @@ class Broker:
         self.starts += 1
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen, self.listen)  # noqa: S104 - compared, not bound
+        waited = list(self._listeners)
         try:
             async with asyncio.timeout(READY_S):
                 while process.returncode is None:
+                    if not waited:
+                        return
                     try:
-                        _, writer = await asyncio.open_connection(host, self.port)
+                        _, writer = await asyncio.open_connection(near(waited[0].address), waited[0].port)
                     except OSError:
                         await asyncio.sleep(0.02)
                         continue
                     writer.close()
-                    return
+                    waited.pop(0)
         except TimeoutError as error:
             raise TransportError(f"port {self.port} does not answer within {READY_S:g} s") from error
         raise TransportError(f"it ended with {process.returncode}")
@@ -248,6 +269,11 @@ class Broker:
                     return True
                 await asyncio.sleep(0.02)
         return True
+
+
+def near(address: str) -> str:
+    """Where this machine reaches what listens at an address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound
 
 
 def _runs(pid: int) -> bool:

@@ -114,6 +114,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             site TEXT NOT NULL, node TEXT NOT NULL, keyid BLOB NOT NULL, enrolled_at INTEGER NOT NULL,
             ended_at INTEGER NOT NULL, why TEXT NOT NULL)""",
     ),
+    # 6: certificates given to nodes
+    (
+        """CREATE TABLE certificates (
+            serial TEXT PRIMARY KEY, site TEXT NOT NULL, node TEXT NOT NULL, keyid BLOB NOT NULL, der BLOB NOT NULL,
+            issued_at INTEGER NOT NULL, not_after INTEGER NOT NULL, revoked_at INTEGER)""",
+        """CREATE INDEX certificates_of ON certificates (keyid)""",
+    ),
 )
 # fmt: on
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -209,6 +216,17 @@ commands = _table(
 )
 proposals = _table("proposals", site=_text, node=_text, number=_int, statement=_blob)
 former_keys = _table("former_keys", site=_text, node=_text, keyid=_blob, enrolled_at=_int, ended_at=_int, why=_text)
+certificates = _table(
+    "certificates",
+    serial=_text,
+    site=_text,
+    node=_text,
+    keyid=_blob,
+    der=_blob,
+    issued_at=_int,
+    not_after=_int,
+    revoked_at=_int,
+)
 counts = _table("counts", site=_text, node=_text, what=_text, count=_int, last=_text)
 denials = _table("denials", digest=_blob, type=_text, statement=_blob, made_at=_int, in_force_at=_int)
 vouchers = _table("vouchers", release=_blob, role=_text, keyid=_blob)

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Document, LaneReceipt, Records, Reported
+from heliograph.documents import Document, LaneReceipt, Records, Renew, Reported
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
 from heliograph.names import Ring
 from heliograph.protocol import topic
@@ -191,6 +191,17 @@ class Fleet:
             raise TrustError(
                 f"{node.site}/{node.node} says hello with key {keyid.hex()[:16]}, the node's is {node.keyid.hex()[:16]}"
             )
+
+    def open_renew(self, node: Node, name: str, data: bytes) -> Renew:
+        """A node's request for a certificate, on the topic of `name`.
+
+        Raises:
+            TrustError: not signed by this node's key, or not about this node.
+            IntegrityError: malformed.
+        """
+        renew = self._open(name, node.site, node.node, data)
+        assert isinstance(renew, Renew)  # the row says so
+        return renew
 
     def _open(self, name: str, site: str, node: str, data: bytes) -> Document:
         """What the node's own key signed about itself."""

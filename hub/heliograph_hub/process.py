@@ -18,13 +18,20 @@ from heliograph.unix import bind
 from heliograph_hub.api.application import application
 from heliograph_hub.broker import Broker
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
-from heliograph_hub.service import HOST, Service
+from heliograph_hub.service import HOST, Doors, Service
 
 LOCK_FILE = "hub.lock"
 
 
-def run(folder: Path, port: int, rate: int | None, node_rate: int | None, say: Callable[[str], None]) -> None:
-    """`hub run`: blocks until SIGINT or SIGTERM.
+def run(
+    folder: Path,
+    port: int,
+    rate: int | None,
+    node_rate: int | None,
+    say: Callable[[str], None],
+    doors: Doors | None = None,
+) -> None:
+    """`hub run`: blocks until SIGINT or SIGTERM. Without `doors` the broker has no TLS, and the loopback only.
 
     Raises:
         ConfigError: no hub folder, or its port is taken.
@@ -44,7 +51,7 @@ def run(folder: Path, port: int, rate: int | None, node_rate: int | None, say: C
     with _locked(folder):
 
         async def serve() -> None:
-            await _serve(Service(folder, port, rate, node_rate), say)
+            await _serve(Service(folder, port, rate, node_rate, doors), say)
 
         try:
             asyncio.run(serve())
@@ -66,7 +73,12 @@ async def _serve(service: Service, say: Callable[[str], None]) -> None:
     service.begin()
     for release in service.registry.all():
         service.request_recipes(service.registry.likely_pairs(release))
-    broker = Broker(service.folder, service.port, HOST)
+    access = service.access
+    if access is None:
+        broker = Broker(service.folder, service.port, HOST)
+    else:
+        broker = Broker(service.folder, service.port, access.listen, doors=access.listeners())
+        access.on_change = broker.reload
     await broker.start()
     try:
         with _listening(service.folder) as listener:
@@ -84,6 +96,7 @@ async def _serve(service: Service, say: Callable[[str], None]) -> None:
                     group.create_task(service.renew(), name="renew"),
                     group.create_task(service.flush(), name="flush"),
                     group.create_task(service.drop_old(), name="retention"),
+                    group.create_task(service.keep_doors(), name="doors"),
                 ]
                 group.create_task(server.serve(sockets=[listener]), name="api")
                 for line in service.greeting(broker):

@@ -15,6 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -25,6 +26,7 @@ from heliograph.deadlines import DEADLINES
 from heliograph.documents import (
     Ask,
     Assignment,
+    Certified,
     Document,
     Enroll,
     Heads,
@@ -45,6 +47,7 @@ from heliograph.errors import (
     TransportError,
     TrustError,
 )
+from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.names import Digest, Ring
 from heliograph.objects import ObjectStore, write_durably
@@ -53,11 +56,13 @@ from heliograph.protocol import STATEMENTS, TOPICS, parse_topic, topic
 from heliograph.sender import Sender
 from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError
 from heliograph.wire import pack
+from heliograph_hub.access import TLS_FOLDER, Access, init_access
 from heliograph_hub.admission import Admission
 from heliograph_hub.assigning import Assigned, Assignments
 from heliograph_hub.assignment import TIME_ZONE
 from heliograph_hub.authority import Authority, init_realm
 from heliograph_hub.broker import Broker as BrokerProcess
+from heliograph_hub.broker import near
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
 from heliograph_hub.control import Control
 from heliograph_hub.database import Database
@@ -86,10 +91,33 @@ NO_RELEASE = Digest(bytes(32))
 PUBLISH_AGAIN_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """How nodes reach a broker with TLS.
+
+    Attributes:
+        enroll_port: for those without a certificate; those with one have the hub's port.
+        listen: the address of both.
+        names: host names and addresses in the broker's certificate; the first is what nodes are told.
+    """
+
+    enroll_port: int
+    listen: str = HOST
+    names: tuple[str, ...] = ()
+
+
 class Service:
     """A realm's hub, open: its parts, and what happens on each message. The operator API calls its parts directly."""
 
-    def __init__(self, folder: Path, port: int, rate: int | None = None, node_rate: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        rate: int | None = None,
+        node_rate: int | None = None,
+        doors: Doors | None = None,
+    ) -> None:
+        """`doors`: how nodes come in by TLS; None: a broker without, on the loopback."""
         self.folder = folder
         self.port = port
         self.authority = Authority(folder)
@@ -114,6 +142,15 @@ class Service:
             lambda: self.authority.set.statement_keys(PROTECTED_ROLE),
         )
         self.enrolment = Enrolment(self.database, self.assignments)
+        self.access: Access | None = None
+        address = Broker(HOST, port)
+        if doors is not None:
+            if not (folder / TLS_FOLDER).exists():
+                init_access(folder, self.realm, _now())  # an earlier version made the folder
+            self.access = Access(folder, self.database, self.realm, port, doors.enroll_port, doors.listen, doors.names)
+            self.access.write(_now())
+            tls = self.access.hub_tls(_now)
+            address = Broker(near(doors.listen), port, tls=tls)
         self.recipes = Recipes(self.registry)
         self.ledger = Ledger(self.database, self._report_of)
         self.rollouts = Rollouts(self.desired, self.ledger, self.authority)
@@ -128,8 +165,8 @@ class Service:
         self._to_make = asyncio.Event()
         subscriptions = [(row.filter(self.realm), row.qos) for row in TOPICS if row.reader == "hub"]
         self.mqtt = Mqtt(
-            Broker(HOST, port),
-            f"hub-{self.realm}",
+            address,
+            f"{CLIENT_PREFIX}hub-{self.realm}" if doors else f"hub-{self.realm}",
             subscriptions,
             SystemRandom(),
             self._on_message,
@@ -271,6 +308,8 @@ class Service:
         if name == "enroll":
             assigned = self.enrolment.enroll(site, node, Enroll.decode(payload), _now())
             self.fleet.forget(site, node)
+            if self.enrolment.former_keys(site, node):
+                self.settle()
             if assigned.statement:
                 log.info("enrolled %s/%s", site, node)
                 await self._send("assigned", site, node, assigned.statement)
@@ -281,6 +320,8 @@ class Service:
             self.distribution.forget(site, node)
             return
         match name:
+            case "renew" | "again":
+                await self._on_renew(member, name, payload)
             case "hello":
                 hello = Hello.decode(payload)
                 self.fleet.check_hello(member, hello.key)
@@ -311,6 +352,25 @@ class Service:
             case _:
                 self.fleet.count(site, node, "of no use to this version", name)
         self.fleet.heard(site, node, _now())
+
+    async def _on_renew(self, node: Node, name: str, payload: bytes) -> None:
+        """A challenge for a node that asks for a certificate, the certificate for one that has signed the challenge."""
+        renew = self.fleet.open_renew(node, name, payload)
+        if self.access is None:
+            raise UnknownTypeError("this hub's broker has no TLS: there is nothing to certify")
+        now, who = _now(), (node.site, node.node, node.keyid)
+        answer = Certified(realm=self.realm, site=node.site, node=node.node, key=node.keyid, nonce=renew.nonce)
+        if renew.challenge is None or not self.access.is_challenge(renew.challenge, *who, now):
+            answer = answer.model_copy(update={"challenge": self.access.challenge(*who, now)})
+        else:
+            certificate, expires = self.access.certify(node.site, node.node, node.key, node.keyid, now)
+            answer = answer.model_copy(update={"certificate": certificate, "expires": expires})
+        await self._send("certified", node.site, node.node, self._sign("certified", answer))
+
+    def settle(self) -> None:
+        """Keeps out whoever was removed or replaced; call after the commit that did it."""
+        if self.access is not None:
+            self.access.settle(_now())
 
     async def _on_hello(self, node: Node, hello: Hello) -> None:
         acked = list(self.fleet.receipts(node.site, node.node, hello.run))
@@ -392,6 +452,13 @@ class Service:
             except HeliographError as error:
                 log.error("the timestamp can't be renewed: %s", error)
 
+    async def keep_doors(self) -> None:
+        """Has the broker's certificate and lists made anew in time, once a day, for ever."""
+        while True:
+            await asyncio.sleep(DROP_EVERY_S)
+            if self.access is not None:
+                self.access.renew(_now())
+
     async def flush(self) -> None:
         """Writes counts of refused messages, for ever; a flood of them costs one transaction every few seconds."""
         while True:
@@ -418,7 +485,12 @@ class Service:
             *([lost] if named > held else []),
             *(f"A DOCUMENT IS MISSING: {what}: set it again" for what in self.control.lost()),
             *([unsigned] if self.unsigned else []),
-            f"hub of realm {self.realm} in {self.folder}, broker {broker.kind} on {HOST}:{self.port}",
+            f"hub of realm {self.realm} in {self.folder}, broker {broker.kind} on {broker.listen}:{self.port}",
+            *(
+                [f"TLS: nodes on port {self.port}, new nodes on {self.access.enroll_port}, as {self.access.host}"]
+                if self.access
+                else []
+            ),
             *broker.notes,
             f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",
         ]
@@ -427,7 +499,9 @@ class Service:
         """Everything a new node needs, to be pasted: hub address, root digest, names, and the secret token."""
         import base64
 
-        fields = [1, HOST, self.port, self.realm, site, node, token, bytes(self.authority.root_digest), None]
+        fields: list[Any] = [1, HOST, self.port, self.realm, site, node, token, bytes(self.authority.root_digest), None]
+        if self.access is not None:
+            fields = [2, self.access.host, self.port, *fields[3:8], self.access.pin, self.access.enroll_port]
         fields += [True] * protected
         return "heliograph1:" + base64.urlsafe_b64encode(pack(fields)).decode().rstrip("=")
 
@@ -440,14 +514,15 @@ class Service:
         return self.join_string(site, node, token, protected=said), now + life_s, said
 
 
-def init(folder: Path, realm: str) -> list[str]:
-    """Makes a development realm with its database; returns what to tell the operator.
+def init(folder: Path, realm: str, ca: tuple[Path, Path] | None = None) -> list[str]:
+    """Makes a development realm with its database and its CA, or takes that; returns what to tell the operator.
 
     Raises:
         ConfigError, RefusedError: the folder or the name won't do.
     """
     said = init_realm(folder, realm, _now())
     Database(folder / DATABASE_FILE).close()
+    said.append(init_access(folder, realm, _now(), ca))
     write_durably(
         folder / HUB_FILE, f'# A Heliograph hub. Operators name this folder.\nformat = 1\nrealm = "{realm}"\n'.encode()
     )

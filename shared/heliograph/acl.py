@@ -10,6 +10,7 @@ Rule: every line comes from a row of TOPICS. What is not listed is denied.
 
 import re
 import sys
+from collections.abc import Iterable
 from typing import Literal
 
 from heliograph.names import check_name
@@ -18,14 +19,14 @@ from heliograph.protocol import PREFIX, TOPICS, Topic
 HUB_USER = "hub"
 EXAMPLE_REALM = "example"
 """The realm of the copies in mosquitto/."""
-ENROLLING_READS = ("head", "set", "root", "assigned")
+ENROLLING_READS = ("head", "set", "root", "assigned", "certified")
 """Rows a new node reads: what it learns to trust, and what it becomes."""
 
 Listener = Literal["nodes", "enroll"]
 
 
-def acl_text(realm: str, listener: Listener = "nodes") -> str:
-    """A Mosquitto ACL file for one realm and one kind of listener."""
+def acl_text(realm: str, listener: Listener = "nodes", removed: Iterable[str] = ()) -> str:
+    """A Mosquitto ACL file for one realm and one kind of listener; users that were `removed` reach nothing."""
     check_name(realm, "realm")
     lines = [
         f"# Generated from the table of topics by python -m heliograph.acl {realm}{' enroll' * (listener == 'enroll')}",
@@ -37,6 +38,11 @@ def acl_text(realm: str, listener: Listener = "nodes") -> str:
         lines += [_line("read", realm, row) for row in TOPICS if row.name in ENROLLING_READS]
     else:
         lines += [f"user {HUB_USER}", f"topic readwrite {PREFIX}/{realm}/#", "topic read $SYS/#", ""]
+        for user in sorted(removed):
+            site, _, node = user.partition("/")
+            check_name(site, "user's site")
+            check_name(node, "user's node")
+            lines += [f"user {user}", "topic deny #", ""]
         lines += [_line("write", realm, row) for row in TOPICS if row.sender == "own"]
         lines += [_line("read", realm, row) for row in TOPICS if row.reader in ("own", "node")]
     return "\n".join(lines) + "\n"

@@ -354,6 +354,18 @@ class Enroll(Document):
     csr: None = None
 
 
+class Renew(Document):
+    """Node to hub, signed by its key: certify this key for the broker, as one that I hold now."""
+
+    realm: Name
+    site: Name
+    node: Name
+    nonce: Nonce
+    """Drawn by the node; comes back in the answer."""
+    challenge: Nonce | None = None
+    """The hub's, from its answer to one without it: so that nothing old can be said again."""
+
+
 class DenyAll(Broadcast):
     """Hub to all nodes, retained: one list of denials, newest first, each believed by its own signatures alone."""
 
@@ -430,6 +442,16 @@ class Receipt(NodeScoped):
     run: Run
     lane: Lane
     next: Count
+
+
+class Certified(NodeScoped):
+    """The answer to one `renew`: a challenge, or the certificate by which the broker lets the node in."""
+
+    nonce: Nonce
+    challenge: Nonce | None = None
+    certificate: Annotated[bytes, Field(max_length=4096)] = b""
+    """X.509, DER, for the node's key under the name `site/node`; empty beside a challenge."""
+    expires: At = 0
 
 
 class Reply(NodeScoped):

@@ -9,17 +9,51 @@ from dataclasses import dataclass
 from heliograph.wire import MAX_MESSAGE_BYTES
 
 MAX_PACKET_BYTES = 4 * MAX_MESSAGE_BYTES
+CLIENT_PREFIX = "h."
+"""What every client's own identifier begins with where there is TLS. Nodes are then known by `site/node`, which has no
+such beginning: no stranger takes a name that is somebody else's session."""
 EXAMPLE_FOLDER = "/var/lib/heliograph/broker"
+_TLS = "/var/lib/heliograph/tls/"
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Where clients come in, and how they are told apart; without a password file anybody may do anything."""
+    """Where clients come in, and how they are told apart; without `clients`, under the name that they give.
+
+    Attributes:
+        password_file: of those who may come in, where there are no certificates.
+        certificate, key: of the broker, PEM files; None: no TLS.
+        clients: the authority of the clients' certificates, and the list of those revoked, PEM files: then a client
+            is who its certificate says.
+        acl_file: who may do what; None: everybody anything.
+    """
 
     port: int
     address: str = "127.0.0.1"
     password_file: str | None = None
     acl_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    clients: tuple[str, str] | None = None
+
+
+EXAMPLE_DOORS = (
+    Listener(
+        8883,
+        "0.0.0.0",  # noqa: S104 - an example
+        acl_file=_TLS + "acl",
+        certificate=_TLS + "broker.crt",
+        key=_TLS + "broker.key",
+        clients=(_TLS + "ca.crt", _TLS + "revoked.pem"),
+    ),
+    Listener(
+        8884,
+        "0.0.0.0",  # noqa: S104
+        acl_file=_TLS + "acl-enroll",
+        certificate=_TLS + "broker.crt",
+        key=_TLS + "broker.key",
+    ),
+)
 
 
 def configuration(folder: str, *listeners: Listener, user: str | None = None) -> str:
@@ -54,15 +88,23 @@ def configuration(folder: str, *listeners: Listener, user: str | None = None) ->
     ]
     if user is not None:
         lines.append(f"user {user}")
+    if any(listener.certificate for listener in listeners):
+        lines.append(f"clientid_prefixes {CLIENT_PREFIX}")
     for listener in listeners:
         lines += ["", f"listener {listener.port} {listener.address}"]
-        lines.append(f"allow_anonymous {'false' if listener.password_file else 'true'}")
+        lines.append(f"allow_anonymous {'false' if listener.clients or listener.password_file else 'true'}")
         if listener.password_file:
             lines.append(f"password_file {listener.password_file}")
+        if listener.certificate:
+            lines += [f"certfile {listener.certificate}", f"keyfile {listener.key}", "tls_version tlsv1.3"]
+        if listener.clients:
+            authority, revoked = listener.clients
+            lines += [f"cafile {authority}", f"crlfile {revoked}", "require_certificate true"]
+            lines += ["use_identity_as_username true", "use_username_as_clientid true"]
         if listener.acl_file:
             lines.append(f"acl_file {listener.acl_file}")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(configuration(EXAMPLE_FOLDER, Listener(1883)))
+    sys.stdout.write(configuration(EXAMPLE_FOLDER, *EXAMPLE_DOORS))

@@ -17,6 +17,7 @@ This module decides nothing about topics or payloads. Nothing else imports paho 
 import asyncio
 import logging
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -32,7 +33,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from heliograph.deadlines import DEADLINES
-from heliograph.errors import TransportError
+from heliograph.errors import TransportError, TrustError
+from heliograph.tls import Tls
 from heliograph.wire import MAX_MESSAGE_BYTES
 
 log = logging.getLogger("heliograph.mqtt")
@@ -61,7 +63,7 @@ class Broker:
     port: int
     username: str | None = None
     password: str | None = None
-    tls: None = None
+    tls: Tls | None = None
 
     def __repr__(self) -> str:
         return f"Broker({self.host}:{self.port})"
@@ -99,6 +101,8 @@ class Mqtt:
         version: 5 or 3 (3.1.1), the one in use or tried next.
         session_present: whether the broker still knew us at the last connect.
         connects: confirmed connections since the start.
+        turned_away: set once a broker that has TLS ended several connections before it let us in: our certificate
+            may be no good any more.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Mqtt:
         self.bytes_sent = 0
         self.dropped = 0
         self.connects = 0
+        self.turned_away = asyncio.Event()
         self.session_present = False
         self.version = 5
         self.timing = timing or Timing()
@@ -247,6 +252,8 @@ class Mqtt:
             if up_since is None and link.ended_before_connack:
                 # A 3.1.1 broker either says so or just hangs up; one that knows MQTT 5 may hang up while it dies.
                 early_ends += 1
+                if self.broker.tls is not None and early_ends > 1:
+                    self.turned_away.set()
                 if link.refused_version or early_ends > (3 if self.connects else 0):
                     self.version = 3 if self.version == 5 else 5
                     early_ends = 0
@@ -422,7 +429,7 @@ class _Link:
         timing = self.owner.timing
         try:
             async with asyncio.timeout(timing.connect_s):
-                sock = await self._connect_tcp()
+                sock = await self._secure(await self._connect_tcp())
         except TimeoutError as error:
             raise TransportError(f"no connection within {timing.connect_s:g} s") from error
         except OSError as error:
@@ -465,6 +472,49 @@ class _Link:
             else:
                 return sock
         raise failure
+
+    async def _secure(self, sock: socket.socket) -> socket.socket:
+        """The same connection under TLS, if the broker is to have it; verified before a byte of ours is sent."""
+        tls = self.owner.broker.tls
+        if tls is None:
+            return sock
+        secured: ssl.SSLSocket | None = None
+        try:
+            secured = tls.context().wrap_socket(
+                sock, server_hostname=self.owner.broker.host, do_handshake_on_connect=False
+            )
+            while True:
+                try:
+                    secured.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    await self._until(secured, self._loop.add_reader, self._loop.remove_reader)
+                except ssl.SSLWantWriteError:
+                    await self._until(secured, self._loop.add_writer, self._loop.remove_writer)
+            tls.check(secured)
+        except BaseException as error:
+            (secured or sock).close()
+            if isinstance(error, ssl.SSLError | TrustError):
+                reason = getattr(error, "verify_message", None) or getattr(error, "reason", None) or str(error)
+                raise TransportError(f"no TLS with the broker: {reason}") from error
+            raise
+        return secured
+
+    async def _until(
+        self, sock: socket.socket, add: Callable[..., None], remove: Callable[[socket.socket], bool]
+    ) -> None:
+        """Returns when the socket can be read, or written."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        add(sock, wake)
+        try:
+            await ready
+        finally:
+            remove(sock)
 
     def _introduce(self, sock: socket.socket) -> None:
         owner = self.owner
@@ -598,13 +648,18 @@ class _Link:
             return
         if self._heard is not None and not self._heard.done():
             self._heard.set_result(None)
-        try:
-            client.loop_read()
-        except HOSTILE as error:
-            self.close(f"not MQTT: {error}")
-            return
-        if self._client is not None and client.incoming_bytes > MAX_PACKET_BYTES:
-            self.close(f"packet of {client.incoming_bytes} bytes exceeds {MAX_PACKET_BYTES}")
+        while True:
+            try:
+                client.loop_read()
+            except HOSTILE as error:
+                self.close(f"not MQTT: {error}")
+                return
+            if self._client is not None and client.incoming_bytes > MAX_PACKET_BYTES:
+                self.close(f"packet of {client.incoming_bytes} bytes exceeds {MAX_PACKET_BYTES}")
+            # What TLS has opened already makes no socket readable again.
+            sock = self._sock
+            if self._client is None or not isinstance(sock, ssl.SSLSocket) or not sock.pending():
+                return
 
     def _write(self) -> None:
         if self._client is not None:

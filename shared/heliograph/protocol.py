@@ -78,15 +78,17 @@ TOPICS: tuple[Topic, ...] = (
     Topic("offer",    _DOWN + "offer",         "hub", "own",  1, False, "statement",  "offer",      doc.Offer),
     Topic("receipt",  _DOWN + "receipt",       "hub", "own",  1, False, "statement",  "receipt",    doc.Receipt),
     Topic("reply",    _DOWN + "reply",         "hub", "own",  1, False, "statement",  "reply",      doc.Reply),
+    Topic("certified", _DOWN + "certified",    "hub", "own",  1, False, "statement",  "certified",  doc.Certified),
     Topic("chunk",    _DOWN + "chunk",         "hub", "own",  0, False, "message",    None,         doc.Chunk),
     Topic("hello",    _UP + "hello",           "own", "hub",  1, False, "message",    None,         doc.Hello),
     Topic("ask",      _UP + "ask",             "own", "hub",  1, False, "message",    None,         doc.Ask),
     Topic("want",     _UP + "want",            "own", "hub",  0, False, "message",    None,         doc.Want),
     Topic("reported", _UP + "reported",        "own", "hub",  1, False, "statement",  "reported",   doc.Reported),
     Topic("records",  _UP + "records",         "own", "hub",  1, False, "statement",  "records",    doc.Records),
-    Topic("renew",    _UP + "renew",           "own", "hub",  1, False, "statement",  "renew"),
+    Topic("renew",    _UP + "renew",           "own", "hub",  1, False, "statement",  "renew",      doc.Renew),
     Topic("gone",     _UP + "gone",            "own", "hub",  1, False, "bytes"),
     Topic("enroll",   "enroll/{site}/{node}",  "new", "hub",  1, False, "message",    None,         doc.Enroll),
+    Topic("again",    "enroll/{site}/{node}/renew", "new", "hub", 1, False, "statement", "renew",    doc.Renew),
 )
 
 #: Statement type -> the role whose keys sign it. `own` is the key of the node in the topic. Types without a document in
@@ -96,6 +98,7 @@ STATEMENTS: dict[str, str] = {
     "assignment": "assign",
     "offer":      "recipes",
     "receipt":    "recipes",
+    "certified":  "assign",
     "reply":      "timestamp",
     "policy":     "policy",
     "config":     "config-{model}",

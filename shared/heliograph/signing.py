@@ -10,6 +10,7 @@ Which keys count for what is not decided here but in `heliograph.trust`.
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,8 @@ PUBLIC_KEY_BYTES = 32
 MAX_KEY_FILE_BYTES = 4096
 _ED25519 = "ed25519"
 _HEX = frozenset("0123456789abcdef")
+_PKCS8 = bytes.fromhex("302e020100300506032b657004220420")
+"""What stands before the 32 bytes of an Ed25519 key in PKCS#8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,11 @@ class PrivateKey:
             "public": self.public.raw.hex(),
         }
         return json.dumps(content, indent=1).encode() + b"\n"
+
+    def to_pem(self) -> bytes:
+        """The same key as TLS takes it (PKCS#8): a secret, for memory only."""
+        body = b64encode(_PKCS8 + bytes(self._key))
+        return b"-----BEGIN PRIVATE KEY-----\n" + body + b"\n-----END PRIVATE KEY-----\n"
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "PrivateKey":

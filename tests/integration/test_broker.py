@@ -16,6 +16,7 @@ import pytest
 
 from heliograph.errors import ConfigError
 from heliograph.lab import free_port, is_listening, wait_until
+from heliograph.mosquitto import Listener
 from heliograph.mqtt import Broker as Address
 from heliograph.mqtt import Mqtt
 from heliograph_hub.broker import Broker
@@ -115,7 +116,13 @@ def test_the_operator_is_told_that_nothing_protects_the_broker(tmp_path: Path, k
     here = Broker(tmp_path, 1883, kind=kind).notes
     assert any("port 1883 is open to this machine only: no passwords, no TLS" in note for note in here)
     assert any("in memory" in note for note in here) == (kind == "iotcore")
-    assert any("everybody who reaches 0.0.0.0" in note for note in Broker(tmp_path, 1883, "0.0.0.0", kind=kind).notes)  # noqa: S104
+    with pytest.raises(ConfigError, match="without TLS listens on the loopback only, not on 10\\.0\\.0\\.1"):
+        Broker(tmp_path, 1883, "10.0.0.1", kind=kind)
+
+
+def test_a_broker_that_has_no_tls_is_not_given_doors_that_need_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="iotcore has neither TLS nor access lists: install the package mosquitto"):
+        Broker(tmp_path, 1883, kind="iotcore", doors=(Listener(1883),))
 
 
 @pytest.mark.mosquitto

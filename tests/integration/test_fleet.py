@@ -31,7 +31,7 @@ class Hub:
         self.folder, self._capsys = folder / "hub", capsys
         assert main(["hub", "init", str(self.folder), "--realm", "lab"]) == 0
         program = "import sys; from heliograph.cli import main; sys.exit(main())"
-        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--port", str(free_port())]
+        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--plain-port", str(free_port())]
         self.process: Running = spawn(argv, folder / "hub.log")
         try:
             self.process.wait_for_line("link to the broker is up", 20.0)

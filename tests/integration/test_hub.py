@@ -70,7 +70,7 @@ class Hub:
 
     def start(self, *options: str) -> None:
         before = self.log.read_text().count("operator API") if self.log.exists() else 0
-        self.run = spawn([*CLI, "hub", "run", self.folder, "--port", str(self.port), *options], self.log)
+        self.run = spawn([*CLI, "hub", "run", self.folder, "--plain-port", str(self.port), *options], self.log)
         deadline = STEP_S
         while self.log.read_text().count("operator API") == before and deadline > 0 and self.run.is_alive:
             deadline -= 0.05
@@ -499,8 +499,7 @@ async def test_hostile_messages_are_counted_and_stop_nothing(hub):
         assert counted["refused"] == 1, "the used token"
         assert counted["not signed by the node"] == 2
         assert counted["about unknown things"] == 1
-        assert counted["malformed"] == 6 * 7, "renew is not read at all"
-        assert counted["of no use to this version"] == 7
+        assert counted["malformed"] == 7 * 7
         assert shown["records"] == {}
         assert hub.run.is_alive
 
@@ -618,7 +617,8 @@ def test_what_an_operator_does_wrong_is_said_in_one_line_with_its_exit_code(hub,
 
 def test_ctrl_c_ends_the_hub_cleanly_and_a_port_that_is_taken_is_named(hub, tmp_path):
     other = Hub(tmp_path / "other")
-    done = subprocess.run([*CLI, "hub", "run", other.folder, "--port", str(hub.port)], capture_output=True, text=True)
+    argv = [*CLI, "hub", "run", other.folder, "--plain-port", str(hub.port)]
+    done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 2 and f"port {hub.port} on 127.0.0.1 is not free" in done.stderr
     assert done.stderr.count("\n") == 1
     hub.run.process.send_signal(signal.SIGINT)

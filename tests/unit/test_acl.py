@@ -7,7 +7,7 @@ import pytest
 from heliograph import mqtt
 from heliograph.acl import EXAMPLE_REALM, acl_text
 from heliograph.errors import ConfigError
-from heliograph.mosquitto import EXAMPLE_FOLDER, MAX_PACKET_BYTES, Listener, configuration
+from heliograph.mosquitto import EXAMPLE_DOORS, EXAMPLE_FOLDER, MAX_PACKET_BYTES, Listener, configuration
 from heliograph.protocol import TOPICS, Topic
 
 FOLDER = Path(__file__).parents[2] / "mosquitto"
@@ -24,6 +24,10 @@ def may(text: str, user: str, access: str, topic: str) -> bool:
             current = words[1]
             continue
         kind, allowed, pattern = words
+        if allowed == "deny":
+            if current == user and matches(pattern, topic):
+                return False
+            continue
         if (kind == "pattern" or current == user) and access in allowed and matches(pattern.replace("%u", user), topic):
             return True
     return False
@@ -52,7 +56,7 @@ def test_every_row_gives_each_party_exactly_what_it_needs(row: Topic) -> None:
     assert not may(nodes, "lab/lathe", "write", topic)
     assert may(nodes, "lab/lathe", "read", topic) == (row.reader == "node")
     assert may(enroll, "lab/press", "write", topic) == (row.sender == "new")
-    assert may(enroll, "lab/press", "read", topic) == (row.name in ("head", "set", "root", "assigned"))
+    assert may(enroll, "lab/press", "read", topic) == (row.name in ("head", "set", "root", "assigned", "certified"))
     assert not may(enroll, "lab/lathe", "write", topic)
 
 
@@ -64,6 +68,21 @@ def test_another_realm_is_out_of_reach(row: Topic) -> None:
         assert not may(text, "hub", access, full(row))
 
 
+@pytest.mark.parametrize("row", TOPICS, ids=lambda row: row.name)
+def test_a_removed_node_reaches_nothing_and_its_neighbours_all_that_they_did(row: Topic) -> None:
+    before, after = acl_text("r1"), acl_text("r1", removed=["lab/press", "lab/lathe-2"])
+    for access in ("read", "write"):
+        assert not may(after, "lab/press", access, full(row))
+        for user in ("hub", "lab/lathe"):
+            assert may(after, user, access, full(row)) == may(before, user, access, full(row))
+
+
+@pytest.mark.parametrize("user", ["lab", "lab/press/x", "lab/press\ntopic readwrite #", "#", "", "lab/+"])
+def test_a_name_that_no_node_has_gets_into_no_list(user: str) -> None:
+    with pytest.raises(ConfigError, match="user"):
+        acl_text("r1", removed=[user])
+
+
 @pytest.mark.parametrize("realm", ["", "a/b", "+", "#", "A", "a\n"])
 def test_a_realm_that_is_no_name_makes_no_list(realm: str) -> None:
     with pytest.raises(ConfigError, match="realm"):
@@ -73,7 +92,7 @@ def test_a_realm_that_is_no_name_makes_no_list(realm: str) -> None:
 def test_the_committed_copies_are_what_the_code_generates() -> None:
     assert (FOLDER / "acl.conf").read_text() == acl_text(EXAMPLE_REALM)
     assert (FOLDER / "acl-enroll.conf").read_text() == acl_text(EXAMPLE_REALM, "enroll")
-    assert (FOLDER / "hub.conf").read_text() == configuration(EXAMPLE_FOLDER, Listener(1883))
+    assert (FOLDER / "hub.conf").read_text() == configuration(EXAMPLE_FOLDER, *EXAMPLE_DOORS)
 
 
 def test_a_listener_with_passwords_lets_nobody_in_without() -> None:

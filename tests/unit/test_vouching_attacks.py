@@ -1,5 +1,6 @@
 """Attacks on the AND of duties and on statements, by whoever holds some of the keys."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -245,8 +246,9 @@ def test_protecteds_threshold_may_assign_what_one_key_could(realm: Realm, held: 
 def test_unknown_and_reserved_types_are_told_apart_from_attacks(realm: Realm, held: TrustedSet) -> None:
     with pytest.raises(UnknownTypeError, match="unknown type 'weather'"):
         vouching.open_document(held, sign_statement("weather", b"", []), topic("desired"), {"ring": "canary"})
+    reserved = replace(topic("desired"), document=None)
     with pytest.raises(UnknownTypeError, match="reserved"):
-        vouching.open_document(held, sign_statement("renew", b"", []), topic("renew"), {"site": "shop", "node": "till"})
+        vouching.open_document(held, sign_statement("directive", b"", []), reserved, {"ring": "canary"})
 
 
 @pytest.mark.parametrize("role", ["root", "snapshot", "targets", SIGN, APPROVE, "nobody", "ring-moon", ""])

@@ -79,6 +79,7 @@ class Assignments(Part):
         service.enrolment.remove(site, name, now())
         service.distribution.forget(site, name)
         service.fleet.forget(site, name)
+        service.settle()
         return {"site": site, "node": name, "key": node.keyid.hex(), "remains": self._remains(node)}
 
     def _remains(self, node: Node) -> list[str]:

@@ -1,9 +1,11 @@
 """[IO] `heliograph hub`: make and run one."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from heliograph.errors import ConfigError
 from heliograph_hub.commands.terminal import Folder, group, say
 
 app = group("Make and run a hub: the authority of one realm.")
@@ -13,14 +15,21 @@ app = group("Make and run a hub: the authority of one realm.")
 def hub_init(
     folder: Folder,
     realm: Annotated[str, typer.Option("--realm", help="Name of the fleet: a-z, 0-9 and '-'.")] = "dev",
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="An Ed25519 CA for the broker (PEM); left out: one is made."),
+    ] = None,
+    ca_key: Annotated[Path | None, typer.Option("--ca-key", metavar="FILE", help="Its key (PEM).")] = None,
 ) -> None:
-    """Make a development realm: its keys, its trust metadata and its empty registry.
+    """Make a development realm: its keys, its trust metadata, its empty registry and the CA of its broker.
 
     Example: heliograph hub init ./hub --realm demo
     """
     from heliograph_hub.service import init
 
-    for line in init(folder, realm):
+    if (ca is None) != (ca_key is None):
+        raise ConfigError("--ca and --ca-key go together")
+    for line in init(folder, realm, (ca, ca_key) if ca is not None and ca_key is not None else None):
         say(line)
     print(folder)
 
@@ -28,7 +37,22 @@ def hub_init(
 @app.command("run")
 def hub_run(
     folder: Folder,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The broker's port on loopback.")] = 18830,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="The broker's port for nodes, with TLS.")
+    ] = 18830,
+    enroll_port: Annotated[
+        int | None,
+        typer.Option("--enroll-port", min=1, max=65535, help="Its port for new nodes; left out: the next one."),
+    ] = None,
+    listen: Annotated[str, typer.Option("--listen", metavar="ADDRESS", help="Where both ports are.")] = "127.0.0.1",
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="How nodes reach the hub, repeatable; left out: by that address."),
+    ] = None,
+    plain_port: Annotated[
+        int | None,
+        typer.Option("--plain-port", min=1, max=65535, help="Instead: a broker on loopback without TLS, open to all."),
+    ] = None,
     rate: Annotated[
         int | None, typer.Option("--rate", metavar="BYTES_PER_S", min=1, help="Send no more than this to all nodes.")
     ] = None,
@@ -39,8 +63,15 @@ def hub_run(
 ) -> None:
     """Run broker, service and operator API until Ctrl-C.
 
-    Example: heliograph hub run ./hub --port 18830 --rate 200000
+    Example: heliograph hub run ./hub --listen 0.0.0.0 --host hub.example.org
     """
     from heliograph_hub.process import run
+    from heliograph_hub.service import Doors
 
-    run(folder, port, rate, node_rate, say)
+    if plain_port is not None:
+        run(folder, plain_port, rate, node_rate, say)
+        return
+    if listen in ("0.0.0.0", "::") and not host:  # noqa: S104 - compared, not bound
+        raise ConfigError(f"--listen {listen} says not how nodes reach the hub: name it with --host")
+    names = tuple(host or ()) + ((listen,) if listen not in ("0.0.0.0", "::") else ())  # noqa: S104
+    run(folder, port, rate, node_rate, say, Doors(enroll_port or port % 65535 + 1, listen, names))

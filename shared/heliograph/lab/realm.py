@@ -19,7 +19,14 @@ from heliograph.lab.road import Road
 
 
 def infer(url: str, model: str, request: dict[str, Any], timeout_s: float = 10.0) -> dict[str, Any]:
-    """The node's answer to one Open Inference Protocol request.
+    """The node's answer to one Open Inference Protocol request; raises as `infer_with_numbers`."""
+    return infer_with_numbers(url, model, request, timeout_s)[0]
+
+
+def infer_with_numbers(
+    url: str, model: str, request: dict[str, Any], timeout_s: float = 10.0
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """The node's answer, and the numbers of the config and of the policy that it came with.
 
     Raises:
         TransportError: nobody answered, or not with 200; the message has the answer's own words.
@@ -30,7 +37,9 @@ def infer(url: str, model: str, request: dict[str, Any], timeout_s: float = 10.0
     )
     try:
         with urllib.request.urlopen(asked, timeout=timeout_s) as answer:  # noqa: S310
-            return dict(json.load(answer))
+            headers = answer.headers
+            numbers = int(headers["heliograph-config"]), int(headers["heliograph-policy"])
+            return dict(json.load(answer)), numbers
     except urllib.error.HTTPError as error:
         raise TransportError(f"{url} answered {error.code}: {error.read(400).decode(errors='replace')}") from error
     except OSError as error:
@@ -106,7 +115,7 @@ class Realm:
             "hub",
             "run",
             self.hub_dir,
-            "--port",
+            "--plain-port",
             str(self.port),
             *rate,
         ]
