@@ -28,7 +28,7 @@ def sha256(data: bytes | memoryview) -> Digest:
     return Digest(hashlib.sha256(data).digest())
 
 
-def short_digest(data: bytes | memoryview) -> bytes:
+def short_digest(data: bytes | bytearray | memoryview) -> bytes:
     """The first 16 bytes of SHA-256: names leaves, pages and segments inside a document that is itself signed."""
     return hashlib.sha256(data).digest()[:SHORT_DIGEST_BYTES]
 

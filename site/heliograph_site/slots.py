@@ -13,14 +13,14 @@ Source: FORMATS.md, "incoming".
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from heliograph.blob import sha256, short_digest
-from heliograph.delta.patch import rebuild_segment
-from heliograph.delta.recipe import Recipe
+from heliograph.delta.apart import Apart
+from heliograph.delta.recipe import Recipe, Segment
 from heliograph.errors import IntegrityError, NotFoundError
 from heliograph.manifest import File, Manifest
 from heliograph.names import Digest
@@ -99,14 +99,35 @@ class PartialBlob:
             self._file = self._pages = None
 
 
+class Segments(Protocol):
+    """Joins one base and one patch."""
+
+    def rebuild(self, segment: Segment) -> bytes | bytearray:
+        """The segment, verified."""
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+
+
 class Rebuild:
     """One bundle file being rebuilt from a base in the store and a patch that may still be on its way.
 
-    Segments are rebuilt in any order, one at a time in memory, and verified before they are written.
+    Segments are rebuilt in any order, one at a time in memory, and verified before they are written. Codecs meet patch
+    bytes in a child of bounded memory and CPU time, one for all segments.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, store: ObjectStore) -> None:
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        store: ObjectStore,
+        join: Callable[[int, int | None], Segments] = Apart,
+    ) -> None:
+        """`join` makes, of descriptors of the base and of the patch, what rebuilds segments."""
         self.path = path
+        self._join = join
+        self._joined: Segments | None = None
+        self._inputs: list[int] = []
         self._recipe = recipe
         self._store = store
         self._offsets: list[int] = []
@@ -145,24 +166,30 @@ class Rebuild:
         Raises:
             IntegrityError: base or patch don't give the segment that the recipe promises.
         """
-        segment = self._recipe.segments[index]
-        offset, length = segment.patch
-        data = patch.read(offset, length) if patch is not None and length else b""
-        try:
-            out = rebuild_segment(segment, self._read_old, data)
-        except NotFoundError as error:
-            raise IntegrityError(f"base {self._recipe.base.hex()[:12]} is gone: {error}") from error
+        if self._joined is None:
+            self._joined = self._opened(patch)
+        out = self._joined.rebuild(self._recipe.segments[index])
         _write_all(self._fd, self._offsets[index], out)
         self._todo.discard(index)
 
     def close(self) -> None:
         """Closes the file; what it holds can be resumed. Idempotent."""
+        if self._joined is not None:
+            self._joined.close()
+        self._joined = None
+        while self._inputs:
+            os.close(self._inputs.pop())
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
 
-    def _read_old(self, offset: int, length: int) -> bytes:
-        return self._store.read_range(self._recipe.base, offset, length)
+    def _opened(self, patch: PartialBlob | None) -> Segments:
+        try:
+            for path in (self._store.path(self._recipe.base), *([patch.path] if patch is not None else [])):
+                self._inputs.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except (NotFoundError, FileNotFoundError) as error:
+            raise IntegrityError(f"base {self._recipe.base.hex()[:12]} is gone: {error}") from error
+        return self._join(self._inputs[0], self._inputs[1] if patch is not None else None)
 
 
 class Slots:
@@ -312,7 +339,7 @@ def _read_pages(path: Path) -> tuple[dict[int, bytes], int]:
     return pages, at
 
 
-def _write_all(fd: int, offset: int, data: bytes) -> None:
+def _write_all(fd: int, offset: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)

@@ -659,7 +659,7 @@ class Node:
             self.slots.keep_recipe(file.sha256, data)
         recipe = parse(data)
         recipe.check_is_for(Digest(way.base), Digest(file.sha256), file.length)
-        rebuild = Rebuild(self.slots.path(file.sha256, "out"), recipe, self.slots.store)
+        rebuild = Rebuild(self.slots.path(file.sha256, "out"), recipe, self.slots.store, disk.Joined)
         patch = PartialBlob(
             self.slots.path(file.sha256, "patch"),
             self.slots.path(file.sha256, "patch-pages"),

@@ -7,7 +7,8 @@ patch. Rules:
 2. The base is checked before the first byte is written; each segment by its digest as it is rebuilt; the whole by the
    target's digest before it gets its name.
 3. An output appears whole or not at all. A file that stood there stays as it was on any failure.
-4. Applying reads with pread, never a whole file: memory depends on the segment, not on the image.
+4. Applying reads with pread, never a whole file: memory depends on the segment, not on the image. Codecs run in a child
+   with bounded memory and CPU time (`heliograph.delta.apart`).
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from heliograph.blob import Digest
 from heliograph.delta import recipe as recipes
-from heliograph.delta.patch import rebuild_segment
+from heliograph.delta.apart import Apart
 from heliograph.delta.recipe import OPS, Recipe
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError
 from heliograph.objects import COPY_BYTES, read_exactly, replacing
@@ -96,19 +97,21 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
             )
         sha = hashlib.sha256()
         done = 0
+        child_bytes = 0
         with _writing(new), replacing(new, 0o666) as file:
-            for segment in recipe.segments:
-                at, length = segment.patch
-                patch_bytes = read_exactly(patch_file.fd, HEADER_BYTES + recipe_length + at, length)
-                out = rebuild_segment(
-                    segment, lambda offset, size: read_exactly(old_file.fd, offset, size), patch_bytes
-                )
-                sha.update(out)
-                file.write(out)
-                done += len(out)
-                del patch_bytes, out  # or they would stand beside the next segment's
-                if progress is not None:
-                    progress(done, recipe.target_length)
+            apart = Apart(old_file.fd, patch_file.fd, HEADER_BYTES + recipe_length)
+            try:
+                for segment in recipe.segments:
+                    out = apart.rebuild(segment)
+                    sha.update(out)
+                    file.write(out)
+                    done += len(out)
+                    del out  # or it would stand beside the next segment
+                    if progress is not None:
+                        progress(done, recipe.target_length)
+                child_bytes = apart.peak_rss_bytes()
+            finally:
+                apart.close()
             if sha.digest() != recipe.target:
                 raise IntegrityError(f"what {patch} makes is {sha.hexdigest()}, not the {recipe.target.hex()} it names")
     return {
@@ -118,6 +121,7 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
         "segments": recipe.op_counts(),
         "sha256": recipe.target.hex(),
         "peak_rss_bytes": peak_rss_bytes(),
+        "child_peak_rss_bytes": child_bytes,
     }
 
 

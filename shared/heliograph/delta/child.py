@@ -1,0 +1,97 @@
+"""[IO] The process in which a codec meets patch bytes: few rights, bounded memory and CPU time, one file at a time.
+
+`python -P -m heliograph.delta.child BASE PATCH START MEMORY CPU`: descriptors of base and patch, open for reading,
+where the patch begins in its file, how many bytes of address space may be taken on top of what the loaded program has,
+and how many seconds of CPU one segment may cost. It asks the kernel for these bounds before it reads a byte of input.
+
+A request on stdin is a segment as an array of a recipe; its answer on stdout is `STATUS`, a length and so many bytes:
+the segment, or why there is none. It ends with its stdin. Whoever asked checks what comes (`heliograph.delta.apart`).
+"""
+
+import os
+import resource
+import struct
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import msgpack
+
+from heliograph.delta.patch import rebuild_segment
+from heliograph.delta.recipe import MAX_OLD_BYTES, MAX_OLD_RANGES, MAX_PARAMS_BYTES, Segment, UnknownOpError
+from heliograph.errors import IntegrityError
+
+REQUEST = struct.Struct(">I")
+ANSWER = struct.Struct(">BI")
+"""Status and length of what follows."""
+DONE, WRONG, UNKNOWN, TOO_LARGE = range(4)
+MAX_REQUEST_BYTES = MAX_PARAMS_BYTES + 32 * MAX_OLD_RANGES + 256
+MAX_REASON_BYTES = 1000
+
+
+def request(segment: Segment) -> bytes:
+    """What asks for a segment."""
+    fields = [segment.length, segment.op, segment.old, segment.patch, segment.digest16, segment.params]
+    data = bytes(msgpack.packb(fields))
+    return REQUEST.pack(len(data)) + data
+
+
+def confine(memory_bytes: int) -> None:
+    """Bounds this process for good: so much address space more than it has, no files written, no core, no children."""
+    pages = Path("/proc/self/statm")
+    taken = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
+    bounds = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
+    if taken:  # elsewhere than on Linux nobody tells, and the bound would not be kept either
+        bounds[resource.RLIMIT_AS] = taken + memory_bytes
+    for name, bound in bounds.items():
+        resource.setrlimit(name, (bound, bound))
+
+
+def allow_cpu(seconds: int) -> None:
+    """Has the kernel end this process (SIGXCPU) when it has computed for so many seconds more."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, hard))
+
+
+def main() -> None:
+    """Answers until stdin ends."""
+    base, patch, start, memory_bytes, cpu_s = map(int, sys.argv[1:6])
+    confine(memory_bytes)
+    while head := _read(sys.stdin.buffer, REQUEST.size):
+        (length,) = REQUEST.unpack(head)
+        allow_cpu(cpu_s)
+        status, answer = _answered(_read(sys.stdin.buffer, length), base, patch, start)
+        sys.stdout.buffer.write(ANSWER.pack(status, len(answer)))
+        sys.stdout.buffer.write(answer)
+        sys.stdout.buffer.flush()
+        del answer  # or it would stand beside the next segment's
+
+
+def _answered(data: bytes, base: int, patch: int, start: int) -> tuple[int, bytes]:
+    try:
+        length, op, old, at, digest16, params = msgpack.unpackb(data)
+        segment = Segment(length, op, tuple(tuple(span) for span in old), tuple(at), digest16, params)
+        if sum(size for _, size in segment.old) > MAX_OLD_BYTES:
+            raise IntegrityError("segment reads too much of its base")
+        patch_bytes = os.pread(patch, segment.patch[1], start + segment.patch[0]) if segment.patch[1] else b""
+        return DONE, rebuild_segment(segment, lambda offset, size: os.pread(base, size, offset), patch_bytes)
+    except UnknownOpError as error:
+        return UNKNOWN, _reason(error)
+    except IntegrityError as error:
+        return WRONG, _reason(error)
+    except MemoryError:
+        return TOO_LARGE, b""
+
+
+def _reason(error: IntegrityError) -> bytes:
+    return str(error).encode()[:MAX_REASON_BYTES]
+
+
+def _read(source: BinaryIO, length: int) -> bytes:
+    data = source.read(length)
+    return data if len(data) == length else b""
+
+
+if __name__ == "__main__":
+    main()
