@@ -947,12 +947,13 @@ def _take_over(memory: Memory, event: ActiveUnfit | FitsAgain, candidates: tuple
 
 
 def shut(memory: Memory, event: Event) -> Memory:
-    """What is active fits nothing and stops, to serve again once something fits."""
+    """What is active fits nothing and stops, to serve again once something fits, unless it failed or is denied."""
     assert isinstance(event, LastStopped) and memory.active is not None
+    is_sound = memory.active.verdict != "failed" and not memory.active.denied
     return replace(
         drop_target(memory, event),
         active=None,
-        unfit=replace(memory.active, is_unfit=False),
+        unfit=replace(memory.active, is_unfit=False) if is_sound else None,
         resort=None,
         aside="",
         policy=event.policy,

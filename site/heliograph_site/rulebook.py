@@ -124,6 +124,8 @@ class Rulebook:
         if not is_asked and (number <= newest or number < self._head(kind, scope)):
             return False
         self._keep(Paper(kind, scope, number, payload, self._now(), asked if is_asked else 0))
+        if kind == "policy":
+            self.leave_ring()
         log.info("%s %s %d has come", kind, scope, number)
         return True
 
@@ -159,14 +161,40 @@ class Rulebook:
                 needed |= {pointer.config for pointer in memory.kept}
         spare = sorted((number for number in held if number not in needed), reverse=True)
         in_force = min((memory.policy for memory in memories), default=0) if paper.kind == "policy" else 0
+        if in_force in held and not self._is_signed(held[in_force]):
+            in_force = 0  # its number is nobody's any more
         drop = tuple(held[number] for place, number in enumerate(spare) if place >= MAX_PAPERS or number < in_force)
         self._held.clear()
         self._shelf.shelve(paper, drop=drop)
         for old in drop:
             del held[old.number]
 
+    def restamp(self) -> None:
+        """What came later than now came under a time that a stolen key signed: it came now, in the same order."""
+        now = self._now()
+        late = [paper for held in self._papers.values() for paper in held.values() if paper.came > now > 0]
+        late.sort(key=lambda paper: paper.came)
+        stamped = [replace(paper, came=now + place - len(late) + 1) for place, paper in enumerate(late)]
+        for paper in stamped:
+            self._papers[paper.kind, paper.scope][paper.number] = paper
+        if stamped:
+            self._held.clear()
+            self._chosen.clear()
+            self._shelf.shelve(*stamped)
+
+    @property
+    def policy_ring(self) -> str:
+        """The ring whose policy is in force: this node's, or until that one's is here the one that it came from."""
+        ring = self._ring() or ""
+        if not self._lacks_policy():
+            return ring
+        return next((scope for (kind, scope), held in self._papers.items() if kind == "policy" and held), ring)
+
     def leave_ring(self) -> None:
-        """The ring is another: its policies are the only ones that matter now."""
+        """The ring is another: once a policy of it is here, or if it has none, no other ring's matters any more."""
+        self._held.clear()
+        if self._lacks_policy():
+            return
         gone = tuple(
             paper
             for (kind, scope), held in self._papers.items()
@@ -203,7 +231,7 @@ class Rulebook:
             policy = max(policy, found.policy)
             if found.config:
                 configs[memory.model] = found.config
-        return Numbers(policy=policy, config=configs)
+        return Numbers(policy=0 if self._lacks_policy() else policy, config=configs)
 
     def _lacking(self, held: tuples.Held) -> tuples.Lacks:
         known = self._lacked.get(held.model)
@@ -258,10 +286,9 @@ class Rulebook:
 
     def policy(self, number: int) -> Policy:
         """The ring's policy of this number; without it, no document."""
-        ring = self._ring() or "canary"
-        paper = self._papers.get(("policy", ring), {}).get(number)
+        paper = self._papers.get(("policy", self.policy_ring), {}).get(number)
         opened = self._open(paper) if paper is not None else None
-        return opened if isinstance(opened, Policy) else no_policy(self._realm, ring)
+        return opened if isinstance(opened, Policy) else no_policy(self._realm, self._ring() or "canary")
 
     def config(self, model: str, number: int) -> Config:
         """The model's config of this number; without it, no document."""
@@ -271,7 +298,7 @@ class Rulebook:
 
     def node_policy(self, memories: Iterable[Memory]) -> Policy:
         """What counts for the node as a whole: the newest in force for any model, or, with none, the newest held."""
-        held = self._papers.get(("policy", self._ring() or ""), {})
+        held = self._papers.get(("policy", self.policy_ring), {})
         in_force = max((memory.policy for memory in memories if memory.policy in held), default=0)
         if in_force:
             return self.policy(in_force)
@@ -332,9 +359,9 @@ class Rulebook:
 
     def held(self, memory: Memory, directed: tuples.HeldRelease | None) -> tuples.Held | None:
         """All that is held of a model, as the one rule asks; None where a manifest or the ring's policy is to come."""
-        if self._lacks_policy() and memory.policy:
+        if self._lacks_policy() and memory.policy and not self._papers.get(("policy", self.policy_ring)):
             return None
-        basis = (memory.active, memory.unfit, memory.line, memory.policy, directed, self._ring())
+        basis = (memory.active, memory.unfit, memory.line, memory.policy, directed, self.policy_ring)
         place = (memory.model, directed is None, directed is not None and directed.is_staged)
         if self._trusted() is not self._held_under:
             self._held, self._held_under = {}, self._trusted()
@@ -360,9 +387,9 @@ class Rulebook:
         if last is not None and active is None:
             return None
         spare = [self._release(pointer) for pointer in memory.line if last is None or pointer.release != last.release]
-        in_force = memory.policy if memory.policy in self._papers.get(("policy", self._ring() or ""), {}) else 0
+        in_force = memory.policy if memory.policy in self._papers.get(("policy", self.policy_ring), {}) else 0
         policies = self._policies()
-        paper = self._papers.get(("policy", self._ring() or ""), {}).get(in_force)
+        paper = self._papers.get(("policy", self.policy_ring), {}).get(in_force)
         if paper is not None and not self._is_signed(paper):
             since = [(policy, came) for policy, came in policies if came > paper.came]
             stays = self._open(paper)
@@ -371,7 +398,7 @@ class Rulebook:
                 policies = [(policy.model_copy(update={"hold_max_s": 0}), came) for policy, came in since]
             elif isinstance(stays, Policy):
                 policies = [(stays, paper.came)]
-        until = {n: p.newest_until for n, p in self._papers.get(("policy", self._ring() or ""), {}).items()}
+        until = {n: p.newest_until for n, p in self._papers.get(("policy", self.policy_ring), {}).items()}
         return tuples.Held(
             model=memory.model,
             active=active,
@@ -409,7 +436,10 @@ class Rulebook:
         if manifest is None:
             return None
         release = tuples.release_from_manifest(manifest, pointer.release)
-        return replace(release, config=pointer.config, passed_over=pointer.passed_over)
+        newest = max(self._newest("config", manifest.model), self._head("config", manifest.model))
+        # A number above every one that counts was a thief's: nothing is passed over for it.
+        passed_over = pointer.passed_over if pointer.passed_over <= newest else 0
+        return replace(release, config=pointer.config, passed_over=passed_over)
 
     def _manifest(self, release: bytes) -> Manifest | None:
         found = self._manifests.get(release)
@@ -424,7 +454,7 @@ class Rulebook:
     def _policies(self) -> list[tuple[Policy, int]]:
         """Those of the ring that verify and can be obeyed, with when they came."""
         found = []
-        for paper in self._papers.get(("policy", self._ring() or ""), {}).values():
+        for paper in self._papers.get(("policy", self.policy_ring), {}).values():
             opened = self._open(paper)
             if isinstance(opened, Policy) and self._is_signed(paper):
                 found.append((opened, paper.came))

@@ -236,6 +236,12 @@ class Hub:
         self._published("policy", ring, rng)
         return policy
 
+    def outlaw(self, ring: Ring, model: str, versions: list[str]) -> None:
+        """A policy that forbids these versions, now."""
+        self.papers.outlaw(ring, model, versions, self.now())
+        self._announce_paper("policy", ring)
+        self.republish()
+
     def set_config(self, model: str, rng: Random) -> Config:
         """The next config of a model."""
         config = self.papers.set_config(model, self.now())

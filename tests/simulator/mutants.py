@@ -312,7 +312,7 @@ MUTANTS: Final = (
     Mutant(
         "an older document that would fit is never asked for",
         ("end",),
-        ((RULEBOOK, "return Numbers(policy=policy, config=configs)", "return Numbers()"),),
+        ((RULEBOOK, "return Numbers(policy=0 if self._lacks_policy() else policy, config=configs)", "return Numbers()"),),
     ),
     Mutant(
         "rolling back takes the newest config",

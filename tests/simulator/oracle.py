@@ -127,7 +127,7 @@ class Oracle:
         if not moves:
             return
         before, after = moves[0][0], moves[-1][2]
-        key, active, ring = (node.name, after.model), after.active, str(node.belief.ring)
+        key, active, ring = (node.name, after.model), after.active, node.belief.rules.policy_ring
         known_ring, known = self._in_force.get(key, (ring, 0))
         require(
             "policy", known_ring != ring or after.policy >= known, f"{node.name} goes back to policy {after.policy}"

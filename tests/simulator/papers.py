@@ -32,9 +32,19 @@ class Papers:
         """The ring's next policy."""
         number = max(self.policies.setdefault(ring, {}), default=0) + self._rng.choice([1, 1, 1, 2])
         models = {model: self._rules(model, number) for model in catalogue.MODELS if self._rng.random() < 0.6}
+        return self._policy(ring, number, at, self._rng.choice(HOLDS), models)
+
+    def outlaw(self, ring: Ring, model: str, versions: list[str], at: int) -> Policy:
+        """The next policy forbids these versions, and takes effect at once; with none, it forbids nothing."""
+        number = max(self.policies.setdefault(ring, {}), default=0) + 1
+        never = Compatible(policy=Span(min=number + 1000))
+        return self._policy(ring, number, at, 0, {model: ModelRules(compatible=dict.fromkeys(versions, never))})
+
+    def _policy(self, ring: Ring, number: int, at: int, hold_max_s: int, models: dict[str, ModelRules]) -> Policy:
+        fail_mode = self._rng.choice([None, None, "safe", "closed"])
         policy = Policy(
-            realm=catalogue.REALM, ring=ring, number=number, at=at, hold_max_s=self._rng.choice(HOLDS),
-            fail_mode=self._rng.choice([None, None, "safe", "closed"]), models=models,
+            realm=catalogue.REALM, ring=ring, number=number, at=at, hold_max_s=hold_max_s, fail_mode=fail_mode,
+            models=models,
         )  # fmt: skip
         self.policies[ring][number] = policy
         signed = catalogue.signed("policy", policy.encode(), catalogue.signers("policy"))

@@ -89,6 +89,7 @@ class World:
         self.has_calmed = False
         self.papers_rng = Random(f"when {seed}")
         self.papers_to_come = 0
+        self.outlaws = self.papers_rng.choice([0, 0, 3, 8])
         if self.papers_rng.random() < 0.6:
             within_s = self.papers_rng.choice([60.0, 600.0, 2400.0])
             for _ in range(self.papers_rng.randint(1, 10)):
@@ -111,6 +112,12 @@ class World:
             reason = getattr(event, "reason", "")
             self.tell(node.name, f"{before.phase} -> {after.phase}  {name}  {release}  {reason}".rstrip())
         self.oracle.stepped(node, before, event, after)
+        is_at_work = after.phase not in (before.phase, "idle") and not self.has_calmed
+        if self.outlaws and is_at_work and self.papers_rng.random() < 0.3:
+            self.outlaws -= 1
+            self.papers_to_come += 1
+            wait_s = self.papers_rng.uniform(0.0, self.papers_rng.choice([0.0, 2.0, 20.0]))
+            self.clock.after(wait_s, lambda: self._outlaw(node, after.model))
         if after.phase == before.phase or self.has_calmed or not self.ambush:
             return
         chance = self.ambush
@@ -120,6 +127,28 @@ class World:
             for _ in range(self.rng.choice([1, 1, 2])):
                 wait_s = self.rng.choice([0.0, 0.5, 5.0, 20.0])
                 self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self._strike(node, after.model))
+
+    def _outlaw(self, node: Node, model: str) -> None:
+        """A policy forbids what a machine at work serves, and often a later one doesn't any more."""
+        self.papers_to_come -= 1
+        memory = node.memories.get(model)
+        if memory is None:
+            return
+        known = [pointer for pointer in (memory.active, memory.unfit, *memory.line) if pointer is not None]
+        several = self.papers_rng.choice([1, 1, 3])
+        versions = [catalogue.releases()[Digest(pointer.release)].version for pointer in known[:several]]
+        ring = self.hub.rings[node.name]
+        self.met["policy at a bad moment"] += 1
+        self.tell("operator", f"{ring}: {model} {versions} may serve no more")
+        self.hub.outlaw(ring, model, versions)
+        if self.papers_rng.random() < 0.7:
+            self.papers_to_come += 1
+            self.clock.after(self.papers_rng.uniform(0.5, 40.0), lambda: self._allow(ring, model))
+
+    def _allow(self, ring: Ring, model: str) -> None:
+        self.papers_to_come -= 1
+        self.tell("operator", f"{ring}: {model} may serve again")
+        self.hub.outlaw(ring, model, [])
 
     def _set_paper(self) -> None:
         """An operator sets a policy or a config."""

@@ -140,6 +140,16 @@ def test_a_stopped_model_learns_of_a_newer_policy_and_serves_flagged_once_that_i
     assert safe.is_last_unfit and safe.policy == 8
 
 
+@pytest.mark.parametrize("blemish", [{"verdict": "failed"}, {"denied": "once"}])
+def test_what_failed_or_is_denied_does_not_come_back_once_it_was_stopped(blemish: dict[str, str]) -> None:
+    before = memory_in("stuck", fallback=False)
+    assert before.active is not None
+    blemished = replace(before, active=replace(before.active, **blemish))  # type: ignore[arg-type]
+    after, _, events = settled(blemished, Matched(C, 3, 5, "stopped", "closed", "policy is 5"))
+    assert [type(event) for event in events] == [LastStopped]
+    assert (after.active, after.unfit, after.policy) == (None, None, 5)
+
+
 def test_what_was_stopped_is_gone_for_good_once_it_is_denied() -> None:
     stopped = replace(memory_in("stuck", fallback=False), active=None, unfit=Pointer(C, 9, 3, "proven", 3, 2))
     after, _, events = settled(stopped, DenialsHeld(frozenset({C})))

@@ -238,7 +238,8 @@ def test_in_another_ring_its_own_policy_counts_and_until_it_is_here_nothing_chan
     node.realm.heads = Heads(policy={"canary": 7, "early": 2})
     node.republish()
     node.assign("early", 2)
-    assert node.belief.rules.match(node.memory) is None
+    assert (node.match().policy, node.match().fit) == (7, "fits"), "what it came with stays in force"
+    assert node.belief.rules.policy(7).max_offline_s == 7
     coming = replace(node.memory, phase="activating", target=Target(NEW, 2))
     assert node.belief.rules.heard(coming, Passed(5, NOW)).waits_for == "the policy of ring early"
     node.hear(node.policy(2, "early"), ring="early")
