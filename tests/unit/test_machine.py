@@ -103,8 +103,8 @@ IGNORED: dict[str, set[type]] = {
                      TriedEnough, Staged, Passed, Postponed, Failed, Healthy, Proved, TargetDenied, Aborted, *ASIDE,
                      *RESTARTS},
     # What is active and sound makes the machine leave first.
-    "stuck":        {Renumbered, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed, Failed,
-                     Healthy, Proved, Served, Stopped, TargetDenied, Aborted, SteppedAside, *RESTARTS},
+    "stuck":        {Renumbered, Admitted, Declined, Fetched, Spoiled, Blocked, TriedEnough, Staged, Passed, Postponed,
+                     Failed, Healthy, Proved, Served, Stopped, TargetDenied, Aborted, SteppedAside, *RESTARTS},
 }
 # fmt: on
 
@@ -360,7 +360,7 @@ def test_what_is_under_way_is_refused_by_the_number_of_the_newest_directive_that
     failed: Happening = DenialsHeld(frozenset({B}))
     assert (B, 3) in {(r.release, r.number) for r in settled(on, failed)[0].refused}
     refused = replace(memory, refused=(Refused(B, 3, "no"),))
-    left, _, events = settled(refused, newer)
+    _, _, events = settled(refused, newer)
     assert [type(event) for event in events] == ([] if phase == "proving" else [Withdrawn])
 
 
