@@ -150,6 +150,12 @@ class TrustedSet:
         """The timestamp's signed time, as `within` allows it; 0 without one."""
         return 0 if self._timestamp is None else self.within(custom_of(self._timestamp)[0])
 
+    @property
+    def told_by(self) -> tuple[bytes, ...]:
+        """The ids of the keys that signed the timestamp; none without one."""
+        file = self._files.get("timestamp")
+        return () if file is None else tuple(sorted(verify_role(self._root, "timestamp", file)))
+
     def within(self, at: int) -> int:
         """A signed time, but never beyond the expiry of root and targets, which are signed offline.
 

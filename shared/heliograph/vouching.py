@@ -140,6 +140,18 @@ def open_document(
     return document
 
 
+def counted(current: TrustedSet, data: bytes, role: str) -> tuple[bytes, ...]:
+    """The ids of the keys of `role` that signed a statement, if they reach its threshold; else none.
+
+    Raises:
+        IntegrityError: not a statement.
+    """
+    try:
+        return tuple(sorted(_signers(current, envelope.parse(data), role)))
+    except TrustError:
+        return ()
+
+
 def open_own(data: bytes, row: Topic, names: Mapping[str, str], *, realm: str, public_key: bytes) -> Document:
     """What a node signed with its own key (`reported`, `records`), as the hub reads it.
 

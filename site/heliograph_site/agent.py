@@ -20,7 +20,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
@@ -51,7 +51,7 @@ from heliograph.names import Digest, Ring
 from heliograph.policy import Policy
 from heliograph.protocol import SCHEMAS, below_realm, parse_topic, topic
 from heliograph.trust import Target
-from heliograph.vouching import UnknownTypeError
+from heliograph.vouching import UnknownTypeError, counted
 from heliograph_site import hardware
 from heliograph_site.allowance import Allowance
 from heliograph_site.belief import Belief, News
@@ -258,6 +258,15 @@ class Agent:
     def assigned(self) -> Assignment | None:
         """Its assignment."""
         return self._belief.assignment
+
+    @property
+    def assigned_by(self) -> tuple[bytes, ...]:
+        """The ids of the keys that signed it, if they still may."""
+        return self._belief.assigned_by
+
+    def may_assign(self, keyids: Collection[bytes]) -> bool:
+        """Whether these keys together may say what this node is."""
+        return self._belief.may_assign(keyids)
 
     @property
     def switched(self) -> Mapping[str, Switched]:
@@ -636,7 +645,7 @@ class Agent:
             case "reply" | "offer" | "receipt":
                 document = self._belief.open(row, names, payload)
                 if isinstance(document, Reply):
-                    await self._on_reply(document)
+                    await self._on_reply(document, counted(self._belief.trusted, payload, "timestamp"))
                 else:
                     self._on_answer(document)
             case _:
@@ -648,7 +657,7 @@ class Agent:
             self._reporter.say()
         if news.older is not None:
             self._fetch_older(news.older)
-        self._time.saw(self._belief.trusted.at)
+        self._see_time(self._belief.trusted.at, self._belief.trusted.told_by)
         self._time.heard(self._belief.trusted.at)
         if news.hello:
             self._link.greet_now()
@@ -680,9 +689,16 @@ class Agent:
             case _:
                 raise AssertionError("rows carry nothing else")
 
-    async def _on_reply(self, reply: Reply) -> None:
+    def _see_time(self, at: int, keyids: tuple[bytes, ...]) -> None:
+        """Takes a time that these keys signed, and nothing more from keys that count no more."""
+        if self._time.judge(*self._belief.trusted.role_keys("timestamp")):
+            log.warning("the time that keys signed which count no more is forgotten")
+        self._time.saw(at, keyids)
+        self._belief.rules.restamp()
+
+    async def _on_reply(self, reply: Reply, keyids: tuple[bytes, ...]) -> None:
         self._link.check_reply(reply)
-        self._time.saw(self._belief.trusted.within(reply.at))
+        self._see_time(self._belief.trusted.within(reply.at), keyids)
         self._time.heard(self.now())
         for receipt in reply.acked:
             self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)

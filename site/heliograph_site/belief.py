@@ -11,7 +11,7 @@ Rule 5: denials are handed over, not kept here: they go to the journal in one tr
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from heliograph.deny import DenySet, older_blob
@@ -30,7 +30,7 @@ from heliograph.trust import (
     with_root,
     with_set,
 )
-from heliograph.vouching import AdmissibleTarget, admit, open_document
+from heliograph.vouching import PROTECTED_ROLE, AdmissibleTarget, admit, counted, open_document
 from heliograph.wire import unpack
 from heliograph_site.journal import Held, Journal
 from heliograph_site.machine import UNDER_WAY, Directed, Memory, Target, Withdrawn
@@ -40,6 +40,8 @@ log = logging.getLogger("heliograph.agent")
 
 MAX_DIRECTIVES = 200
 """In one ring's list."""
+ASSIGNERS = ("assign", PROTECTED_ROLE)
+"""Roles whose thresholds sign assignments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,33 @@ class Belief:
         return Numbers(
             policy=policy,
             config=configs,
-            directives={model: held.number for model, held in self._directives.items()},
+            directives={model: number for model in self._directives if (number := self.directive_number(model))},
             assignment=self._assignment_number(),
         )
+
+    @property
+    def assigned_by(self) -> tuple[bytes, ...]:
+        """The ids of the keys that signed the assignment held, if they still reach a threshold that may."""
+        if self._assigned is None or not self._assignment_number():
+            return ()
+        found = (counted(self.trusted, self._assigned.statement, role) for role in ASSIGNERS)
+        return tuple(sorted({keyid for keyids in found for keyid in keyids}))
+
+    def may_assign(self, keyids: Collection[bytes]) -> bool:
+        """Whether these keys together may still say what this node is."""
+        for role in ASSIGNERS:
+            try:
+                threshold, keys = self.trusted.statement_keys(role)
+            except TrustError:
+                continue
+            if sum(keyid in keys for keyid in keyids) >= threshold:
+                return True
+        return False
+
+    def directive_number(self, model: str) -> int:
+        """The number of the directive held, as long as its signatures still count; else 0."""
+        held = self._directives.get(model)
+        return 0 if held is None or self._directive(held) is None else held.number
 
     def open(self, row: Topic, names: dict[str, str], payload: bytes) -> Document:
         """A verified document meant for this node.
@@ -313,7 +339,7 @@ class Belief:
                 refused = error
                 continue
             assert isinstance(directive, Directive)  # the row says so
-            if directive.number > self._standing_number(directive.model):
+            if directive.number > self.directive_number(directive.model):
                 news.append(Held("directive", directive.model, directive.number, statement))
         if news:
             self._journal.hold(*news)
@@ -342,11 +368,6 @@ class Belief:
             self._directives.clear()
             self._unverified = None
         return News(assigned=True, ring=is_other_ring, models=is_other_ring)
-
-    def _standing_number(self, model: str) -> int:
-        """The number of the directive held, as long as its signatures still count; else 0."""
-        held = self._directives.get(model)
-        return 0 if held is None or self._directive(held) is None else held.number
 
     def _directive(self, held: Held) -> Directive | None:
         """The directive held, if it still verifies and is this ring's."""

@@ -1,45 +1,82 @@
-"""What time it is on a node that may have no clock: the greatest signed time seen, plus what has passed since.
+"""The node's time [IO]: `heliograph_site.reckoning` with its clocks, kept in the journal.
 
-Only signatures move the estimate forward by a jump; between them CLOCK_BOOTTIME carries it, also over restarts of the
-agent. Powered-off time doesn't count. The wall clock is never read.
-
-Beside it stands when the hub was last heard: what it signed anew then proves that it was there, so that a node can tell
-how long it has been alone.
+Rule 1: what was signed is on disk when it counts. What has passed since is written at every change of phase and every
+    10 minutes, so that a power cut loses no more of it.
+Rule 2: the wall clock is an argument; without one there is none. `now` never looks at it, `latest` may.
+Rule 3: beside it stands when the hub was last heard: what it signed anew then proves that it was there, so that a node
+    can tell how long it has been alone. It is never later than now.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from heliograph_site.journal import Journal, TimeMark
+from heliograph_site.journal import Journal
+from heliograph_site.reckoning import Reckoning
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+SAVE_EVERY_S = 600.0
 
 
 class Estimate:
-    """The node's time, kept in the journal."""
+    """What time it is, and may be."""
 
-    def __init__(self, journal: Journal, clock: Callable[[], float] | None = None) -> None:
-        """`clock` gives seconds since boot; left out: CLOCK_BOOTTIME."""
+    def __init__(
+        self, journal: Journal, clock: Callable[[], float] | None = None, wall: Callable[[], float] | None = None
+    ) -> None:
+        """`clock` gives seconds since boot; left out: CLOCK_BOOTTIME. `wall` gives the wall clock's time, if any."""
         self._journal = journal
         self._boottime_s = clock or _boottime_s
+        self._wall = wall
         self._boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
-        mark = journal.time_mark() or TimeMark(0, self._boot, self._boottime_s())
-        if mark.boot != self._boot or mark.boottime_s > self._boottime_s():
-            mark = TimeMark(mark.at, self._boot, self._boottime_s())
-        self._mark = mark
-        self.heard_at = journal.heard_at() or mark.at
+        self._known = Reckoning(journal.time_marks()).started(self._boot, self._boottime_s())
+        self._saved_s = self._boottime_s()
+        self._asked: tuple[bytes, float] | None = None
+        self.heard_at = journal.heard_at() or self.now()
         """The newest time that the hub vouched for; what came before anybody wrote it down counts as heard."""
 
-    def now(self) -> int:
-        """Seconds since 1970, never more than what was signed and what has passed since; 0 before any signed time."""
-        return self._mark.at + int(self._boottime_s() - self._mark.boottime_s) if self._mark.at else 0
+    @property
+    def is_signed(self) -> bool:
+        """Whether any signature that counts has told the time."""
+        return self._known.is_signed
 
-    def saw(self, signed_at: int) -> None:
-        """A verified signature states this time."""
-        if signed_at > self.now():
-            self._mark = TimeMark(signed_at, self._boot, self._boottime_s())
-            self._journal.save_time(self._mark)
+    def now(self) -> int:
+        """The estimate, seconds since 1970: it is at least so late. The wall clock has no part in it."""
+        return self._known.earliest(self._boottime_s())
+
+    def latest(self, max_offline_s: int) -> int:
+        """It may be so late; what ends is judged by this. Where the wall clock doesn't count, it is `now`."""
+        return self._known.latest(self._boottime_s(), self._wall_at(), max_offline_s)
+
+    def why_suspect(self, max_offline_s: int) -> str:
+        """Why the wall clock counts for nothing; empty: it may be right, or there is none."""
+        off_s = self._known.suspicion_s(self._boottime_s(), self._wall_at(), max_offline_s)
+        if not off_s:
+            return ""
+        side = "behind" if off_s < 0 else "ahead of"
+        return f"the wall clock is {abs(off_s)} s {side} the time by what was signed: it is ignored"
+
+    def saw(self, signed_at: int, keyids: Iterable[bytes] = ()) -> None:
+        """A signature that these keys made, verified, states this time. On disk on return."""
+        self._keep(self._known.signed(signed_at, keyids, self._boot, self._boottime_s()))
+
+    def asked(self, nonce: bytes) -> None:
+        """The hub is asked for the time, under this nonce."""
+        self._asked = nonce, self._boottime_s()
+
+    def answered(self, nonce: bytes, signed_at: int, keyids: Iterable[bytes]) -> None:
+        """The hub signed this time in its answer to that nonce."""
+        if self._asked is not None and self._asked[0] == nonce:
+            self._known = self._known.answered(signed_at, keyids, self._boot, self._asked[1])
+
+    def judge(self, threshold: int, keyids: Collection[bytes]) -> bool:
+        """Drops what was signed by keys that no longer reach the threshold; whether the time fell. On disk on return."""
+        before = self.now()
+        self._keep(self._known.judged(threshold, keyids))
+        if self.heard_at > self.now():
+            self.heard_at = self.now()
+            self._journal.save_heard(self.heard_at)
+        return self.now() < before
 
     def heard(self, at: int) -> None:
         """The hub vouched for this time: it answered a hello, or signed a timestamp then. Later than now counts as now.
@@ -52,12 +89,23 @@ class Estimate:
             self._journal.save_heard(at)
 
     def save(self) -> None:
-        """Writes the estimate as it is now, so that a power cut loses little of it."""
-        if self._mark.at:
-            now_s = self._boottime_s()
-            elapsed = int(now_s - self._mark.boottime_s)
-            self._mark = TimeMark(self._mark.at + elapsed, self._boot, self._mark.boottime_s + elapsed)
-            self._journal.save_time(self._mark)
+        """Writes the estimate as it is now."""
+        self._saved_s = self._boottime_s()
+        self._keep(self._known.carried(self._saved_s))
+
+    def save_if_due(self) -> None:
+        """As `save`, if that was 10 minutes ago."""
+        if self._boottime_s() - self._saved_s >= SAVE_EVERY_S:
+            self.save()
+
+    def _wall_at(self) -> int | None:
+        return int(self._wall()) if self._wall is not None else None
+
+    def _keep(self, known: Reckoning) -> None:
+        is_news = known.marks != self._known.marks
+        self._known = known
+        if is_news:
+            self._journal.save_times(*known.marks)
 
 
 def _boottime_s() -> float:

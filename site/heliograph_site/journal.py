@@ -169,11 +169,13 @@ class Paper:
 
 @dataclass(frozen=True, slots=True)
 class TimeMark:
-    """An estimate of the time, and the boot and its clock reading (seconds, CLOCK_BOOTTIME) when it was made."""
+    """An estimate of the time, the boot and its clock reading (seconds, CLOCK_BOOTTIME) when it was made, and who
+    signed the time that it began with: key ids, none if that is not known."""
 
     at: int
     boot: str
     boottime_s: float
+    keyids: tuple[bytes, ...] = ()
 
 
 def open_database(path: Path, known: Migrations, *, read_only: bool = False, older: bool = False) -> Database:
@@ -469,9 +471,19 @@ class Journal:
         value = self._get("time")
         return None if value is None else TimeMark(*unpack(value))
 
-    def save_time(self, mark: TimeMark) -> None:
-        """Replaces the estimate."""
-        self._put(("time", pack([mark.at, mark.boot, mark.boottime_s])))
+    def time_marks(self) -> tuple[TimeMark, ...]:
+        """An estimate for each set of keys that signed a time."""
+        value = self._get("times")
+        if value is None:
+            mark = self.time_mark()
+            return () if mark is None or not mark.at else (mark,)
+        return tuple(TimeMark(at, boot, s, tuple(keyids)) for at, boot, s, keyids in unpack(value))
+
+    def save_times(self, *marks: TimeMark) -> None:
+        """Replaces the estimates, and `time_mark` by the greatest, which is given first."""
+        first = marks[0] if marks else TimeMark(0, "", 0.0)
+        rows = [[mark.at, mark.boot, mark.boottime_s, list(mark.keyids)] for mark in marks]
+        self._put(("time", pack([first.at, first.boot, first.boottime_s])), ("times", pack(rows)))
 
     def heard_at(self) -> int:
         """The newest time that the hub vouched for; 0 before the first."""

@@ -8,13 +8,15 @@ Rule 1: each number is carried out once. It is written down as done before anyth
     short isn't repeated, which might go back twice; it is told as interrupted, and can be given again.
 Rule 2: every order ends in one audit record, `ordered`: whose it was, what, and what came of it or why nothing did.
 Rule 3: a site does what policy gives it authority for (`heliograph.rules`); a refusal names policy and number.
-Rule 4: pins and what a site holds only restrict: nothing new of the model is begun; what serves goes on.
+Rule 4: a number counts as done as long as the keys that signed its assignment may assign: who stole one can't use up
+    the numbers of those who come after.
+Rule 5: pins and what a site holds only restrict: nothing new of the model is begun; what serves goes on.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from heliograph import rules
@@ -50,6 +52,13 @@ class Node(Protocol):
     @property
     def assigned(self) -> Assignment | None:
         """What this node is."""
+
+    @property
+    def assigned_by(self) -> tuple[bytes, ...]:
+        """The ids of the keys that signed that, if they still may."""
+
+    def may_assign(self, keyids: Collection[bytes]) -> bool:
+        """Whether these keys together may say what this node is."""
 
     def policy_of(self, model: str) -> Policy:
         """The policy in force for a model."""
@@ -87,10 +96,18 @@ class Orders:
         self._turn = asyncio.Lock()
         self._drills: set[str] = set()
         journal = node.journal
-        self.done = journal.counter("done")
-        """Highest number of a command that was carried out or refused."""
+        self._done: dict[tuple[bytes, ...], int] = {
+            tuple(keyids): number for number, keyids in unpack(journal.state("done-by") or pack([]))
+        } or {(): journal.counter("done")}
         self.holds: dict[str, str] = dict(unpack(journal.state("holds") or pack({})))
         """Models that the site holds, and why."""
+
+    @property
+    def done(self) -> int:
+        """Highest number of a command that was carried out or refused, as far as its signers still may assign."""
+        return max(
+            (number for keyids, number in self._done.items() if not keyids or self._node.may_assign(keyids)), default=0
+        )
 
     def look(self) -> None:
         """There may be a new assignment."""
@@ -105,7 +122,8 @@ class Orders:
             self._node.journal.save_state("doing", pack(None))
         while True:
             self._wake.clear()
-            assigned = self._node.assigned
+            # One that doesn't verify any more says what the node is, and orders nothing.
+            assigned = self._node.assigned if self._node.assigned_by else None
             for command in sorted(assigned.commands if assigned else (), key=lambda command: command.number):
                 if command.number > self.done:
                     await self._once(command.number, command.kind, command.model)
@@ -165,15 +183,23 @@ class Orders:
     async def _once(self, number: int, kind: str, model: str | None) -> None:
         async with self._turn:
             self._node.journal.save_state("doing", pack([number, kind, model or ""]))
-            self._node.journal.save_counters(done=number)
+            self._write_done(number)
             try:
                 outcome = await self._carry_out(number, kind, model)
             except RefusedError as error:
                 outcome = f"refused: {error}"
             self._tell("hub", number, kind, model or "", outcome)
             self._node.journal.save_state("doing", pack(None))
-            self.done = number
         await self._node.tell_all()
+
+    def _write_done(self, number: int) -> None:
+        keyids = self._node.assigned_by
+        counted = {who: known for who, known in self._done.items() if who and self._node.may_assign(who)}
+        unknown = self._done.get((), 0)  # from before signers were written down: theirs who sign now
+        self._done = {**counted, keyids: max(number, unknown, counted.get(keyids, 0))}
+        self._node.journal.save_counters(done=number)
+        rows = [[known, list(who)] for who, known in self._done.items()]
+        self._node.journal.save_state("done-by", pack(rows))
 
     async def _carry_out(self, number: int, kind: str, model: str | None) -> str:
         if kind not in COMMAND_KINDS:

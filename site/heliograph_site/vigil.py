@@ -112,9 +112,11 @@ class Vigil:
 
     def _note_directive(self, model: str) -> None:
         """Remembers when the newest directive of the model came."""
-        number = self._belief.numbers().directives.get(model)
-        if number is not None and self._came.get(model, [None])[0] != number and self._time.now():
-            self._came[model] = [number, self._time.now()]
+        number = self._belief.directive_number(model)
+        now, known = self._time.now(), self._came.get(model, [None, 0])
+        # It came later than now: under a time that a stolen key signed.
+        if number and now and (known[0] != number or known[1] > now):
+            self._came[model] = [number, now]
 
     def _directed(self, model: str) -> tuple[str | None, int | None]:
         """The version that the newest directive installs, as far as it is listed, and when it came."""

@@ -181,7 +181,7 @@ def test_documents_and_counters_are_held_by_kind_and_name(tmp_path: Path) -> Non
         assert journal.held("assignment")[0].number == 5
         assert journal.counter("bytes_received") == 0
         journal.save_counters(bytes_received=12)
-        journal.save_time(TimeMark(1700000000, "boot", 12.5))
+        journal.save_times(TimeMark(1700000000, "boot", 12.5, (A,)))
         journal.save_trusted(b"state")
         journal.save_link(True)
         journal.save_waiting({"digits": "an offer"})
@@ -189,6 +189,7 @@ def test_documents_and_counters_are_held_by_kind_and_name(tmp_path: Path) -> Non
     with Journal(tmp_path / "j", read_only=True) as journal:
         assert journal.counter("bytes_received") == 12
         assert journal.time_mark() == TimeMark(1700000000, "boot", 12.5)
+        assert journal.time_marks() == (TimeMark(1700000000, "boot", 12.5, (A,)),)
         assert (journal.trusted(), journal.link()) == (b"state", "up")
         assert journal.waiting() == {"digits": "an offer"}
         assert (journal.release_name(A), journal.release_name(B)) == ("digits@1.0.0", None)
