@@ -105,7 +105,8 @@ class Estimate:
         is_news = known.marks != self._known.marks
         self._known = known
         if is_news:
-            self._journal.save_times(*known.marks)
+            now_s = self._boottime_s()
+            self._journal.save_times(*sorted(known.marks, key=lambda mark: mark.reads(now_s), reverse=True))
 
 
 def _boottime_s() -> float:

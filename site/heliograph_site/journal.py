@@ -26,6 +26,7 @@ from heliograph.documents import Phase, Verdict
 from heliograph.errors import ConfigError, StorageError
 from heliograph.wire import pack, unpack
 from heliograph_site.machine import Aside, FailMode, Memory, Pointer, Refused, Standing, Target
+from heliograph_site.reckoning import TimeMark
 from heliograph_site.served import Counted
 
 
@@ -165,17 +166,6 @@ class Paper:
     statement: bytes
     came: int
     newest_until: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TimeMark:
-    """An estimate of the time, the boot and its clock reading (seconds, CLOCK_BOOTTIME) when it was made, and who
-    signed the time that it began with: key ids, none if that is not known."""
-
-    at: int
-    boot: str
-    boottime_s: float
-    keyids: tuple[bytes, ...] = ()
 
 
 def open_database(path: Path, known: Migrations, *, read_only: bool = False, older: bool = False) -> Database:

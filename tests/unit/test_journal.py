@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heliograph.errors import ConfigError
-from heliograph_site.journal import Held, Journal, Paper, TimeMark
+from heliograph_site.journal import Held, Journal, Paper
 from heliograph_site.machine import Memory, Pointer, Refused, Target
+from heliograph_site.reckoning import TimeMark
 
 DATA = Path(__file__).parents[1] / "data"
 A, B = b"a" * 32, b"b" * 32
