@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from heliograph import tuples
-from heliograph.documents import Declined, Numbers
+from heliograph.documents import Declined, Heads, Numbers
 from heliograph.errors import IntegrityError, TrustError
 from heliograph.manifest import Manifest
 from heliograph.names import Ring
@@ -96,6 +96,7 @@ class Rulebook:
         # Worked out once for what it was worked out from: machines ask after every step.
         self._held: dict[tuple[str, bool, bool], tuple[object, tuples.Held]] = {}
         self._held_under: TrustedSet | None = None
+        self._heads: tuple[TrustedSet, Heads] | None = None
         self._chosen: dict[str, tuple[tuples.Held, tuples.Choice]] = {}
         self._lacked: dict[str, tuple[tuples.Held, tuples.Lacks]] = {}
 
@@ -475,7 +476,10 @@ class Rulebook:
         return max((paper.number for paper in held.values() if self._is_signed(paper)), default=0)
 
     def _head(self, kind: str, scope: str) -> int:
-        heads = self._trusted().heads
+        trusted = self._trusted()
+        if self._heads is None or self._heads[0] is not trusted:
+            self._heads = trusted, trusted.heads  # parsed once
+        heads = self._heads[1]
         known: Mapping[str, int] = heads.policy if kind == "policy" else heads.config  # type: ignore[assignment]
         return known.get(scope, 0)
 
