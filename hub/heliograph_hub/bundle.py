@@ -11,7 +11,6 @@ import difflib
 import json
 import math
 import stat
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,16 @@ from heliograph.manifest import (
     table_in,
 )
 from heliograph.names import NAME_PATTERN
+from heliograph.toml import MAX_TOML_BYTES, parse_toml
 
 RELEASE_FILE = "release.toml"
 MODEL_SUFFIXES = {".tflite": "tflite", ".onnx": "onnx"}
 MAX_FILES = 500
 """So that one signed offer can name a way for each."""
 MAX_GOLDEN_BYTES = 16 << 20
+MAX_GOLDEN_CONTAINERS = 1 << 18
+"""Lists and objects in one golden file, so that 16 MiB of brackets don't become a gigabyte of lists."""
+MAX_RANK = 16
 _READ_BYTES = 1 << 20
 _LEGAL = {
     FILE_NAME_PATTERN: (
@@ -129,14 +132,13 @@ def _read_release_file(folder: Path) -> dict[str, Any]:
     if folder.joinpath(RELEASE_FILE).is_symlink():
         raise RefusedError(f"{path} is a link: a bundle holds no links, copy the file itself")
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_TOML_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing: write it (heliograph release add --explain lists its fields)") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        message = str(error)
-        raise ConfigError(f"{path} is not TOML: {message[:1].lower()}{message[1:]}") from error
+    return parse_toml(data, str(path))
 
 
 def _check_fields(table: dict[str, Any], model: type[Document], prefix: str, folder: Path) -> None:
@@ -321,6 +323,8 @@ def _bounded(path: Path) -> bytes:
 
 
 def _items(name: str, data: bytes, key: str) -> list[Any]:
+    if data.count(b"[") + data.count(b"{") > MAX_GOLDEN_CONTAINERS:
+        raise RefusedError(f"{name} nests more than {MAX_GOLDEN_CONTAINERS} lists and objects: keep fewer or flat ones")
     try:
         value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -348,6 +352,8 @@ def _problem_with(tensor: Any) -> str | None:
     if not isinstance(data, list):
         return f"{name} has no data"
     values = list(_flat(data))
+    if len(shape) > MAX_RANK or any(size > len(data) * MAX_GOLDEN_BYTES for size in shape):
+        return f"{name} has a shape of more sizes, or larger ones, than it has values for"
     if len(values) != math.prod(shape):
         return f"{name} of shape {shape} needs {math.prod(shape)} values and has {len(values)}"
     allowed: tuple[type, ...] = {"BYTES": (str,), "BOOL": (bool, int)}.get(tensor["datatype"], (int, float))

@@ -7,13 +7,13 @@ import logging
 import os
 import signal
 import socket
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 
 from heliograph.errors import ConfigError, HeliographError, RefusedError
+from heliograph.toml import parse_toml
 from heliograph.unix import bind
 from heliograph_hub.api.application import application
 from heliograph_hub.broker import Broker
@@ -38,10 +38,10 @@ def run(
         RefusedError: a hub runs there already.
     """
     try:
-        table = tomllib.loads((folder / HUB_FILE).read_text("utf-8"))
+        table = parse_toml((folder / HUB_FILE).read_bytes(), str(folder / HUB_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{folder} is no hub folder: heliograph hub init {folder}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ConfigError(f"{folder / HUB_FILE} can't be read: {error}") from error
     if table.get("format") != 1:
         raise ConfigError(f"{folder / HUB_FILE} is of format {table.get('format')!r}, this version reads 1")

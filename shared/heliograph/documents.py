@@ -58,13 +58,20 @@ class Document(BaseModel):
         return pack(self.model_dump(mode="python"))
 
     @classmethod
-    def decode(cls, data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Self:
-        """Parses verified (or self-contained, bounded) bytes.
+    def decode(
+        cls,
+        data: bytes,
+        *,
+        max_bytes: int = MAX_MESSAGE_BYTES,
+        max_containers: int | None = None,
+        max_elements: int = 4096,
+    ) -> Self:
+        """Parses verified (or self-contained, bounded) bytes; what is larger than a message names all three bounds.
 
         Raises:
             IntegrityError: not this document, out of bounds, or a `crit` field this version doesn't know.
         """
-        value = unpack(data, max_bytes=max_bytes)
+        value = unpack(data, max_bytes=max_bytes, max_containers=max_containers, max_elements=max_elements)
         if not isinstance(value, dict):
             raise IntegrityError(f"{cls.__name__.lower()} is not a map")
         value = _plain(value, MAX_DEPTH)

@@ -18,6 +18,8 @@ from heliograph.names import Digest, Name, Version
 from heliograph.wire import pack
 
 MANIFEST_VERSION: Literal[1] = 1
+MAX_CONTAINERS = 4096
+"""Maps and arrays in a manifest: 1000 files with their pages and 20 variants need 2100."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 FILE_NAME_PATTERN = rf"^{_PART}(/{_PART}){{0,3}}$"
 """Letters, digits, `.`, `_`, `-`; up to 4 parts; no part begins with a dot, so no traversal."""
@@ -161,6 +163,9 @@ class Manifest(Broadcast):
         if len(set(folded)) != len(folded):
             twice = next(name for name in names if folded.count(name.casefold()) > 1)
             raise ValueError(f"file {twice} collides with another of the same name in other case")
+        folders = {name[:at] for name in folded for at, letter in enumerate(name) if letter == "/"}
+        if folders & set(folded):
+            raise ValueError(f"file {min(folders & set(folded))} collides with a folder of the same name")
         used = [self.golden.inputs, self.golden.outputs, *([self.evaluation.data] if self.evaluation else [])]
         used += [name for variant in self.variants for name in variant.files]
         for name in used:
@@ -194,7 +199,9 @@ class Manifest(Broadcast):
         """
         if len(data) != length or len(data) > MAX_UNPAGED_BYTES or sha256(data) != digest:
             raise IntegrityError(f"manifest of {len(data)} bytes is not the signed one of {length} bytes")
-        return cls.decode(data, max_bytes=MAX_UNPAGED_BYTES)
+        return cls.decode(
+            data, max_bytes=MAX_UNPAGED_BYTES, max_containers=MAX_CONTAINERS, max_elements=MAX_UNPAGED_BYTES // 18
+        )
 
 
 def manifest_digest(manifest: Manifest) -> Digest:

@@ -21,6 +21,8 @@ from heliograph.errors import IntegrityError, NotFoundError
 
 COPY_BYTES = 1 << 20
 """Files are hashed and copied in runs of this size."""
+MAX_READ_BYTES = 16 << 20
+"""Longest object that is read whole: manifests, recipes and golden files. Larger ones are read in runs."""
 _TEMPORARY = ".part"
 
 
@@ -139,19 +141,20 @@ class ObjectStore:
         """
         return self.path(digest).stat().st_size
 
-    def read(self, digest: Digest) -> bytes:
-        """The object, verified.
+    def read(self, digest: Digest, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """The object, verified; at most `max_bytes` are read.
 
         Raises:
             NotFoundError: not held.
-            IntegrityError: its content has rotted; it is moved away and counts as not held from now on.
+            IntegrityError: its content has rotted, or is too long: it is moved away and counts as not held from now on.
         """
         path = self._place(digest)
         try:
-            data = path.read_bytes()
+            with path.open("rb", buffering=0) as file:
+                data = file.read(max_bytes + 1)
         except FileNotFoundError:
             raise self._missing(digest) from None
-        if sha256(data) != digest:
+        if len(data) > max_bytes or sha256(data) != digest:
             self._move_away(digest)
             raise IntegrityError(f"object {digest.hex()} has rotted on disk and was moved away: fetch it again")
         return data

@@ -20,10 +20,12 @@ def pack(value: Any) -> bytes:
     return bytes(msgpack.packb(value, use_bin_type=True))
 
 
-def unpack(data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES, max_containers: int | None = None) -> Any:
+def unpack(
+    data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES, max_containers: int | None = None, max_elements: int = 4096
+) -> Any:
     """The value in `data`: text is str, bytes are bytes, map keys are text or bytes.
 
-    `max_containers` bounds how many maps and arrays it may hold in all, and each to 4096 elements: for messages that
+    `max_containers` bounds how many maps and arrays it may hold in all, and each to `max_elements`: for messages that
     are few large byte strings, so that megabytes of empty maps are refused instead of built.
 
     Raises:
@@ -40,8 +42,8 @@ def unpack(data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES, max_containers: i
                 strict_map_key=True,
                 object_hook=count,
                 list_hook=count,
-                max_array_len=4096,
-                max_map_len=4096,
+                max_array_len=max_elements,
+                max_map_len=max_elements,
             )
         return msgpack.unpackb(data, raw=False, strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:

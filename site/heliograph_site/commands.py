@@ -12,7 +12,7 @@ import typer
 
 from heliograph.metadata import time_text
 from heliograph_site.door import knock
-from heliograph_site.folder import JoinString, read_node_file
+from heliograph_site.folder import MAX_JOIN_CHARS, JoinString, read_node_file
 from heliograph_site.joining import check_free, join
 from heliograph_site.status import status
 
@@ -39,7 +39,7 @@ def node_join(
     Example: heliograph node join heliograph1:… ./pi-1 --http-port 8080
     """
     check_free(folder)
-    found = JoinString.parse(sys.stdin.readline() if string == "-" else string)
+    found = JoinString.parse(sys.stdin.readline(MAX_JOIN_CHARS + 1) if string == "-" else string)
     assignment = asyncio.run(
         join(found, folder, http_port, SystemRandom(), say=lambda line: print(line, file=sys.stderr, flush=True))
     )

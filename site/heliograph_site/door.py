@@ -81,7 +81,7 @@ async def _answered(line: bytes, uid: int, obey: Obey) -> dict[str, Any]:
                 return {"ok": False, "reason": "say action, model and reason"}
     except RefusedError as error:
         return {"ok": False, "reason": str(error)}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"ok": False, "reason": "not a line of JSON"}
 
 

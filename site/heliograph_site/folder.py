@@ -9,7 +9,6 @@ import binascii
 import fcntl
 import json
 import os
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from heliograph.errors import ConfigError, IntegrityError
 from heliograph.names import Name
 from heliograph.objects import write_durably
-from heliograph.signing import PrivateKey
+from heliograph.signing import MAX_KEY_FILE_BYTES, PrivateKey
+from heliograph.toml import MAX_TOML_BYTES, parse_toml
 from heliograph.wire import pack, unpack
 
 NODE_FILE = "node.toml"
 KEY_FILE = "node.key"
 LOCK_FILE = "agent.lock"
 JOIN_PREFIX = "heliograph1:"
+MAX_JOIN_CHARS = 4096
 Port = Annotated[int, Field(ge=1, le=65535)]
 HexDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -48,6 +49,10 @@ class NodeFile(BaseModel):
     """SHA-256 of the first root metadata: the trust anchor."""
     protected: bool = False
     """The token said that this node is for ring protected: its assignments need that ring's threshold, for ever."""
+    ca: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of the certificate of the broker's CA; empty: the broker has no TLS."""
+    enroll_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Where the broker lets in who has no certificate, or none that still counts."""
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Where the Open Inference Protocol is served; 0: the system chooses at each start."""
@@ -67,6 +72,8 @@ class JoinString:
         token: 32 bytes, good once.
         root: SHA-256 of the realm's root metadata.
         protected: the node takes an assignment only at the threshold of ring protected.
+        pin: SHA-256 of the certificate of the broker's CA; empty: it has no TLS.
+        enroll_port: where new nodes come in, if it has.
     """
 
     host: str
@@ -77,11 +84,15 @@ class JoinString:
     token: bytes
     root: bytes
     protected: bool = False
+    pin: bytes = b""
+    enroll_port: int = 0
 
     def encode(self) -> str:
-        """`heliograph1:` and the base64url of a msgpack array."""
-        rest = [None, self.protected] if self.protected else [None]
-        fields = [1, self.host, self.port, self.realm, self.site, self.node, self.token, self.root, *rest]
+        """`heliograph1:` and the base64url of a msgpack array: version 2, or 1 for a broker without TLS."""
+        rest: list[object] = [self.pin, self.enroll_port] if self.pin else [None]
+        rest += [True] * self.protected
+        version = 2 if self.pin else 1
+        fields = [version, self.host, self.port, self.realm, self.site, self.node, self.token, self.root, *rest]
         return JOIN_PREFIX + base64.urlsafe_b64encode(pack(fields)).decode().rstrip("=")
 
     @classmethod
@@ -92,6 +103,8 @@ class JoinString:
             ConfigError: not a join string, a damaged one, or one of a newer version.
         """
         text = text.strip()
+        if len(text) > MAX_JOIN_CHARS:
+            raise ConfigError(f"not a join string: it has {len(text)} characters, at most {MAX_JOIN_CHARS} are read")
         if not text.startswith(JOIN_PREFIX):
             raise ConfigError(f"not a join string: it begins with {JOIN_PREFIX!r}; copy all that `fleet token` printed")
         body = text.removeprefix(JOIN_PREFIX)
@@ -105,8 +118,31 @@ class JoinString:
                     found = cls(host, port, realm, site, node, token, root, bool(rest))
                     found.node_file(0)  # checks the names and the address
                     return found
-            case [int(version), *_] if version != 1:
-                raise ConfigError(f"the join string is of version {version}, this version reads 1: use a newer one")
+            case [
+                2,
+                str(host),
+                int(port),
+                str(realm),
+                str(site),
+                str(node),
+                bytes(token),
+                bytes(root),
+                bytes(pin),
+                int(enroll_port),
+                *rest,
+            ]:
+                if (
+                    len(token) == len(root) == len(pin) == 32
+                    and enroll_port
+                    and (not rest or (len(rest) == 1 and rest[0] is True))
+                ):
+                    found = cls(host, port, realm, site, node, token, root, bool(rest), pin, enroll_port)
+                    found.node_file(0)
+                    return found
+            case [int(version), *_] if version not in (1, 2):
+                raise ConfigError(
+                    f"the join string is of version {version}, this version reads 1 and 2: use a newer one"
+                )
         raise ConfigError("the join string is damaged: copy all that `fleet token` printed")
 
     def node_file(self, http_port: int) -> NodeFile:
@@ -124,6 +160,8 @@ class JoinString:
                 port=self.port,
                 root=self.root.hex(),
                 protected=self.protected,
+                ca=self.pin.hex(),
+                enroll_port=self.enroll_port,
                 http_port=http_port,
             )
         except ValidationError as error:
@@ -138,10 +176,11 @@ def read_node_file(folder: Path) -> NodeFile:
     """
     path = folder / NODE_FILE
     try:
-        return NodeFile.model_validate(tomllib.loads(path.read_text()))
+        with path.open("rb") as file:
+            return NodeFile.model_validate(parse_toml(file.read(MAX_TOML_BYTES + 1), str(path)))
     except FileNotFoundError:
         raise ConfigError(f"{folder} is not a node's folder: run `heliograph node join` first") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first(error)}") from error
@@ -155,7 +194,8 @@ def read_key(folder: Path) -> PrivateKey:
     """
     path = folder / KEY_FILE
     try:
-        return PrivateKey.from_json(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            return PrivateKey.from_json(file.read(MAX_KEY_FILE_BYTES + 1), str(path))
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}; without it the node must join anew") from error
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Protocol
 
-from heliograph.blob import sha256, short_digest
+from heliograph.blob import LEAVES_PER_PAGE, MAX_UNPAGED_BYTES, SHORT_DIGEST_BYTES, page_count, sha256, short_digest
 from heliograph.delta.apart import Apart
 from heliograph.delta.recipe import Recipe, Segment
 from heliograph.errors import IntegrityError, NotFoundError
@@ -57,7 +57,7 @@ class PartialBlob:
 
     def open(self) -> int:
         """Opens or makes the files and returns how many leaves verify already. Reads all that is there: slow."""
-        pages, whole = _read_pages(self._pages_path)
+        pages, whole = _read_pages(self._pages_path, page_count(self.fetch.length))
         self._file = open(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)  # noqa: PTH123, SIM115 - a descriptor, closed by close()
         os.ftruncate(self._file.fileno(), self.fetch.length)
         self._pages = self._pages_path.open("ab", buffering=0)
@@ -264,7 +264,8 @@ class Slots:
     def kept_recipe(self, target: bytes, digest: bytes) -> bytes | None:
         """The recipe kept for this target, if it is the one of this digest."""
         try:
-            data = self.path(target, "recipe").read_bytes()
+            with self.path(target, "recipe").open("rb") as file:
+                data = file.read(MAX_UNPAGED_BYTES + 1)
         except FileNotFoundError:
             return None
         return data if sha256(data) == digest else None
@@ -320,13 +321,20 @@ class Slots:
         return min(taken, 2 * file.length)
 
 
-def _read_pages(path: Path) -> tuple[dict[int, bytes], int]:
-    """Pages as far as they are whole, to be verified by whoever uses them, and where a torn last one begins."""
+def _read_pages(path: Path, count: int) -> tuple[dict[int, bytes], int]:
+    """Pages as far as they are whole, to be verified by whoever uses them, and where a torn last one begins.
+
+    A file longer than `count` pages are, each kept twice, is nothing that was written here.
+    """
+    limit = 2 * count * (2 * _INDEX_BYTES + LEAVES_PER_PAGE * SHORT_DIGEST_BYTES)
     pages: dict[int, bytes] = {}
     at = 0
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
     except FileNotFoundError:
+        return pages, at
+    if len(data) > limit:
         return pages, at
     while at + 2 * _INDEX_BYTES <= len(data):
         start = at + 2 * _INDEX_BYTES

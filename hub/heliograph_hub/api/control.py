@@ -1,7 +1,6 @@
 """[IO] Policies and configs: what a new one would do, signing and publishing it, who has not taken it."""
 
 import asyncio
-import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ from heliograph.documents import Tuple
 from heliograph.errors import ConfigError, HeliographError, NotFoundError
 from heliograph.names import RINGS, Digest, Ring
 from heliograph.policy import Config, Policy, config_from_table, no_config, no_policy, policy_from_table
+from heliograph.toml import parse_toml
 from heliograph.tuples import HeldRelease, release_from_manifest
 from heliograph_hub.api.messages import Answer, Routes, hex_of, now, text
 from heliograph_hub.api.part import Part
@@ -137,10 +137,7 @@ class Documents(Part):
         """An operator's file, judged by itself and by what this realm has."""
         if kind not in KINDS:
             raise NotFoundError(f"no documents of kind {kind[:40]!r}: kinds are {', '.join(KINDS)}")
-        try:
-            table = tomllib.loads(source)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{kind} is not TOML: {str(error)[:200]}") from error
+        table = parse_toml(source, kind)
         if kind == "config":
             config = config_from_table(table, realm=self._service.realm, number=0, at=0)
             return config, []

@@ -14,15 +14,14 @@ import os
 import signal
 import socket
 import sys
-import tomllib
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
 from heliograph.errors import ConfigError, HeliographError
 from heliograph.objects import ObjectStore
+from heliograph.toml import MAX_TOML_BYTES, parse_toml
 from heliograph.unix import bind
 from heliograph_site.journal import Journal
 from heliograph_site.serving.admission import Limits
@@ -129,10 +128,11 @@ def _front(handler: Handler, limits: Limits) -> _Front:
 def _address(path: Path) -> tuple[str, int]:
     """Where applications find the gateway; loopback only."""
     try:
-        facts: dict[str, Any] = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            facts = parse_toml(file.read(MAX_TOML_BYTES + 1), str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path.parent} is not a node's folder: run `heliograph node join` first") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
     host, port = facts.get("http_host", "127.0.0.1"), facts.get("http_port", 0)
     if not isinstance(port, int) or not 0 <= port < 65536:

@@ -17,6 +17,8 @@ from heliograph.wire import pack
 
 PREFIX: Final = struct.Struct("<II")
 MAX_HEAD_BYTES = 1 << 20
+MAX_HEAD_CONTAINERS = 4096
+"""Maps and arrays in a head: of 256 tensors a shape each, and what stands around them."""
 MAX_BODY_BYTES = 256 << 20
 
 

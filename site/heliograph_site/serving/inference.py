@@ -29,6 +29,8 @@ ITEM_BYTES: Final[dict[str, int]] = {name: struct.calcsize("<" + code) for name,
 """Bytes of one element; BYTES is not here, its elements have their own lengths."""
 DATATYPES: Final[tuple[str, ...]] = (*_CODES, "BYTES")
 MAX_TENSORS = 256
+MAX_CONTAINERS = 1 << 18
+"""Arrays and objects in one JSON: a bracket of 2 bytes costs 64 in memory."""
 MAX_RANK = 16
 MAX_VARIABLE = 64
 """Largest size of a dimension that the model leaves open (-1): what a worker allocates grows with it."""
@@ -204,8 +206,13 @@ def json_object(data: bytes | memoryview, what: str) -> dict[str, Any]:
     Raises:
         RequestError: not strict JSON, or not an object.
     """
+    text = bytes(data)
+    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
+        raise RequestError(
+            f"{what} nests more than {MAX_CONTAINERS} arrays and objects; send tensors flat, or as binary data"
+        )
     try:
-        value = json.loads(bytes(data), parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{what} is not JSON: {_json_fault(error)}") from error
     if not isinstance(value, dict):

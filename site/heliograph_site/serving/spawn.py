@@ -16,7 +16,7 @@ from typing import Any
 
 from heliograph.errors import HeliographError, IntegrityError, TransportError
 from heliograph.wire import unpack
-from heliograph_site.serving.frames import MAX_BODY_BYTES, MAX_HEAD_BYTES, PREFIX, frame_head
+from heliograph_site.serving.frames import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEAD_CONTAINERS, PREFIX, frame_head
 
 Reply = tuple[dict[str, Any], memoryview]
 _START_S = 30.0
@@ -124,7 +124,11 @@ class Worker(asyncio.Protocol):
         frame = bytes(self._buffer[:end])
         del self._buffer[:end]
         try:
-            head = unpack(frame[PREFIX.size : PREFIX.size + head_length], max_bytes=MAX_HEAD_BYTES)
+            head = unpack(
+                frame[PREFIX.size : PREFIX.size + head_length],
+                max_bytes=MAX_HEAD_BYTES,
+                max_containers=MAX_HEAD_CONTAINERS,
+            )
         except IntegrityError as error:
             self.kill(f"worker gave no answer but {error}")
             return None
