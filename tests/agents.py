@@ -49,9 +49,10 @@ max_s = 60
 class Hub:
     """A hub process and the operator in front of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_tls: bool = False) -> None:
         self.folder = folder / "hub"
         self.port = free_port()
+        self.enroll_port = free_port() if has_tls else 0
         self._log = folder / "hub.log"
         self.process: Running | None = None
         assert main(["hub", "init", str(self.folder), "--realm", "lab"]) == 0
@@ -59,7 +60,10 @@ class Hub:
 
     def start(self) -> None:
         program = "import sys; from heliograph.cli import main; sys.exit(main())"
-        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--plain-port", str(self.port)]
+        ports = ["--plain-port", str(self.port)]
+        if self.enroll_port:
+            ports = ["--port", str(self.port), "--enroll-port", str(self.enroll_port)]
+        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), *ports]
         self.process = spawn(argv, self._log)
         try:
             self.process.wait_for_line("link to the broker is up", 20.0)

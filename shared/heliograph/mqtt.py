@@ -223,6 +223,7 @@ class Mqtt:
         loop = asyncio.get_running_loop()
         failures = 0
         early_ends = 0
+        refusals = 0
         while True:
             link = _Link(self)
             self._link = link
@@ -238,7 +239,7 @@ class Mqtt:
                     self._interruptible = None
                 self._woken = False
                 up_since = loop.time()
-                early_ends = 0
+                early_ends = refusals = 0
                 self._up(link)
                 if len(self._subscriptions) > len(opened):
                     link.subscribe(self._subscriptions[len(opened) :])
@@ -252,7 +253,8 @@ class Mqtt:
             if up_since is None and link.ended_before_connack:
                 # A 3.1.1 broker either says so or just hangs up; one that knows MQTT 5 may hang up while it dies.
                 early_ends += 1
-                if self.broker.tls is not None and early_ends > 1:
+                refusals += 1
+                if self.broker.tls is not None and refusals > 1:
                     self.turned_away.set()
                 if link.refused_version or early_ends > (3 if self.connects else 0):
                     self.version = 3 if self.version == 5 else 5

@@ -31,6 +31,7 @@ from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import (
     Ask,
     Assignment,
+    Certified,
     Denials,
     Document,
     Hello,
@@ -58,7 +59,8 @@ from heliograph_site.belief import Belief, News
 from heliograph_site.door import keep_door
 from heliograph_site.estimate import Estimate
 from heliograph_site.fetching import Downloads
-from heliograph_site.folder import agent_lock, read_key, read_node_file
+from heliograph_site.folder import agent_lock, read_node_file
+from heliograph_site.identity import Credentials, KeyFile, KeyStore
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.link import Link
 from heliograph_site.machine import Answer, GivenUp, Happening, Memory, StandIn, Started
@@ -146,6 +148,7 @@ class Agent:
         pace: Pace | None = None,
         timing: Timing | None = None,
         clock: Callable[[], float] | None = None,
+        keys: KeyStore | None = None,
     ) -> None:
         """Opens the folder's files; `run` does the rest. The caller holds the folder's lock.
 
@@ -155,7 +158,7 @@ class Agent:
         self._deadlines, self._pace = deadlines, pace or Pace()
         self._folder = folder
         self._file = read_node_file(folder)
-        key = read_key(folder)
+        key = (keys or KeyFile(folder)).load()
         self._keyid = key.keyid
         self._names = {"site": self._file.site, "node": self._file.node}
         self.run_id = os.urandom(8)
@@ -176,7 +179,10 @@ class Agent:
         self._server: Server = server or ServerControl(folder / CONTROL_SOCKET)
         self._hardware = hardware.detect()
         received_before = self.journal.counter("bytes_received")
-        self._link = Link(self._file, key, self, self.run_id, received_before, self._rng, deadlines, timing)
+        self.credentials = Credentials(folder, self._file, key, self.now)
+        self._link = Link(
+            self._file, key, self, self.run_id, received_before, self._rng, deadlines, timing, self.credentials
+        )
         self._allowance = Allowance(self.journal, lambda: self.policy, lambda: self.labels, self.now)
         self._downloads = Downloads(self._link.send_want, self._link.probe, self._rng, deadlines, self._allowance)
         self._incidents = Incidents(self.outbox, self.now)
@@ -447,6 +453,7 @@ class Agent:
                 spawn(self._link.run(), name="link")
                 spawn(self._downloads.run(), name="downloads")
                 spawn(self._link.greet(), name="hello")
+                spawn(self._link.keep_certified(), name="certificate")
                 spawn(self._tick(), name="time")
                 spawn(self._watch(), name="watch")
                 spawn(self._orders.run(), name="orders")
@@ -642,7 +649,7 @@ class Agent:
                 if row.name == "head" and is_live:  # the hub repeats it whenever it comes back
                     self._link.on_hub_back()
                     self._downloads.on_hub_back()
-            case "reply" | "offer" | "receipt":
+            case "reply" | "offer" | "receipt" | "certified":
                 document = self._belief.open(row, names, payload)
                 if isinstance(document, Reply):
                     await self._on_reply(document, counted(self._belief.trusted, payload, "timestamp"))
@@ -684,6 +691,8 @@ class Agent:
         match document:
             case Receipt(run=run, lane=lane, next=next_seq):
                 self._reporter.on_receipt(run, lane, next_seq)
+            case Certified():
+                self._link.on_certified(document)
             case Offer():
                 self._link.on_offer(document, self.now())
             case _:
@@ -709,7 +718,7 @@ class Agent:
             own = topic("assigned").build(self._file.realm, **self._names)
             full = own if below == "assigned" else prefix + below
             found = parse_topic(full, self._file.realm)
-            if found is not None and found[0].name in ("reply", "offer", "receipt"):
+            if found is not None and found[0].name in ("reply", "offer", "receipt", "certified"):
                 self._incidents.add("refused", full, "a reply carries no answers")
                 continue
             await self._guard(full, self._on_document(full, payload))

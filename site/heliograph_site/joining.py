@@ -1,13 +1,18 @@
 """`node join`: from a join string to a node's folder, once.
 
-Steps: (1) read the realm's root and check it against the digest in the join string; (2) verify the metadata set under
-it; (3) make a key, send it with the token; (4) wait for the assignment that names this key, signed by role `assign`
-or, if the token says protected, at the threshold of ring protected: then for as long as people need to sign it;
-(5) put the folder in place, whole, in one rename. Before (5) nothing of it exists.
+Steps: (1) get the CA's certificate and check it against the pin in the join string; all that follows goes over TLS
+under it, to the port that is for new nodes; (2) read the realm's root and check it against the digest in the join
+string; (3) verify the metadata set under it; (4) make a key, send it with the token; (5) wait for the assignment that
+names this key, signed by role `assign` or, if the token says protected, at the threshold of ring protected: then for as
+long as people need to sign it; (6) sign for a certificate (`renewal`); (7) put the folder in place, whole, in one
+rename. Before (7) nothing of it exists.
+
+A join string without pin is of a hub whose broker has no TLS: it counts on the loopback only.
 """
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import secrets
 import shutil
@@ -17,16 +22,20 @@ from random import Random
 
 from heliograph.blob import sha256
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Assignment, Enroll
+from heliograph.documents import Assignment, Certified, Enroll
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, RefusedError, TransportError, TrustError
+from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.objects import sync_directory, write_durably
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey
+from heliograph.tls import Tls, fetch_ca
 from heliograph.trust import TrustedSet, bootstrap, state_to_bytes, with_root, with_set
 from heliograph.vouching import open_document
 from heliograph_site.folder import NODE_FILE, JoinString, write_key
+from heliograph_site.identity import write_ca, write_certificate
 from heliograph_site.journal import JOURNAL_FILE, Held, Journal
+from heliograph_site.renewal import Renewal
 
 
 def check_free(folder: Path) -> None:
@@ -82,13 +91,22 @@ async def join(
     file = string.node_file(http_port)
     key = PrivateKey.generate(os.urandom(32))
     ceremony = _Ceremony(string, key)
-    row = topic("assigned")
+    names = {"site": string.site, "node": string.node}
     subscriptions = [(topic(name).filter(string.realm), 1) for name in ("root", "set")]
-    subscriptions.append((row.filter(string.realm, site=string.site, node=string.node), 1))
+    subscriptions += [(topic(name).filter(string.realm, **names), 1) for name in ("assigned", "certified")]
     user = f"{string.site}/{string.node}"
+    client_id = f"{user}/join-{secrets.token_hex(8)}"
+    ca = b""
+    broker = Broker(string.host, string.port, user)
+    if string.pin:
+        ca = await asyncio.to_thread(fetch_ca, string.host, string.enroll_port, string.pin, deadlines.enroll_s)
+        tls = Tls(ca, lambda: ceremony.trusted.at if ceremony.trusted is not None else 0)
+        broker, client_id = Broker(string.host, string.enroll_port, user, tls=tls), CLIENT_PREFIX + client_id
+    elif not is_loopback(string.host):
+        raise RefusedError(f"the hub at {string.host} has no TLS: that is for one machine alone, on its loopback")
     mqtt = Mqtt(
-        Broker(string.host, string.port, user),
-        f"{user}/join-{secrets.token_hex(4)}",
+        broker,
+        client_id,
         subscriptions,
         rng,
         ceremony.on_message,
@@ -112,16 +130,36 @@ async def join(
                     raise
             with contextlib.suppress(TransportError):  # the link is down: once more later
                 await mqtt.publish(target, enroll, qos=1)  # whose answer may have been lost
+        certified = None
+        if ca:
+            again = topic("again").build(string.realm, **names)
+            certified = await ceremony.renewal.run(lambda data: mqtt.publish(again, data, qos=1), deadlines.enroll_s)
     finally:
         running.cancel()
         await asyncio.wait({running})
     assert ceremony.trusted is not None and ceremony.assignment is not None, "enrolled under what is trusted"
     held = Held("assignment", "", ceremony.assignment.number, ceremony.statement)
-    put_in_place(folder, file.encode(), key, ceremony.trusted, held)
+    put_in_place(folder, file.encode(), key, ceremony.trusted, held, ca, certified)
     return ceremony.assignment
 
 
-def put_in_place(folder: Path, node_file: bytes, key: PrivateKey, trusted: TrustedSet, assignment: Held) -> None:
+def is_loopback(host: str) -> bool:
+    """Whether what is sent there stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def put_in_place(
+    folder: Path,
+    node_file: bytes,
+    key: PrivateKey,
+    trusted: TrustedSet,
+    assignment: Held,
+    ca: bytes = b"",
+    certified: Certified | None = None,
+) -> None:
     """Writes the folder beside its place and renames it there, whole.
 
     Raises:
@@ -131,6 +169,10 @@ def put_in_place(folder: Path, node_file: bytes, key: PrivateKey, trusted: Trust
     beside = make_beside(folder)
     try:
         write_key(beside, key)
+        if ca:
+            write_ca(beside, ca)
+        if certified is not None:
+            write_certificate(beside, certified)
         with Journal(beside / JOURNAL_FILE) as journal:
             journal.save_trusted(state_to_bytes(trusted))
             journal.hold(assignment)
@@ -162,6 +204,7 @@ class _Ceremony:
         self.trusted: TrustedSet | None = None
         self.assignment: Assignment | None = None
         self.statement = b""
+        self.renewal = Renewal(string.realm, string.site, string.node, key)
         self._string = string
         self._key = key
         self._roots: dict[int, bytes] = {}
@@ -187,7 +230,7 @@ class _Ceremony:
                 case "set":
                     self._set = payload
                     self._believe()
-                case "assigned" if self.trusted is not None:
+                case "assigned" | "certified" if self.trusted is not None:
                     document = open_document(
                         self.trusted,
                         payload,
@@ -198,6 +241,9 @@ class _Ceremony:
                         key=self._key.keyid,
                         is_protected=self._string.protected,
                     )
+                    if isinstance(document, Certified):
+                        self.renewal.take(document)
+                        return
                     assert isinstance(document, Assignment)  # the row says so
                     self.assignment, self.statement = document, payload
                     self.enrolled.set()
@@ -220,7 +266,7 @@ class _Ceremony:
 
     def why_not_connected(self, limit_s: float) -> HeliographError:
         """The broker did not answer."""
-        where = f"{self._string.host}:{self._string.port}"
+        where = f"{self._string.host}:{self._string.enroll_port or self._string.port}"
         return TransportError(f"no hub answers at {where} within {limit_s:g} s: check that it runs and can be reached")
 
     def why_not_ready(self, limit_s: float) -> HeliographError:

@@ -4,7 +4,9 @@ What comes in is given to whoever listens (`Listener`) and judged there; what go
 
 Rule 1: one connection at a time, made anew when the ring changes, since the ring's topic does.
 Rule 2: hello is said on every connect, at check-in, when asked to, and ever more slowly while no reply comes.
-Rule 3: an ask ends with its offer, with its time, or with the link; a late offer finds nobody.
+Rule 3: where the broker has TLS, the certificate is renewed in time over this connection; if it has ended, or the
+    broker lets us in no more, at the door for new nodes, by the node's key. Every day the connection is made anew.
+Rule 4: an ask ends with its offer, with its time, or with the link; a late offer finds nobody.
 """
 
 import asyncio
@@ -15,17 +17,26 @@ from random import Random
 from typing import Protocol
 
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Ask, Document, Hello, Offer, Reply, Want
-from heliograph.errors import RefusedError, TransportError, TrustError
+from heliograph.documents import Ask, Certified, Document, Hello, Offer, Reply, Want
+from heliograph.errors import HeliographError, RefusedError, TransportError, TrustError
+from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Broker, Mqtt, Timing
 from heliograph.names import Ring
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph_site.folder import NodeFile
+from heliograph_site.identity import Credentials
+from heliograph_site.renewal import Renewal
 
 log = logging.getLogger("heliograph.agent")
 
-DOWN_KINDS = ("assigned", "offer", "receipt", "reply")
+DOWN_KINDS = ("assigned", "offer", "receipt", "reply", "certified")
+SESSION_S = 86400.0
+"""The broker looks at a certificate only when a connection begins."""
+LOOK_S = 3600.0
+"""How often it is looked whether the certificate is to be renewed."""
+FIRST_DOOR_S, LONGEST_DOOR_S = 1.0, 600.0
+"""Bounds of the back-off between two tries at the door."""
 
 
 class Listener(Protocol):
@@ -73,14 +84,18 @@ class Link:
         rng: Random,
         deadlines: Deadlines,
         timing: Timing | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        """`received_before`: MQTT payload bytes of earlier lives."""
+        """`received_before`: MQTT payload bytes of earlier lives. No `credentials`: the broker has no TLS."""
         self.run_id = run_id
         self.nonce: bytes | None = None
         self._file, self._key, self._listener = file, key, listener
         self._names = {"site": file.site, "node": file.node}
         self._rng, self._deadlines, self._timing = rng, deadlines, timing
         self._received_before = received_before
+        self._credentials = credentials
+        self._renewal = Renewal(file.realm, file.site, file.node, key)
+        self._door_tries = 0
         self._mqtt: Mqtt | None = None
         self._up = asyncio.Event()
         self._renew = asyncio.Event()
@@ -102,6 +117,9 @@ class Link:
     async def run(self) -> None:
         """Keeps one connection."""
         while True:
+            if self._credentials is not None and self._credentials.is_over:
+                await self._at_the_door(self._credentials)
+                continue
             self._renew.clear()
             realm, names = self._file.realm, self._names
             filters = [(topic(name).filter(realm), topic(name).qos) for name in ("deny", "root", "set", "head")]
@@ -110,8 +128,13 @@ class Link:
             filters += [self._config(model) for model in self._listener.models]
             filters += [(topic(name).filter(realm, **names), topic(name).qos) for name in (*DOWN_KINDS, "chunk")]
             user = f"{self._file.site}/{self._file.node}"
+            broker = Broker(self._file.host, self._file.port, user)
+            tls = self._credentials.tls() if self._credentials is not None else None
+            if tls is not None:
+                broker = Broker(self._file.host, self._file.port, tls=tls)
+                user = CLIENT_PREFIX + user  # the broker takes the certificate's name instead
             mqtt = Mqtt(
-                Broker(self._file.host, self._file.port, user),
+                broker,
                 user,
                 filters,
                 self._rng,
@@ -124,8 +147,14 @@ class Link:
             running = asyncio.ensure_future(mqtt.run())
             try:
                 changed = asyncio.ensure_future(self._renew.wait())
-                await asyncio.wait({running, changed}, return_when=asyncio.FIRST_COMPLETED)
+                turned_away = asyncio.ensure_future(mqtt.turned_away.wait())
+                await asyncio.wait(
+                    {running, changed, turned_away},
+                    timeout=None if tls is None else SESSION_S * self._rng.uniform(0.8, 1.0),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 changed.cancel()
+                turned_away.cancel()
                 if running.done():
                     running.result()
             finally:
@@ -133,6 +162,71 @@ class Link:
                 await asyncio.wait({running})
                 self._received_before, self._mqtt = self.bytes_received, None
                 await self._listener.on_cut()
+            if self._credentials is not None and mqtt.turned_away.is_set():
+                await self._at_the_door(self._credentials)
+
+    # --- certificates -------------------------------------------------------------------------------------------------
+
+    async def keep_certified(self) -> None:
+        """Has the certificate renewed in time, for ever."""
+        while self._credentials is not None and self._credentials.has_tls:
+            if self._credentials.is_due:
+                await self._up.wait()
+                try:
+                    self._credentials.keep(
+                        await self._renewal.run(lambda data: self.publish("renew", data), self._deadlines.reply_s)
+                    )
+                    log.info("certificate renewed until %d", self._credentials.expires)
+                except HeliographError as error:
+                    log.info("certificate not renewed yet: %s", error)
+            await asyncio.sleep(LOOK_S * self._rng.uniform(0.5, 1.0))
+
+    def on_certified(self, certified: Certified) -> None:
+        """The hub's answer to the question for a certificate."""
+        self._renewal.take(certified)
+
+    async def _at_the_door(self, credentials: Credentials) -> None:
+        """One try to get a certificate where new nodes come in; then a while, ever longer until one is given."""
+        realm, names, user = self._file.realm, self._names, f"{self._file.site}/{self._file.node}"
+        inside = asyncio.Event()
+
+        async def on_link(is_up: bool) -> None:
+            if is_up:
+                inside.set()
+
+        # The realm's keys may have changed while we slept: metadata is heard here too.
+        filters = [(topic(name).filter(realm), topic(name).qos) for name in ("root", "set", "head")]
+        filters.append((topic("certified").filter(realm, **names), topic("certified").qos))
+        mqtt = Mqtt(
+            Broker(self._file.host, self._file.enroll_port, user, tls=credentials.tls_at_the_door()),
+            f"{CLIENT_PREFIX}{user}/{os.urandom(8).hex()}",
+            filters,
+            self._rng,
+            self._listener.on_message,
+            on_link,
+            timing=self._timing,
+        )
+        again = topic("again").build(realm, **names)
+        running = asyncio.ensure_future(mqtt.run())
+        try:
+            async with asyncio.timeout(self._deadlines.enroll_s):
+                await inside.wait()
+            credentials.keep(
+                await self._renewal.run(lambda data: mqtt.publish(again, data, qos=1), self._deadlines.reply_s)
+            )
+            self._door_tries = 0
+            log.info("certified at the door until %d", credentials.expires)
+        except (HeliographError, TimeoutError) as error:
+            self._door_tries += 1
+            log.warning("no certificate yet: %s", error or "nobody answers at the door")
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+        if self._door_tries:
+            bound = min(LONGEST_DOOR_S, FIRST_DOOR_S * 2.0 ** min(self._door_tries, 16))
+            await asyncio.sleep(self._rng.uniform(bound / 2, bound))
+
+    # --- state of the link --------------------------------------------------------------------------------------------
 
     def hear(self, models: Iterable[str]) -> None:
         """Subscribes to the configs of these models too."""

@@ -49,6 +49,8 @@ PLANTED = [
     ("pure", "site/heliograph_site/machine.py", "import heliograph.objects"),
     ("pure", "hub/heliograph_hub/rollout.py", "def f():\n    import sqlite3"),
     ("mqtt", "hub/heliograph_hub/fleet.py", "import aiomqtt"),
+    ("x509", "site/heliograph_site/identity.py", "import cryptography.x509"),
+    ("x509", "hub/heliograph_hub/access.py", "import cryptography.x509"),
     ("runtime", "site/heliograph_site/serving/gateway.py", "import tflite_runtime.interpreter"),
     ("runtime", "site/heliograph_site/serving/inference.py", "import numpy"),
     ("agent", "site/heliograph_site/journal.py", "import rich.console"),

@@ -24,6 +24,7 @@ from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Tasks
 
 HERE = Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={"tflite": "2.14.0"})
+TLS_STRING = JoinString("hub", 8883, "lab", "shop-1", "till-2", b"t" * 32, b"r" * 32, False, b"p" * 32, 8884)
 STRING = JoinString("10.0.0.1", 1883, "lab", "shop-1", "till-2", b"t" * 32, b"r" * 32)
 
 
@@ -68,6 +69,9 @@ def test_this_machine_is_described_without_loading_a_runtime() -> None:
 
 def test_a_join_string_comes_back_as_it_was_printed() -> None:
     assert JoinString.parse(f"  {STRING.encode()}\n") == STRING
+    assert STRING.node_file(0).ca == "" and TLS_STRING.node_file(0).ca == "70" * 32
+    for string in (TLS_STRING, replace(TLS_STRING, protected=True)):
+        assert JoinString.parse(string.encode()) == string
     assert "=" not in STRING.encode()
     protected = replace(STRING, protected=True)
     assert JoinString.parse(protected.encode()) == protected and protected.node_file(0).protected
@@ -81,7 +85,10 @@ def test_a_join_string_comes_back_as_it_was_printed() -> None:
         ("heliograph2:AAAA", "not a join string: it begins with 'heliograph1:'"),
         (STRING.encode()[:-5], "damaged: copy all"),
         (JOIN_PREFIX + "!!!", "damaged: copy all"),
-        (JOIN_PREFIX + base64.urlsafe_b64encode(pack([2, "x"])).decode(), "is of version 2, this version reads 1"),
+        (JOIN_PREFIX + base64.urlsafe_b64encode(pack([3, "x"])).decode(), "is of version 3, this version reads 1 and 2"),
+        (replace(TLS_STRING, pin=b"short").encode(), "damaged: copy all"),
+        (replace(TLS_STRING, enroll_port=0).encode(), "damaged: copy all"),
+        (replace(TLS_STRING, enroll_port=70000).encode(), "doesn't hold: enroll_port"),
         (replace(STRING, site="Shop 1").encode(), "doesn't hold: site"),
         (replace(STRING, port=70000).encode(), "doesn't hold: port"),
         (replace(STRING, token=b"short").encode(), "damaged: copy all"),

@@ -1,0 +1,352 @@
+"""Who may come to the broker, and as whom: enrolment, certificates and what they admit to, with a real Mosquitto."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from agents import QUICK, TIMING, Hub, Node, at_rest_with, enrol, until
+from heliograph.documents import Certified
+from heliograph.errors import TransportError
+from heliograph.mosquitto import CLIENT_PREFIX
+from heliograph.mqtt import Broker, Mqtt
+from heliograph.signing import PrivateKey
+from heliograph.tls import Tls, pem_of
+from heliograph_hub.certificates import CertificateAuthority, make_ca
+from heliograph_site.folder import JoinString, read_key
+from heliograph_site.identity import CERTIFICATE_FILE, write_certificate
+from heliograph_site.joining import join
+
+pytestmark = pytest.mark.mosquitto
+DAY = 86400
+BASE = "heliograph/v1/lab/"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    found = Hub(tmp_path_factory.mktemp("hub"), has_tls=True)
+    yield found
+    found.stop()
+
+
+def authority(hub: Hub) -> CertificateAuthority:
+    folder = hub.folder / "tls"
+    return CertificateAuthority((folder / "ca.crt").read_bytes(), (folder / "ca.key").read_bytes())
+
+
+def held(folder: Path) -> Certified:
+    return Certified.decode((folder / CERTIFICATE_FILE).read_bytes())
+
+
+def lasting(hub: Hub, node: Node, left_s: int, ca: CertificateAuthority | None = None) -> Certified:
+    """Gives the node a certificate that ends in so many seconds, as if it had been made 30 days before that."""
+    before = held(node.folder)
+    now = int(time.time())
+    made = (ca or authority(hub)).certify_client(
+        read_key(node.folder).public.raw, f"{before.site}/{before.node}", now + left_s - 30 * DAY, os.urandom(16)
+    )
+    given = before.model_copy(update={"certificate": made.der, "expires": now + left_s})
+    write_certificate(node.folder, given)
+    return given
+
+
+class Client:
+    """Anybody with an MQTT client and what he has got hold of."""
+
+    def __init__(self, port: int, tls: Tls, *filters: str, user: str | None = None, name: str = "") -> None:
+        self.heard: list[str] = []
+        self.up = asyncio.Event()
+        subscriptions = [(one, 1) for one in filters]
+        broker = Broker("127.0.0.1", port, user, tls=tls)
+        client_id = name or CLIENT_PREFIX + os.urandom(8).hex()
+        self.mqtt = Mqtt(broker, client_id, subscriptions, Random(3), self._on_message, self._on_link, timing=TIMING)
+
+    async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
+        self.heard.append(full.removeprefix(BASE))
+
+    async def _on_link(self, is_up: bool) -> None:
+        if is_up:
+            self.up.set()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Client"]:
+        task = asyncio.ensure_future(self.mqtt.run())
+        try:
+            async with asyncio.timeout(10):
+                await self.up.wait()
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def certificate_of(hub: Hub, node: Node) -> Tls:
+    return Tls(
+        authority(hub).der, lambda: int(time.time()), held(node.folder).certificate, read_key(node.folder).to_pem()
+    )
+
+
+def test_a_node_enrols_over_tls_by_the_pin_and_fetches_a_release_with_its_certificate(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.release(tmp_path, "digits", "1.0.0", Random(1).randbytes(50_000))
+    node = enrol(hub, tmp_path, capsys, "fetch")
+    assert {path.name for path in node.folder.iterdir()} >= {"ca.crt", CERTIFICATE_FILE, "node.key"}
+    assert held(node.folder).expires == pytest.approx(time.time() + 30 * DAY, abs=120)
+    assert (node.folder / "node.key").stat().st_mode & 0o777 == 0o600
+    assert (hub.folder / "tls" / "ca.key").stat().st_mode & 0o777 == 0o600
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "digits", "1.0.0"), "proven")
+
+    asyncio.run(live())
+
+
+@pytest.fixture(scope="module")
+def pair(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Node, Node]:
+    """Two nodes of one site, with their certificates."""
+    nodes = []
+    for name in ("press", "lathe"):
+        folder = tmp_path_factory.mktemp("pair") / name
+        asyncio.run(join(_token(hub, f"lab/{name}"), folder, 0, Random(1), QUICK))
+        nodes.append(Node(folder))
+    return nodes[0], nodes[1]
+
+
+def _token(hub: Hub, name: str) -> JoinString:
+    from heliograph_hub.client import HubClient
+
+    site, _, node = name.partition("/")
+    answer = HubClient(str(hub.folder)).post("/v1/fleet/tokens", {"site": site, "node": node, "life_s": 600})
+    return JoinString.parse(answer["join"])
+
+
+def test_with_one_nodes_certificate_nothing_of_another_node_and_no_release_topic_is_read_or_written(
+    hub: Hub, pair: tuple[Node, Node]
+) -> None:
+    press, lathe = pair
+
+    async def main() -> None:
+        thief = Client(hub.port, certificate_of(hub, press), "#", "$SYS/#", f"{BASE}node/lab/lathe/#")
+        victim = Client(hub.port, certificate_of(hub, lathe), f"{BASE}node/lab/lathe/down/#")
+        watcher = Client(hub.port, _hubs(hub), f"{BASE}#")
+        async with thief.running(), victim.running(), watcher.running():
+            for below in (
+                "node/lab/lathe/up/hello",
+                "node/lab/lathe/up/gone",
+                "node/lab/lathe/down/assigned",
+                "node/lab/press/down/assigned",
+                "desired/canary",
+                "deny/all",
+                "tuf/set",
+                "tuf/head",
+                "policy/canary",
+                "config/digits",
+                "enroll/lab/lathe",
+                "enroll/lab/lathe/renew",
+            ):
+                with pytest.raises(TransportError, match="refuses the message"):
+                    await thief.mqtt.publish(BASE + below, b"forged", qos=1, retain=True)
+            await watcher.mqtt.publish(f"{BASE}node/lab/lathe/down/offer", b"for lathe", qos=1)
+            await watcher.mqtt.publish(f"{BASE}node/lab/press/down/offer", b"for press", qos=1)
+            await until(lambda: victim.heard == ["node/lab/lathe/down/offer"], "what is its own arrives")
+            await until(lambda: "node/lab/press/down/offer" in thief.heard, "what is its own arrives")
+            assert not [full for full in thief.heard if full.startswith(("node/lab/lathe", "$SYS", "enroll"))]
+            assert victim.mqtt.connects == 1
+
+    asyncio.run(main())
+
+
+def _hubs(hub: Hub) -> Tls:
+    """What the hub itself would show; made anew with its key, under a name that the access list calls hub."""
+    key = PrivateKey.generate(os.urandom(32))
+    made = authority(hub).certify_client(key.public.raw, "hub", int(time.time()), os.urandom(16))
+    return Tls(authority(hub).der, lambda: int(time.time()), made.der, key.to_pem())
+
+
+@pytest.mark.skipif(shutil.which("mosquitto_pub") is None, reason="mosquitto-clients is not installed")
+def test_the_tools_of_a_stranger_with_a_nodes_certificate_get_no_further(
+    hub: Hub, pair: tuple[Node, Node], tmp_path: Path
+) -> None:
+    press, _ = pair
+    (tmp_path / "crt").write_bytes(pem_of(held(press.folder).certificate))
+    (tmp_path / "key").write_bytes(read_key(press.folder).to_pem())
+    (tmp_path / "ca").write_bytes(pem_of(authority(hub).der))
+    where = ["-h", "127.0.0.1", "-p", str(hub.port), "--cafile", str(tmp_path / "ca"), "-V", "5"]
+    mine = [*where, "--cert", str(tmp_path / "crt"), "--key", str(tmp_path / "key"), "-i", "h.tool"]
+
+    def run(*argv: str) -> tuple[int, str]:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+        return done.returncode, done.stdout + done.stderr
+
+    for below in ("node/lab/lathe/up/hello", "node/lab/lathe/down/assigned", "desired/canary", "deny/all", "tuf/set"):
+        _, said = run("mosquitto_pub", *mine, "-q", "1", "-r", "-d", "-t", BASE + below, "-m", "forged")
+        assert "RC:135" in said, "not authorized"
+    _, said = run("mosquitto_pub", *mine, "-q", "1", "-d", "-t", f"{BASE}node/lab/press/up/gone", "-m", "x")
+    assert "RC:0" in said
+    heard = [f"{BASE}node/lab/lathe/#", f"{BASE}enroll/#", "$SYS/#"]
+    _, said = run("mosquitto_sub", *mine, "-W", "1", "-v", *(part for one in heard for part in ("-t", one)))
+    assert BASE not in said and "$SYS" not in said
+    assert run("mosquitto_pub", *where, "-t", "x", "-m", "x")[0] != 0, "without a certificate nobody comes in"
+    plain = ["-h", "127.0.0.1", "-p", str(hub.port), "-t", "x", "-m", "x"]
+    assert run("mosquitto_pub", *plain)[0] != 0, "without TLS neither"
+
+
+def test_nobody_is_kicked_out_by_whoever_calls_himself_by_his_name(hub: Hub, pair: tuple[Node, Node]) -> None:
+    press, lathe = pair
+
+    async def main() -> None:
+        victim = Client(hub.port, certificate_of(hub, lathe), f"{BASE}node/lab/lathe/down/#")
+        nobody = Tls(authority(hub).der, lambda: 0)
+        async with victim.running():
+            for name in ("lab/lathe", "hub", "lab.lathe", f"{CLIENT_PREFIX}lab/lathe", f"{CLIENT_PREFIX}hub-lab"):
+                for port, tls, user in (
+                    (hub.port, certificate_of(hub, press), "lab/lathe"),
+                    (hub.enroll_port, nobody, "lab/lathe"),
+                    (hub.enroll_port, nobody, "hub"),
+                ):
+                    await _try_to_connect(port, tls, user, name)
+            assert victim.mqtt.connects == 1 and victim.mqtt.connected
+        assert _show(hub)["broker"]["link"] == "up"
+
+    asyncio.run(main())
+
+
+def _show(hub: Hub) -> dict[str, dict[str, str]]:
+    from heliograph_hub.client import HubClient
+
+    shown: dict[str, dict[str, str]] = HubClient(str(hub.folder)).get("/v1/hub")
+    return shown
+
+
+async def _try_to_connect(port: int, tls: Tls, user: str, name: str) -> None:
+    """One MQTT 3.1.1 CONNECT with a client id and a user name as they stand; waits for the broker's answer."""
+
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(2, "big") + value.encode()
+
+    body = text("MQTT") + bytes([4, 0x82, 0, 60]) + text(name) + text(user)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls.context(), server_hostname="127.0.0.1")
+    writer.write(bytes([0x10, len(body)]) + body)
+    with contextlib.suppress(OSError):
+        await reader.read(4)
+    writer.close()
+
+
+def test_the_door_for_new_nodes_leads_nowhere_else(hub: Hub, pair: tuple[Node, Node]) -> None:
+    async def main() -> None:
+        nobody = Tls(authority(hub).der, lambda: 0)
+        for user in ("lab/press", "hub", "lab/+", "+/+", "#", None):
+            guest = Client(hub.enroll_port, nobody, "#", "$SYS/#", f"{BASE}#", user=user)
+            watcher = Client(hub.port, _hubs(hub), f"{BASE}node/#")
+            async with guest.running(), watcher.running():
+                for below in ("node/lab/press/up/hello", "node/lab/press/down/assigned", "desired/canary", "deny/all",
+                              "tuf/set", "enroll/lab/lathe", "enroll/lab/lathe/renew"):  # fmt: skip
+                    with pytest.raises(TransportError, match="refuses the message"):
+                        await guest.mqtt.publish(BASE + below, b"forged", qos=1, retain=True)
+                await watcher.mqtt.publish(f"{BASE}node/lab/press/down/offer", b"x", qos=1)
+                await watcher.mqtt.publish(f"{BASE}node/lab/lathe/down/assigned", b"x", qos=1)
+                await until(lambda w=watcher: len(w.heard) >= 2, "both went through")  # type: ignore[misc]
+                allowed = ("tuf/", *(["node/lab/press/down/certified"] if user == "lab/press" else []))
+                assert [full for full in guest.heard if not full.startswith(allowed)] == []
+
+    asyncio.run(main())
+
+
+def test_a_certificate_with_few_days_left_is_renewed_over_the_connection_there_is(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "renewal")
+    _age(hub, "renewal")
+    before = lasting(hub, node, 9 * DAY)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(lambda: held(node.folder) != before, "another certificate")
+            assert held(node.folder).expires > time.time() + 29 * DAY
+            assert agent.is_up
+
+    asyncio.run(live())
+
+
+def _age(hub: Hub, site: str) -> None:
+    """Lets the hub forget that it has given a certificate today."""
+    import sqlite3
+
+    with sqlite3.connect(hub.folder / "hub.sqlite") as raw:
+        raw.execute("UPDATE certificates SET issued_at = issued_at - 90000 WHERE site = ?", (site,))
+    raw.close()
+
+
+@pytest.mark.parametrize("ended", ["by its time", "of another authority", "lost"])
+def test_a_node_whose_certificate_counts_no_more_gets_another_by_its_key_without_anybodys_help(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], ended: str
+) -> None:
+    node = enrol(hub, tmp_path, capsys, f"slept-{len(ended)}")
+    before = held(node.folder)
+    match ended:
+        case "by its time":
+            before = lasting(hub, node, -3 * DAY)
+        case "lost":
+            (node.folder / CERTIFICATE_FILE).write_bytes(b"nothing of it can be read")
+        case _:
+            other = CertificateAuthority(*make_ca("lab", b"s" * 32, int(time.time()), b"e" * 16))
+            before = lasting(hub, node, 20 * DAY, other)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(lambda: agent.is_up, "inside again")
+            now_held = held(node.folder)
+            assert now_held.expires > time.time() + 28 * DAY and now_held.nonce != before.nonce
+
+    asyncio.run(live())
+
+
+def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "removed")
+    tls = certificate_of(hub, node)
+    gone = f"{BASE}node/removed/n1/up/gone"
+
+    async def removed() -> None:
+        live = Client(hub.port, tls, f"{BASE}node/removed/n1/down/#")
+        watcher = Client(hub.port, _hubs(hub), f"{BASE}node/removed/#")
+        async with live.running(), watcher.running():
+            await live.mqtt.publish(gone, b"", qos=1)
+            await asyncio.to_thread(hub.operate, "fleet", "remove", "removed/n1")
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await live.mqtt.publish(gone, b"", qos=1)
+                    except TransportError:
+                        break  # the access list, in the session that lives
+                    await asyncio.sleep(0.05)
+            await watcher.mqtt.publish(f"{BASE}node/removed/n1/down/offer", b"x", qos=1)
+            await until(lambda: "node/removed/n1/down/offer" in watcher.heard, "it went through")
+            assert live.heard == []
+        again = Client(hub.port, tls)
+        task = asyncio.ensure_future(again.mqtt.run())
+        async with asyncio.timeout(10):
+            await again.mqtt.turned_away.wait()  # its certificate is revoked
+        assert not again.up.is_set()
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(removed())
+    (node.folder / CERTIFICATE_FILE).unlink()
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(lambda: agent._link._door_tries > 0, "turned away at the door too", 30)
+            assert not (node.folder / CERTIFICATE_FILE).exists()
+
+    asyncio.run(live())
