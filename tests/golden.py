@@ -159,6 +159,7 @@ DOCUMENTS: dict[str, Document] = {
         declined=(doc.Declined(document="config/digits", number=3, reason="config 3 needs agent 9, this is 0.1.0"),),
         spent=doc.Spent(day=4_000, month=90_000),
         done=2,
+        clock="the wall clock is 86400 s behind the time by what was signed: it is ignored",
         models={
             "digits": doc.ModelReport(
                 phase="proving",
@@ -207,18 +208,20 @@ DESIRED = pack([encode(STATEMENT)])
 """Payload of `desired/<ring>`: a list of envelopes."""
 
 
-FILES = {"hello": "hello-2", "reported": "reported-2"}
+FILES = {"hello": "hello-2", "reported": "reported-3"}
 """File stem of what grew since its first golden file was written; of all else it is the name."""
 REPORTED = DOCUMENTS["reported"]
 assert isinstance(REPORTED, doc.Reported)
 EARLIER: dict[str, Document] = {
     "hello": DOCUMENTS["hello"].model_copy(update={"lacks": doc.Numbers()}),
+    "reported-2": REPORTED.model_copy(update={"clock": ""}),
     "reported": REPORTED.model_copy(
         update={
             "policy": 0,
             "declined": (),
             "spent": doc.Spent(),
             "done": 0,
+            "clock": "",
             "models": {name: model.model_copy(update={"stale": ()}) for name, model in REPORTED.models.items()},
         }
     ),

@@ -498,6 +498,8 @@ class Reported(Document):
     spent: Spent = Spent()
     done: Count = 0
     """Highest number of a command of its assignment that was carried out or refused."""
+    clock: Text = ""
+    """Why the node ignores its wall clock; empty: it may be right, or there is none."""
     models: dict[ModelName, ModelReport]
 
 

@@ -403,6 +403,18 @@ def with_head(current: TrustedSet, head: bytes, now: int) -> bool:
     return True
 
 
+def time_in_head(current: TrustedSet, head: bytes) -> tuple[int, tuple[bytes, ...]]:
+    """The signed time in `head`, as `TrustedSet.within` allows it, and the ids of the keys that signed it.
+
+    Raises:
+        IntegrityError: not timestamp metadata.
+        TrustError: not signed by the realm.
+    """
+    timestamp = load(Timestamp, head, "timestamp")
+    keyids = verify_role(current._root, "timestamp", timestamp)
+    return current.within(custom_of(timestamp.signed)[0]), tuple(sorted(keyids))
+
+
 def _workflow(current: TrustedSet) -> Workflow:
     """The set as TUF's client workflow holds it."""
     files = current._files

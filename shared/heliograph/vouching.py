@@ -46,10 +46,12 @@ class AdmissibleTarget:
     keyids: tuple[bytes, ...]
 
 
-def admit(current: TrustedSet, directive: bytes, ring: Ring, now: int) -> AdmissibleTarget:
+def admit(current: TrustedSet, directive: bytes, ring: Ring, now: int, latest: int | None = None) -> AdmissibleTarget:
     """The release that a directive (its envelope's bytes) has this ring install, if every duty vouches for it.
 
-    The directive is verified here, under the keys in force now, however it came and whenever it was stored.
+    The directive is verified here, under the keys in force now, however it came and whenever it was stored. Where the
+    time is known only as a span, `now` is its beginning, which what begins is judged by, and `latest` its end, which
+    what expires is judged by; left out: `now`.
 
     Raises:
         TrustError: the set isn't fresh, the directive isn't this ring's or has expired, or a duty is missing.
@@ -58,7 +60,8 @@ def admit(current: TrustedSet, directive: bytes, ring: Ring, now: int) -> Admiss
     """
     if not current.is_complete:
         raise TrustError("no complete set of metadata is held: nothing new is installed until tuf/set brings one")
-    if not current.is_fresh(now):
+    latest = now if latest is None else latest
+    if not current.is_fresh(latest):
         raise TrustError(
             f"timestamp expired at {time_text(current.fresh_until)}: nothing new is installed until a newer set"
         )
@@ -68,7 +71,7 @@ def admit(current: TrustedSet, directive: bytes, ring: Ring, now: int) -> Admiss
     name = f"release {order.release.hex()[:16]} of {order.model}"
     if order.action != "install":
         raise RefusedError(f"directive {order.number} for {order.model} says {order.action}, not install")
-    if now >= order.expires:
+    if latest >= order.expires:
         raise TrustError(f"{name} is not directed: directive {order.number} expired at {time_text(order.expires)}")
     if now < order.not_before:
         raise RefusedError(f"{name} may be installed from {time_text(order.not_before)} on")

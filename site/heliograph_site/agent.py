@@ -148,11 +148,13 @@ class Agent:
         pace: Pace | None = None,
         timing: Timing | None = None,
         clock: Callable[[], float] | None = None,
+        wall: Callable[[], float] | None = None,
         keys: KeyStore | None = None,
     ) -> None:
         """Opens the folder's files; `run` does the rest. The caller holds the folder's lock.
 
-        `clock` carries the estimate of the time; left out: seconds since boot.
+        `clock` carries the estimate of the time; left out: seconds since boot. `wall` is the wall clock, which may be
+        wrong by any amount; left out: there is none.
         """
         self._rng = rng or SystemRandom()
         self._deadlines, self._pace = deadlines, pace or Pace()
@@ -164,7 +166,7 @@ class Agent:
         self.run_id = os.urandom(8)
         self.journal = Journal(folder / JOURNAL_FILE)
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
-        self._time = Estimate(self.journal, clock)
+        self._time = Estimate(self.journal, clock, wall)
         self._slots = Slots(folder)
         self._belief = Belief(
             self.journal,
@@ -173,6 +175,7 @@ class Agent:
             self.now,
             for_protected=self._file.protected,
             manifests=lambda release: self._slots.manifest(Digest(release)),
+            latest=lambda: self._time.latest(self.policy.max_offline_s),
         )
         self._untuned = asyncio.Event()
         self._told_lacks = Numbers()
@@ -207,7 +210,9 @@ class Agent:
             self._stands_in,
             lambda model, happening: self._orders.why_restricted(model, happening),
         )
-        self._vigil = Vigil(self.journal, self._time, self._belief, self.policy_of, self.record)
+        self._vigil = Vigil(self.journal, self._time, self._belief, self.policy_of, self.record, self._why_suspect)
+        self._see_time(self._belief.trusted.at, self._belief.trusted.told_by)  # it may be newer than what was stored
+        self._time.heard(self._belief.trusted.at)
         self._orders = Orders(self, self._order, deadlines, self._pace)
         self._older: tuple[OlderDenials, asyncio.Task[None]] | None = None
         self._late: asyncio.Task[None] | None = None
@@ -241,6 +246,14 @@ class Agent:
     def policy(self) -> Policy:
         """What counts for the node as a whole."""
         return self._belief.rules.node_policy(self._machines.memories.values())
+
+    @property
+    def clock(self) -> str:
+        """Why the wall clock is ignored; empty: it may be right."""
+        return self._vigil.clock
+
+    def _why_suspect(self) -> str:
+        return self._time.why_suspect(self.policy.max_offline_s)
 
     @property
     def spent(self) -> Spent:
@@ -555,6 +568,7 @@ class Agent:
             lane: LaneReceipt(run=run, lane=lane, next=next_seq)
             for lane, (run, next_seq) in self.outbox.acked().items()
         }
+        self._time.asked(nonce)
         lacks = self._told_lacks = self._belief.rules.lacks(self._machines.memories.values())
         self._belief.rules.asked(lacks)
         return Hello(
@@ -611,7 +625,7 @@ class Agent:
                 case _LookAgain():
                     await self._machines.derive_all()
                 case _Tick():
-                    self._time.save()
+                    self._time.save_if_due()
                     self._allowance.flush()
                     self.outbox.expire(self.now())
                     if self._vigil.look(self._machines.memories.values()):
@@ -664,6 +678,9 @@ class Agent:
             self._reporter.say()
         if news.older is not None:
             self._fetch_older(news.older)
+        if news.at is not None:
+            self._see_time(*news.at)
+            self._time.heard(news.at[0])
         self._see_time(self._belief.trusted.at, self._belief.trusted.told_by)
         self._time.heard(self._belief.trusted.at)
         if news.hello:
@@ -703,11 +720,14 @@ class Agent:
         if self._time.judge(*self._belief.trusted.role_keys("timestamp")):
             log.warning("the time that keys signed which count no more is forgotten")
         self._time.saw(at, keyids)
-        self._belief.rules.restamp()
+        if self._time.is_signed:
+            self._belief.rules.restamp()
 
     async def _on_reply(self, reply: Reply, keyids: tuple[bytes, ...]) -> None:
         self._link.check_reply(reply)
-        self._see_time(self._belief.trusted.within(reply.at), keyids)
+        at = self._belief.trusted.within(reply.at)
+        self._see_time(at, keyids)
+        self._time.answered(reply.nonce, at, keyids)
         self._time.heard(self.now())
         for receipt in reply.acked:
             self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)
@@ -771,7 +791,7 @@ def main() -> int:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await Agent(folder).run(stop)
+        await Agent(folder, wall=time.time).run(stop)
 
     try:
         try:

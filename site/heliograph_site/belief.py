@@ -26,6 +26,7 @@ from heliograph.trust import (
     TrustedSet,
     state_from_bytes,
     state_to_bytes,
+    time_in_head,
     with_head,
     with_root,
     with_set,
@@ -56,6 +57,7 @@ class News:
         again: a document (full topic, payload) that failed before and is worth another look.
         denials: they have grown, or are judged by other keys: to be saved with what every machine makes of them.
         older: a blob that the list of denials needs to be whole.
+        at: what a head says the time was, and by which keys; of a set the trusted metadata tells.
     """
 
     hello: bool = False
@@ -65,6 +67,7 @@ class News:
     again: tuple[str, bytes] | None = None
     denials: DenySet | None = None
     older: OlderDenials | None = None
+    at: tuple[int, tuple[bytes, ...]] | None = None
 
 
 class Belief:
@@ -85,9 +88,11 @@ class Belief:
         *,
         for_protected: bool = False,
         manifests: Callable[[bytes], Manifest | None] = lambda _: None,
+        latest: Callable[[], int] | None = None,
     ) -> None:
         """Reads the journal. `names` are realm, site, node; `now` gives the estimated time.
 
+        `latest` gives how late it may be: what expires is judged by that; left out: `now`.
         `manifests` gives those that are on the disk.
         `for_protected`: the token that enrolled this node said so.
 
@@ -97,7 +102,7 @@ class Belief:
         self._journal = journal
         self._realm, self._site, self._node = names
         self._keyid = keyid
-        self._now = now
+        self._now, self._latest = now, latest or now
         self._for_protected = for_protected
         state = journal.trusted()
         if state is None:
@@ -204,9 +209,10 @@ class Belief:
                     return News()
                 return self._trust(with_root(self.trusted, payload), hello=True)
             case "head":
-                return News(hello=with_head(self.trusted, payload, self._now()))
+                hello = with_head(self.trusted, payload, self._latest())
+                return News(hello=hello, at=time_in_head(self.trusted, payload))
             case "set":
-                return self._trust(with_set(self.trusted, payload, self._now()), hello=False)
+                return self._trust(with_set(self.trusted, payload, self._latest()), hello=False)
             case "desired":
                 return self._take_desired(row, names, payload)
             case "assigned":
@@ -224,15 +230,15 @@ class Belief:
             return Directed("", Target(b"", 0)), ""
         if held is None or directive is None or self.ring is None:
             return None, ""
-        now = self._now()
+        now, latest = self._now(), self._latest()
         target = Target(directive.release, directive.number)
         if directive.action == "install":
             try:
-                admitted = admit(self.trusted, held.statement, self.ring, now)
+                admitted = admit(self.trusted, held.statement, self.ring, now, latest)
             except HeliographError as error:
                 # Stale metadata only forbids activating. A directive that can't be obeyed ends what is under way by it,
                 # and by any older one.
-                if memory.phase in UNDER_WAY and self.trusted.is_fresh(now):
+                if memory.phase in UNDER_WAY and self.trusted.is_fresh(latest):
                     return Withdrawn(str(error)), str(error)
                 return None, str(error)
             why = self._why_denied(model, admitted)
@@ -260,7 +266,7 @@ class Belief:
         if held is None or self.ring is None:
             return "a directive of this node's ring"
         try:
-            admitted = admit(self.trusted, held.statement, self.ring, self._now())
+            admitted = admit(self.trusted, held.statement, self.ring, self._now(), self._latest())
         except HeliographError as error:
             return str(error)
         if admitted.target.sha256 != release:

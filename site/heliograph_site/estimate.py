@@ -70,7 +70,7 @@ class Estimate:
             self._known = self._known.answered(signed_at, keyids, self._boot, self._asked[1])
 
     def judge(self, threshold: int, keyids: Collection[bytes]) -> bool:
-        """Drops what was signed by keys that no longer reach the threshold; whether the time fell. On disk on return."""
+        """Drops what was signed by keys that no longer reach the threshold; says whether the time fell. On disk."""
         before = self.now()
         self._keep(self._known.judged(threshold, keyids))
         if self.heard_at > self.now():

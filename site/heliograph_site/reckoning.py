@@ -2,14 +2,14 @@
 
 Pure: seconds since boot, the boot's name and the wall clock are arguments. All times are whole seconds since 1970.
 
-Rule 1: it is not earlier than the greatest time that a signature stated, plus what has passed on this boot's clock since
-    (`earliest`, the estimate). Only signatures move that by a jump, and nothing moves it back but rule 2. Time with the
-    power off doesn't count, as nothing measures it. Before any signature it is the time this version was made.
+Rule 1: it is not earlier than the greatest time that a signature stated, plus what has passed on this boot's clock
+    since (`earliest`, the estimate). Only signatures move that by a jump, and nothing moves it back but rule 2. Time
+    with the power off doesn't count, as nothing measures it. Before any signature it is a time before this version.
 Rule 2: a signed time stands with the ids of the keys that signed it. Once those no longer reach their role's threshold,
     what they said is gone: one stolen key moves the time until its rotation and no longer.
 Rule 3: the wall clock can only add: it counts from the estimate to as much later as a node may be off line, and as the
-    hub's answer in this boot leaves open: no later than what the hub signed plus all that passed since the question
-    was put (`latest`). Outside it is ignored, and suspect.
+    hub's answer in this boot leaves open: no later than what the hub signed plus all that passed since it was asked
+    (`latest`). Outside it is ignored, and suspect.
 Rule 4: what ends (metadata, a directive, a certificate) is judged by `latest`, what begins by `earliest`, what serves by
     `earliest` alone: so a wrong wall clock can make a node careful, never careless, and never stops it.
 """
@@ -82,7 +82,7 @@ class Reckoning:
         return wall if wall is not None and now <= wall <= self.bound(boottime_s, max_offline_s) else now
 
     def suspicion_s(self, boottime_s: float, wall: int | None, max_offline_s: int) -> int:
-        """By how much the wall clock is wrong, as far as anybody can tell; negative: it is behind; 0: it may be right."""
+        """By how much the wall clock is wrong, as far as anybody can tell; negative: behind; 0: it may be right."""
         if wall is None:
             return 0
         now = self.earliest(boottime_s)
@@ -128,7 +128,7 @@ class Reckoning:
         return replace(self, marks=tuple(carry(mark) for mark in self.marks))
 
     def started(self, boot: str, boottime_s: float) -> "Reckoning":
-        """What is left of it at a start: after a boot its clock begins anew, and nothing is known of the time between."""
+        """What is left of it at a start: after a boot the clock begins anew, and of the time between nothing is known."""
 
         def move(mark: TimeMark) -> TimeMark:
             is_same = mark.boot == boot and mark.boottime_s <= boottime_s

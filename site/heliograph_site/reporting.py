@@ -68,6 +68,10 @@ class Node(Protocol):
         """Content that came on this day and in this month."""
 
     @property
+    def clock(self) -> str:
+        """Why the wall clock is ignored, if it is."""
+
+    @property
     def done(self) -> int:
         """Highest number of a command that was carried out or refused."""
 
@@ -210,6 +214,7 @@ class Reporter:
             bytes_received=self._node.bytes_received,
             spent=self._node.spent,
             done=self._node.done,
+            clock=self._node.clock,
             policy=self._node.rules.node_policy_number(self._node.memories.values()),
             declined=self._node.rules.declined(),
             models={model: self._model(memory) for model, memory in self._node.memories.items()},

@@ -19,7 +19,7 @@ from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
 from heliograph_site.reporting import flag, held
 from heliograph_site.serving.control import ServerControl
 from heliograph_site.slots import Slots
-from heliograph_site.vigil import OFFLINE, STALE, begun_from
+from heliograph_site.vigil import CLOCK, OFFLINE, STALE, begun_from
 
 _NO_RECORDS = LaneStatus(0, 0, 0, 0, 0, 0, 0)
 _LOOK_S = 2.0
@@ -67,6 +67,7 @@ def status(folder: Path) -> dict[str, Any]:
             "versions": versions,
             "deny": {"count": deny.count, "digest": deny.digest.hex() or None},
             "estimate": mark.at if mark else None,
+            "clock": begun.get(CLOCK, ""),
         },
         "outbox": {
             lane: {

@@ -20,11 +20,11 @@ from heliograph_site.journal import Journal
 from heliograph_site.machine import Aside, Memory, StandIn
 
 _STANDS_IN: Mapping[OfflineAction, Aside] = {"serve": "", "fall-back": "fallback", "stop": "stopped"}
-OFFLINE, STALE = "offline", "stale"
+OFFLINE, STALE, CLOCK = "offline", "stale", "clock-suspect"
 
 
 def begun_from(journal: Journal) -> dict[str, str]:
-    """What has begun and not ended, as last written: `offline MODEL` or `stale MODEL` to why."""
+    """What has begun and not ended, as last written: `offline MODEL`, `stale MODEL` or `clock-suspect` to why."""
     return dict(unpack(journal.state("vigil") or pack({})).get("begun", {}))
 
 
@@ -34,6 +34,7 @@ class Vigil:
     Args:
         policy_of: the policy in force for a model.
         record: keeps for the hub what happened.
+        why_suspect: why the wall clock is ignored, if it is.
     """
 
     def __init__(
@@ -43,12 +44,18 @@ class Vigil:
         belief: Belief,
         policy_of: Callable[[str], Policy],
         record: Callable[[Lane, str, dict[str, Any]], None],
+        why_suspect: Callable[[], str] = lambda: "",
     ) -> None:
         """Reads the journal: what has begun, and when each directive came."""
         self._journal, self._time, self._belief = journal, time, belief
-        self._policy_of, self._record = policy_of, record
+        self._policy_of, self._record, self._why_suspect = policy_of, record, why_suspect
         self._begun = begun_from(journal)
         self._came: dict[str, list[Any]] = dict(unpack(journal.state("vigil") or pack({})).get("came", {}))
+
+    @property
+    def clock(self) -> str:
+        """Why the wall clock was ignored when that was last looked at; empty: it may be right."""
+        return self._begun.get(CLOCK, "")
 
     def offline(self, model: str) -> rules.Offline | None:
         """What the model does for want of the hub's word."""
@@ -89,6 +96,7 @@ class Vigil:
     def look(self, memories: Iterable[Memory]) -> bool:
         """Tells what has begun and what has ended since the last look; whether anything has."""
         before = dict(self._begun), dict(self._came)
+        self._tell(CLOCK, "", self._why_suspect())
         for memory in memories:
             self._note_directive(memory.model)
             self._tell(OFFLINE, memory.model, self.flag(memory.model))
@@ -99,23 +107,23 @@ class Vigil:
         return True
 
     def _tell(self, kind: str, model: str, reason: str) -> None:
-        key = f"{kind} {model}"
-        was = self._begun.get(key)
+        key = f"{kind} {model}".rstrip()
+        was, about = self._begun.get(key), {"model": model} if model else {}
         if bool(was) == bool(reason):
             return
         if reason:
             self._begun[key] = reason
-            self._record("incident", f"{kind}-begun", {"model": model, "reason": reason[:400]})
+            self._record("incident", f"{kind}-begun", {**about, "reason": reason[:400]})
         else:
             del self._begun[key]
-            self._record("incident", f"{kind}-ended", {"model": model, "reason": str(was)[:400]})
+            self._record("incident", f"{kind}-ended", {**about, "reason": str(was)[:400]})
 
     def _note_directive(self, model: str) -> None:
         """Remembers when the newest directive of the model came."""
         number = self._belief.directive_number(model)
         now, known = self._time.now(), self._came.get(model, [None, 0])
         # It came later than now: under a time that a stolen key signed.
-        if number and now and (known[0] != number or known[1] > now):
+        if number and self._time.is_signed and (known[0] != number or known[1] > now):
             self._came[model] = [number, now]
 
     def _directed(self, model: str) -> tuple[str | None, int | None]:

@@ -45,6 +45,8 @@ class Node:
     denials: DenySet = field(default_factory=DenySet)
     rules: dict[str, Any] = field(default_factory=dict)
     told: list[tuple[str, str]] = field(default_factory=list)
+    is_signed: bool = True
+    why_suspect: str = ""
 
     def now(self) -> int:
         return self.time
@@ -66,7 +68,7 @@ class Node:
         journal = Journal(self.folder / "journal.sqlite")
         journal.name_release(A, MODEL, "1.0.0")
         around: Any = self
-        vigil = Vigil(journal, around, around, self.policy, around.record)
+        vigil = Vigil(journal, around, around, self.policy, around.record, lambda: self.why_suspect)
         memory = Memory(MODEL, active=Pointer(A, 1))
         return vigil, lambda: vigil.look([memory])
 
@@ -112,3 +114,30 @@ def test_policy_staleness_counts_from_when_the_directive_came_and_knows_only_adm
     assert node.told[-1] == ("stale-begun", "1.0.0 is 2 minor versions behind 1.2.0, policy 3 allows 1")
     with Journal(node.folder / "journal.sqlite", read_only=True) as journal:
         assert list(begun_from(journal)) == ["stale digits"], "and `node status` reads it"
+
+
+def test_a_wall_clock_that_is_wrong_is_told_once_when_that_begins_and_once_when_it_ends(node: Node) -> None:
+    vigil, look = node.start()
+    look()
+    assert node.told == [] and vigil.clock == ""
+    for node.why_suspect in ("86400 s behind", "86399 s behind"):
+        look()
+    assert node.told == [("clock-suspect-begun", "86400 s behind")] and vigil.clock == "86400 s behind"
+    with Journal(node.folder / "journal.sqlite", read_only=True) as journal:
+        assert begun_from(journal) == {"clock-suspect": "86400 s behind"}
+    vigil, look = node.start()
+    look()
+    assert len(node.told) == 1, "a restart tells nothing twice"
+    node.why_suspect = ""
+    assert look() and vigil.clock == ""
+    assert [kind for kind, _ in node.told] == ["clock-suspect-begun", "clock-suspect-ended"]
+
+
+def test_before_any_signature_tells_the_time_nothing_is_said_of_when_a_directive_came(node: Node) -> None:
+    node.is_signed, node.rules, node.directs = False, {"staleness": Staleness(within_s=DAY)}, "1.1.0"
+    node.trusted = Trusted((Target("1.0.0"), Target("1.1.0")))
+    _, look = node.start()
+    look()
+    node.is_signed, node.time, node.heard_at = True, 400 * DAY, 400 * DAY
+    look()
+    assert node.told == [], "it came under no time at all, so it came now"
