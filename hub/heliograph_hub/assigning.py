@@ -271,7 +271,10 @@ class Assignments:
         message = envelope.signed_bytes("assignment", payload)
         for keyid, signature in signatures.items():
             if keyid not in keys:
-                raise TrustError(f"key {keyid.hex()[:16]} is not one of the keys of ring protected")
+                raise TrustError(
+                    f"key {keyid.hex()[:16]} is not one of the keys of ring protected: "
+                    f"sign what heliograph fleet request {site}/{node} writes anew, by those alone"
+                )
             if not PublicKey(keys[keyid]).is_signature(message, signature):
                 raise TrustError(f"signature of key {keyid.hex()[:16]} does not fit the assignment of {site}/{node}")
         with self._database.write() as connection:

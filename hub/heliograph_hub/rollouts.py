@@ -167,7 +167,10 @@ class Rollouts:
         message = envelope.signed_bytes("directive", payload)
         for keyid, signature in signatures.items():
             if keyid not in keys:
-                raise TrustError(f"key {keyid.hex()[:16]} is not one of the keys of {OFFLINE_ROLE}")
+                raise TrustError(
+                    f"key {keyid.hex()[:16]} is not one of the keys of {OFFLINE_ROLE}: "
+                    f"sign what heliograph rollout request {release_name} writes anew, by those alone"
+                )
             if not PublicKey(keys[keyid]).is_signature(message, signature):
                 raise TrustError(f"signature of key {keyid.hex()[:16]} does not fit the directive")
         held = {k: s for k, s in envelope.parse(self._desired.statement(row)).signatures if k in keys}

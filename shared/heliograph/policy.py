@@ -9,6 +9,7 @@ here. Without a document, number 0 is in force: every field at its default.
 it to the models, and the table in shared/POLICY.md is made from it.
 """
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from heliograph.documents import At, Broadcast, Count, Document, Lane, ModelName, Part, Text
 from heliograph.errors import ConfigError
 from heliograph.manifest import GATES, Compatible, Gate, table_in
-from heliograph.names import Name, Ring, Version
+from heliograph.names import VERSION_PATTERN, Name, Ring, Version
 
 DAY_S = 86400
 MAX_DOCUMENT_BYTES = 48 * 1024
@@ -434,7 +435,7 @@ def config_from_table(table: Mapping[str, Any], *, realm: str, number: int, at: 
 def _from_table(model: type[Broadcast], table: Mapping[str, Any], scope: str, **given: Any) -> Broadcast:
     kind = model.__name__.lower()
     for where in _unknown(model, table, ""):
-        raise ConfigError(f"{kind} has no field {where}: see the table in shared/POLICY.md")
+        raise ConfigError(f"{kind} has no field {where}: {_meant(kind, where)}")
     for name in sorted(GIVEN - {scope}):
         if name in table:
             raise ConfigError(f"{kind} field {name} is filled in when it is set: take it out of the file")
@@ -445,7 +446,26 @@ def _from_table(model: type[Broadcast], table: Mapping[str, Any], scope: str, **
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{kind} field {where}: {first['msg']}") from error
+        raise ConfigError(f"{kind} field {where}: {_said(first)}") from error
+
+
+def _meant(kind: str, where: str) -> str:
+    """The field with this name or one like it, if there is one, and where all stand."""
+    fields = [row.field for row in (explain() if kind == "policy" else explain_config())]
+    names = {field.rpartition(".")[2].rstrip("[]"): field for field in reversed(fields)}
+    near = difflib.get_close_matches(where.rpartition(".")[2], names, n=1, cutoff=0.75)
+    return (f"is it {names[near[0]]}? " if near else "") + "see the table in shared/POLICY.md"
+
+
+def _said(error: Any) -> str:
+    """What pydantic found, for people: without its own words where they help nobody."""
+    match error["type"]:
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "string_pattern_mismatch" if error["ctx"]["pattern"] == VERSION_PATTERN:
+            return "not a version: write MAJOR.MINOR.PATCH, such as 1.0.0"
+        case _:
+            return str(error["msg"])
 
 
 def _unknown(model: type[Document], value: Any, prefix: str) -> Iterator[str]:

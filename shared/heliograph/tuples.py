@@ -209,7 +209,7 @@ def is_compatible(release: HeldRelease, config: HeldConfig, policy: HeldPolicy) 
 def _policy_misfits(model: str, release: HeldRelease, policy: HeldPolicy) -> Iterator[Misfit]:
     spans, owner = ranges(release, policy.rules)
     name = f"{model}@{release.version}"
-    yield from _outside("policy", policy.number, spans.policy, f"{owner}.policy of {name}")
+    yield from _outside("policy", policy.number, spans.policy, f"{owner}.policy", name)
     floor = policy.rules.floor
     if floor is not None and version_key(release.version) < version_key(floor):
         yield Misfit(f"release {name}", release.version, f"models.{model}.floor of policy {policy.number}", floor)
@@ -218,18 +218,18 @@ def _policy_misfits(model: str, release: HeldRelease, policy: HeldPolicy) -> Ite
 def _config_misfits(model: str, release: HeldRelease, config: HeldConfig, policy: HeldPolicy) -> Iterator[Misfit]:
     spans, owner = ranges(release, policy.rules)
     name = f"{model}@{release.version}"
-    yield from _outside(f"config/{model}", config.number, spans.config, f"{owner}.config of {name}")
+    yield from _outside(f"config/{model}", config.number, spans.config, f"{owner}.config", name)
     if config.generation is not None and release.generations and config.generation not in release.generations:
         document = f"generation of config/{model} {config.number}"
         wanted = " or ".join(map(str, release.generations))
         yield Misfit(document, str(config.generation), f"schema.generations of {name}", wanted)
 
 
-def _outside(document: str, number: int, span: Span, owner: str) -> Iterator[Misfit]:
+def _outside(document: str, number: int, span: Span, field: str, name: str) -> Iterator[Misfit]:
     if number < span.min:
-        yield Misfit(document, str(number), f"{owner}.min", f"{span.min} or newer")
+        yield Misfit(document, str(number), f"{field}.min of {name}", f"{span.min} or newer")
     if span.max is not None and number > span.max:
-        yield Misfit(document, str(number), f"{owner}.max", f"{span.max} or older")
+        yield Misfit(document, str(number), f"{field}.max of {name}", f"{span.max} or older")
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

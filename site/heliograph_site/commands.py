@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from heliograph.errors import NotFoundError
 from heliograph.metadata import time_text
 from heliograph_site.door import knock
 from heliograph_site.folder import MAX_JOIN_CHARS, JoinString, read_node_file
@@ -107,7 +108,9 @@ def node_resume(model: Model, folder: Folder, reason: Why = "") -> None:
 
 
 def _tell_agent(folder: Path, action: str, model: str, reason: str) -> None:
-    read_node_file(folder)
+    models = status(folder)["models"]
+    if model not in models:
+        raise NotFoundError(f"there is no model {model!r} on this node: it has {', '.join(models) or 'none yet'}")
     print(knock(folder, action, model, reason))
 
 
@@ -122,6 +125,8 @@ def _show(facts: dict[str, Any]) -> None:
     for name, model in facts["models"].items():
         refused = [f"{_name(r)} refused: {r['reason']}" for r in model["refused"][:1]]
         note = model["flag"] or model["reason"] or model["stale"] or model["waiting"] or "; ".join(refused)
+        if model["held_by_site"]:
+            note = f"held by the site ({model['held_by_site']})" + (f": {note}" if note else "")
         models.add_row(
             name, model["phase"], _name(model["active"]), model["verdict"] or "-", _name(model["fallback"]), note
         )
@@ -154,7 +159,9 @@ def _documents(facts: dict[str, Any]) -> list[str]:
     ]
     for held in facts["documents"]["candidates"]:
         until = f" until {time_text(held['until'])}" if held["until"] is not None else ""
-        lines.append(f"held: {held['document']} {held['number']}{until}: {held['reason'] or 'not needed'}")
+        name = f"{held['document']} {held['number']}"
+        reason = held["reason"].removeprefix(f"{name} is held back: ")
+        lines.append(f"held: {name}{until}: {reason or 'not needed'}")
     return lines
 
 

@@ -49,7 +49,7 @@ def test_a_release_and_a_config_that_need_each_other_wait_in_words_and_are_activ
             await until(at_rest_with(agent, "pair", "1.0.0"), "the first release serves")
             await until(lambda: serves(agent, "1.0.0", (1, 1), row["pair"]), "with its documents")
             await asyncio.to_thread(hub.release, tmp_path, "pair", "1.1.0", b"two" * 1000)
-            words = "config/pair is 1, policy's compatible.1.1.0.config of pair@1.1.0.min wants 2 or newer"
+            words = "config/pair is 1, policy's compatible.1.1.0.config.min of pair@1.1.0 wants 2 or newer"
             await until(lambda: words in agent.journal.waiting().get("pair", ""), "it says what it waits for")
             assert agent.memories["pair"].phase == "checking"
             await asyncio.to_thread(config, hub, tmp_path, 2)

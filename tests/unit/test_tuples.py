@@ -57,12 +57,12 @@ FALLBACK = a_release("F", "0.9.0")
         (a_release("A", "1.0.0", span(1, 4)), HeldConfig(1), NO_POLICY, []),
         (a_release("A", "1.0.0", span(1, 4)), HeldConfig(4), NO_POLICY, []),
         (a_release("A", "1.0.0", span(1, 4)), NO_CONFIG, NO_POLICY,
-         ["config/digits is 0, compatible.config of digits@1.0.0.min wants 1 or newer"]),
+         ["config/digits is 0, compatible.config.min of digits@1.0.0 wants 1 or newer"]),
         (a_release("A", "1.0.0", span(1, 4)), HeldConfig(5), NO_POLICY,
-         ["config/digits is 5, compatible.config of digits@1.0.0.max wants 4 or older"]),
+         ["config/digits is 5, compatible.config.max of digits@1.0.0 wants 4 or older"]),
         (OLD_ONLY, NO_CONFIG, a_policy(3), []),
-        (OLD_ONLY, NO_CONFIG, a_policy(4), ["policy is 4, compatible.policy of digits@1.0.0.max wants 3 or older"]),
-        (NEW_ONLY, NO_CONFIG, a_policy(3), ["policy is 3, compatible.policy of digits@1.1.0.min wants 4 or newer"]),
+        (OLD_ONLY, NO_CONFIG, a_policy(4), ["policy is 4, compatible.policy.max of digits@1.0.0 wants 3 or older"]),
+        (NEW_ONLY, NO_CONFIG, a_policy(3), ["policy is 3, compatible.policy.min of digits@1.1.0 wants 4 or newer"]),
         (replace(ACTIVE, generations=(1, 2)), HeldConfig(1, 2), NO_POLICY, []),
         (replace(ACTIVE, generations=(1, 2)), HeldConfig(1, None), NO_POLICY, []),
         (replace(ACTIVE, generations=()), HeldConfig(1, 3), NO_POLICY, []),
@@ -74,9 +74,9 @@ FALLBACK = a_release("F", "0.9.0")
         (replace(ACTIVE, version="0.10.0"), NO_CONFIG, a_policy(2, floor="0.9.0"), []),
         (OLD_ONLY, NO_CONFIG, a_policy(4, compatible={"1.0.0": Compatible()}), []),
         (ACTIVE, HeldConfig(1), a_policy(4, compatible={"1.0.0": Compatible(config=span(2))}),
-         ["config/digits is 1, policy's compatible.1.0.0.config of digits@1.0.0.min wants 2 or newer"]),
+         ["config/digits is 1, policy's compatible.1.0.0.config.min of digits@1.0.0 wants 2 or newer"]),
         (OLD_ONLY, NO_CONFIG, a_policy(4, compatible={"1.0.1": Compatible()}),
-         ["policy is 4, compatible.policy of digits@1.0.0.max wants 3 or older"]),
+         ["policy is 4, compatible.policy.max of digits@1.0.0 wants 3 or older"]),
     ],
 )  # fmt: skip
 def test_what_may_meet_and_why_not(
@@ -232,8 +232,8 @@ def test_what_waits_is_said_with_document_field_and_both_values() -> None:
     new = replace(a_release("T", "1.1.0", config=span(3)), config=None)
     held = Held("digits", OLD_ONLY, new, configs=(HeldConfig(2),), policies=(a_policy(3), a_policy(4)), in_force=3)
     assert choose(held, NOW).waits == (
-        "config/digits is 2, compatible.config of digits@1.1.0.min wants 3 or newer",
-        "policy 4 is held back: policy is 4, compatible.policy of digits@1.0.0.max wants 3 or older",
+        "config/digits is 2, compatible.config.min of digits@1.1.0 wants 3 or newer",
+        "policy 4 is held back: policy is 4, compatible.policy.max of digits@1.0.0 wants 3 or older",
     )
     done = Held("digits", ACTIVE, ACTIVE, configs=(HeldConfig(2),), policies=(a_policy(3),), in_force=3)
     assert choose(done, NOW).waits == ()
@@ -250,7 +250,7 @@ def test_a_config_held_back_and_a_release_outside_the_matrix_say_why() -> None:
         "config/digits 2 is held back: config 2 was rolled back from, what is newer is taken",
     )
     forced = Held("digits", OLD_ONLY, policies=(a_policy(4),), in_force=4)
-    assert choose(forced, NOW).waits == ("policy is 4, compatible.policy of digits@1.0.0.max wants 3 or older",)
+    assert choose(forced, NOW).waits == ("policy is 4, compatible.policy.max of digits@1.0.0 wants 3 or older",)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """[IO] The fleet: nodes as they last reported, and what was stated of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -11,6 +11,8 @@ from heliograph_hub.api.part import Part
 from heliograph_hub.figures import Figures
 from heliograph_hub.fleet import Node
 
+MAX_OUTCOME = 400
+"""Characters shown of what a node says came of a command."""
 ByNode = Mapping[tuple[str, str], Mapping[str, str]]
 
 
@@ -65,6 +67,7 @@ class Fleet(Part):
         assignments = self._service.assignments
         waiting = assignments.proposals(site, name)
         sent = self._service.ledger.bytes_by_release(site, name)
+        outcomes = _outcomes(fleet.records(site, name, "audit"))
         return self._node(node, names, assignments.labels(), assignments.pins()) | {
             "models": models,
             "relay": node.relay,
@@ -86,6 +89,7 @@ class Fleet(Part):
                     "given_at": given.given_at,
                     "state": "done" if given.done_at else "ended" if given.ended_at else "waiting",
                     "at": given.done_at or given.ended_at,
+                    "outcome": outcomes.get(given.number),
                 }
                 for given in assignments.given(site, name)
             ],
@@ -139,6 +143,16 @@ class Fleet(Part):
             "declined": [d.model_dump() for d in said.declined] if said else [],
             "spent": said.spent.model_dump() if said else {"day": 0, "month": 0},
         }
+
+
+def _outcomes(audit: Iterable[dict[str, Any]]) -> dict[int, str]:
+    """What came of the hub's commands, by number, as the node's newest records say in words."""
+    found: dict[int, str] = {}
+    for record in audit:
+        match record:
+            case {"kind": "ordered", "body": {"by": "hub", "number": int(number), "outcome": str(outcome)}}:
+                found.setdefault(number, "".join(char for char in outcome[:MAX_OUTCOME] if char.isprintable()))
+    return found
 
 
 def _model(report: ModelReport, names: dict[bytes, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from heliograph_hub.assigning import is_time_zone
 from heliograph_hub.assignment import check_relay, command_kind, label_changes
 from heliograph_hub.client import HubClient
 from heliograph_hub.commands import carried
-from heliograph_hub.commands.terminal import Hub, Json, print_json, say, table, when
+from heliograph_hub.commands.terminal import Hub, Json, count, print_json, say, table, when
 
 NodeName = Annotated[str, typer.Argument(metavar="SITE/NODE")]
 Place = Annotated[str, typer.Argument(metavar="SITE[/NODE]")]
@@ -57,7 +57,7 @@ def token(
     client = HubClient(where)
     if revoke:
         answer = client.post("/v1/fleet/tokens/revoke", {"site": site, "node": node})
-        print_json(answer) if as_json else print(f"{answer['revoked']} open tokens of {name} are worthless now")
+        print_json(answer) if as_json else print(f"revoked: {count(answer['revoked'], 'open token')} of {name}")
         return
     body = {"site": site, "node": node, "life_s": int(days * 86400), "protected": protected}
     answer = client.post("/v1/fleet/tokens", body)
@@ -97,7 +97,9 @@ def assign(
     check_name(site, "site")
     if ring not in RINGS:
         raise ConfigError(f"no ring {ring!r}: rings are {', '.join(RINGS)}")
-    answer = HubClient(where).post("/v1/fleet/assignments", {"site": site, "ring": ring})
+    client = HubClient(where)
+    answer = client.post("/v1/fleet/assignments", {"site": site, "ring": ring})
+    _say_if_new(client, site, answer)
     _say_changed(answer, f"site {site} is in ring {ring}", as_json)
 
 
@@ -113,7 +115,9 @@ def label(
     """
     site, node = _place(name)
     label_changes(labels, is_time_zone)
-    answer = HubClient(where).post("/v1/fleet/labels", {"site": site, "node": node, "labels": labels})
+    client = HubClient(where)
+    answer = client.post("/v1/fleet/labels", {"site": site, "node": node, "labels": labels})
+    _say_if_new(client, site, answer)
     shown = " ".join(f"{key}={value}" for key, value in sorted(answer["labels"].items())) or "no labels"
     _say_changed(answer, f"{name} has {shown}", as_json)
 
@@ -219,7 +223,7 @@ def request(
     if answer["more"]:
         say(f"{answer['more']} more wait: ask again once these are signed")
     _show([row.document for row in rows])
-    print(f"{out}: {len(rows)} assignments of {name} to sign: heliograph fleet sign {out} --key FILE")
+    print(f"{out}: {count(len(rows), 'assignment')} of {name} to sign: heliograph fleet sign {out} --key FILE")
 
 
 def sign(
@@ -242,7 +246,7 @@ def sign(
         print_json({"signed": len(rows), "keys": [one.keyid.hex() for one in keys]})
         return
     _show([row.document for row in rows])
-    print(f"{file}: {len(rows)} assignments signed: heliograph fleet add {file}")
+    print(f"{file}: {count(len(rows), 'assignment')} signed: heliograph fleet add {file}")
 
 
 def add(file: Carrier, where: Hub = "", as_json: Json = False) -> None:
@@ -269,15 +273,22 @@ def add(file: Carrier, where: Hub = "", as_json: Json = False) -> None:
 # --- printing ---------------------------------------------------------------------------------------------------------
 
 
+def _say_if_new(client: HubClient, site: str, answer: dict[str, Any]) -> None:
+    """Says so if what was stated is of a site without nodes: it may be a slip of the pen."""
+    if not answer["nodes"] and not answer["waiting"] and all(n["site"] != site for n in client.get("/v1/fleet")):
+        say(f"site {site} has no nodes yet; the first comes by heliograph fleet token {site}/NODE")
+
+
 def _say_changed(answer: dict[str, Any], done: str, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
     nodes, waiting = answer["nodes"], answer["waiting"]
-    print(f"{done}: " + (f"{len(nodes)} nodes assigned anew" if nodes else "nothing to send now"))
+    if nodes or not waiting:
+        print(f"{done}: " + (f"{count(len(nodes), 'node')} assigned anew" if nodes else "nothing to send now"))
     if waiting:
-        site = answer["site"]
-        print(f"{len(waiting)} nodes wait for ring protected's keys: heliograph fleet request {site} --out FILE")
+        ask = f"heliograph fleet request {answer['site']} --out FILE"
+        print(f"{done} once ring protected's keys have signed for {count(len(waiting), 'node')}: {ask}")
 
 
 def _show(documents: list[Assignment]) -> None:

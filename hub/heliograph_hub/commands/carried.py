@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[str, list[Carried]]:
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IntegrityError) as error:
-        raise ConfigError(f"{path} is not what fleet request writes: {type(error).__name__}") from error
+        raise ConfigError(f"{path} is not what fleet request writes: name its file, or ask again") from error
     if other is not None:
         raise ConfigError(f"{path} names site {site}, and holds an assignment of {other}")
     if len(found) > MAX_ASSIGNMENTS or any(len(one.signatures) > MAX_SIGNATURES for one in found):

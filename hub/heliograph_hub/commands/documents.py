@@ -76,6 +76,9 @@ def show_document(kind: str, scope: str | None, number: int | None, where: str, 
         if as_json:
             print_json(answer)
             return
+        if not answer:
+            print(f"no {kind} is set yet, every field is at its default: heliograph {kind} set FILE")
+            return
         table(
             ({"policy": "ring", "config": "model"}[kind], "number", "state", "signed", "at"),
             [(d["scope"], str(d["number"]), d["state"], f"{d['have']} of {d['need']}", when(d["at"])) for d in answer],
@@ -165,7 +168,9 @@ def _print_effects(asked: dict[str, Any]) -> None:
         state = _STATES[effect["state"]]
         if effect["until"] is not None:
             state += f" until {when(effect['until'])}, then {_STATES[effect['finally']]}"
-        why = "; ".join(effect["why"])
+        # What ends a reason that says more is said already.
+        said = effect["why"]
+        why = "; ".join(one for one in said if not any(other != one and other.endswith(one) for other in said))
         rows.append((effect["node"], effect["model"], _tuple(effect["before"]), _tuple(effect["after"]), state, why))
     table(("node", "model", "serves", "will serve", "it", "why"), rows)
     counts = Counter(_STATES[effect["state"]] for effect in effects)

@@ -107,7 +107,7 @@ def fleet_drift(where: Hub = "", as_json: Json = False) -> None:
         print("within policy, tolerable for now:")
         _show_gaps(within)
     print(f"{answer['level']} of {answer['nodes']} nodes have all that they are told")
-    print(f"{len(within)} gaps are within policy, {len(against)} are not")
+    print(f"gaps within policy: {len(within)}, against it: {len(against)}")
     if answer["never_reported"]:
         print("never reported: " + ", ".join(answer["never_reported"]))
 
@@ -181,6 +181,7 @@ def _show_stated(answer: dict[str, Any]) -> None:
     for given in answer["commands"]:
         about = f" {given['model']}" if given["model"] else ""
         at = f" at {when(given['at'])}" if given["at"] else f" since {when(given['given_at'])}"
-        print(f"command {given['number']} {given['kind']}{about}: {given['state']}{at} UTC")
+        came = f": {given['outcome']}" if given["outcome"] else ""
+        print(f"command {given['number']} {given['kind']}{about}: {given['state']}{at} UTC{came}")
     for former in answer["former_keys"]:
         print(f"key {former['key'][:16]} was {former['why']} at {when(former['ended_at'])} UTC")

@@ -81,7 +81,7 @@ def read(path: Path) -> File:
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IntegrityError) as error:
-        raise ConfigError(f"{path} is not what rollout request writes: {type(error).__name__}") from error
+        raise ConfigError(f"{path} is not what rollout request writes: name its file, or ask again") from error
     if len(file.signatures) > MAX_SIGNATURES:
         raise ConfigError(f"{path} has {len(file.signatures)} signatures, at most {MAX_SIGNATURES} are read")
     return file

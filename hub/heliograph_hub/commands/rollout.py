@@ -9,7 +9,18 @@ from heliograph.errors import ConfigError, RefusedError
 from heliograph.names import RINGS, parse_release
 from heliograph_hub.client import HubClient
 from heliograph_hub.commands import offline
-from heliograph_hub.commands.terminal import Hub, Json, ReleaseName, denied_line, group, print_json, say, table, when
+from heliograph_hub.commands.terminal import (
+    Hub,
+    Json,
+    ReleaseName,
+    count,
+    denied_line,
+    group,
+    print_json,
+    say,
+    table,
+    when,
+)
 
 app = group("Take a release through the rings.")
 
@@ -131,7 +142,8 @@ def rollout_request(
     say(f"{answer['have']} of {answer['need']} signatures are here; keys that count:")
     for keyid in answer["keyids"]:
         say(f"  {keyid}")
-    print(f"{out}: {action} {name} in ring protected, directive {answer['number']}")
+    what = f"{action} {name} in ring protected, directive {answer['number']}"
+    print(f"{out}: {what}, to sign: heliograph rollout sign {out} --key FILE")
 
 
 @app.command("sign")
@@ -157,7 +169,7 @@ def rollout_sign(
     say(f"signed: {directive.action} {held.release}, digest {directive.release.hex()}")
     say(f"  in realm {directive.realm}, ring {directive.ring}, directive {directive.number}")
     say(f"  to be obeyed until {when(directive.expires)} UTC by who hasn't yet")
-    print(f"{file} has {len(held.signatures)} signature{'s' if len(held.signatures) > 1 else ''}")
+    print(f"{file} has {count(len(held.signatures), 'signature')}: heliograph rollout add {file}")
 
 
 @app.command("add")
@@ -203,7 +215,7 @@ def _show_rollout(answer: dict[str, Any], as_json: bool) -> None:
         return
     if answer["denied"]:
         print(f"{answer['release']} is DENIED {denied_line(answer['denied'])}")
-    if answer["paused"]:
+    if answer["paused"] and any(ring["state"] == "paused" for ring in answer["rings"]):
         print(f"{answer['release']} is PAUSED" + (", who had begun may end" if answer["paused"]["let_running"] else ""))
     table(
         ("ring", "state", "number", "serving", "refused", "silent", "under way"),

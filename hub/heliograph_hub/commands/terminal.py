@@ -69,6 +69,11 @@ def table(titles: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
     console.print(table)
 
 
+def count(number: int, what: str) -> str:
+    """So many of something, in words: `1 node`, `2 nodes`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def of_needed(duty: dict[str, Any]) -> str:
     """How many signatures of how many there are."""
     return f"{duty['have']} of {duty['need']}"
