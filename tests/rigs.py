@@ -22,11 +22,11 @@ from typing import Any
 from bundles import BASE, HEAD, digits_bundle, sample_request
 from heliograph.errors import RefusedError, TransportError, WaitError
 from heliograph.lab import Proxy, Realm, free_port, infer, wait_until
-from heliograph_hub.authority import load_key
 from heliograph_hub.client import HubClient
 from heliograph_hub.commands.key import key_deny
 from heliograph_hub.commands.release import release_add, release_approve, release_deny, release_sign
 from heliograph_hub.commands.rollout import rollout_start
+from heliograph_hub.keys import load_key
 from heliograph_site.serving.control import ServerControl
 from heliograph_site.status import status as node_status
 

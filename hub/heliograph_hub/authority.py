@@ -11,90 +11,43 @@ Rule 2: `state` is the only truth about what is published, and replacing it is t
 Rule 3: a release is immutable: a version that is listed with one digest is never listed with another.
 Rule 4: keys that sign releases need not be here. `request_signature` gives out bytes, `add_signature` takes one
     signature over them; the online keys (timestamp, snapshot, and those of statements) must be here.
+Rule 5: time doesn't go back: no timestamp says an earlier time than the last one whose key still counts. Nodes hold the
+    greatest signed time for the time, so that an earlier one would be of no use to them and only hide a wrong clock.
 """
 
 import secrets
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from securesystemslib.exceptions import UnverifiedSignatureError
-from tuf.api.metadata import Metadata, Signature, Targets
+from tuf.api.metadata import Metadata, Signature, TargetFile, Targets
 
 from heliograph import trust
 from heliograph.blob import MAX_UNPAGED_BYTES, sha256
 from heliograph.documents import Document, Heads
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError, RefusedError, TrustError
-from heliograph.metadata import delegations, expiry, load, signed_bytes
+from heliograph.metadata import delegations, expiry, load, signed_bytes, time_text
 from heliograph.names import Digest, check_name, parse_release
 from heliograph.objects import write_durably
 from heliograph.protocol import topic
-from heliograph.signing import MAX_KEY_FILE_BYTES, PrivateKey, PublicKey, sign_statement
+from heliograph.signing import PrivateKey, PublicKey, sign_statement
 from heliograph.statement import signed_bytes as statement_bytes
 from heliograph.trust import TrustedSet
 from heliograph_hub import ceremony
-from heliograph_hub.ceremony import DAY_S, MODEL_ROLES, STATEMENT_ROLES, TUF_ROLES, key_names
+from heliograph_hub.ceremony import DAY_S, MODEL_ROLES, TUF_ROLES, key_names
+from heliograph_hub.keys import KeyDir
 
 RESIGN_AFTER_S: Final = DAY_S
 """Snapshot and timestamp are signed again when they are this old."""
-_UNFINISHED = "init-unfinished"
-
-
-def load_key(path: Path) -> PrivateKey:
-    """The private key in a key file.
-
-    Raises:
-        ConfigError: missing, unreadable, readable by others than its owner, or no key file.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path} is not a file: name a key file such as keys/sign-digits.key")
-        if status.st_mode & 0o077:
-            raise ConfigError(f"{path} can be read by other users: chmod 600 it, and think about who has read it")
-        with path.open("rb") as file:
-            data = file.read(MAX_KEY_FILE_BYTES + 1)
-    except FileNotFoundError as error:
-        raise ConfigError(f"key file {path} does not exist: name a file of the realm's keys folder") from error
-    except OSError as error:
-        raise ConfigError(f"key file {path} cannot be read: {error.strerror}") from error
-    return PrivateKey.from_json(data, str(path))
-
-
-class KeyDir:
-    """The folder of private keys, 0700, one file per key, 0600."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._by_id: dict[bytes, PrivateKey] = {}
-
-    def path(self, name: str) -> Path:
-        """Where the key called `name` is, or would be."""
-        return self.folder / f"{name}.key"
-
-    def make(self, name: str, entropy: Callable[[int], bytes]) -> PrivateKey:
-        """The key called `name`: the one on disk, else a new one; on disk when this returns, never overwritten."""
-        path = self.path(name)
-        if not path.exists():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder.chmod(0o700)
-            write_durably(path, PrivateKey.generate(entropy(32)).to_json(), mode=0o600)
-        key = load_key(path)
-        self._by_id[key.keyid] = key
-        return key
-
-    def find(self, keyids: Mapping[bytes, bytes]) -> list[PrivateKey]:
-        """Those of the keys that are here, in the order of their ids.
-
-        Raises:
-            ConfigError: a file in the folder is no key file, or is open to others.
-        """
-        if not all(keyid in self._by_id for keyid in keyids):
-            loaded = [load_key(path) for path in sorted(self.folder.glob("*.key"))]
-            self._by_id = {key.keyid: key for key in loaded}
-        return [self._by_id[keyid] for keyid in sorted(keyids) if keyid in self._by_id]
+MAX_STEP_BACK_S: Final = 300
+"""A clock set back by no more than this is one that was corrected: the last time is signed again."""
+MAX_BEHIND_S: Final = 3600
+"""A clock that is set back by more than this is taken for wrong."""
+UNFINISHED = "init-unfinished"
+"""A file in the folder of a realm that isn't finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,74 +90,8 @@ class DutyState:
     is_done: bool
 
 
-def init_realm(
-    folder: Path, realm: str, now: int, *, entropy: Callable[[int], bytes] = secrets.token_bytes
-) -> list[str]:
-    """Makes a development realm in `folder`: all keys on this disk, root, targets, snapshot and timestamp signed.
-
-    On disk when this returns. If it is interrupted, running it again with the same realm finishes it.
-
-    Args:
-        folder: new, or empty.
-        realm: its name.
-        now: seconds since 1970.
-        entropy: gives so many random bytes.
-
-    Returns:
-        Sentences to be shown to the operator.
-
-    Raises:
-        ConfigError: the name is not a name, the folder holds something else or can't be made.
-        RefusedError: there is a realm here already.
-    """
-    check_name(realm, "realm")
-    marker = folder / _UNFINISHED
-    if not marker.exists():
-        if (folder / "metadata" / "state").exists():
-            raise RefusedError(f"{folder} holds a realm already: its keys are never overwritten, choose another folder")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder} holds something else than a realm: choose a new or empty folder")
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)
-            write_durably(marker, realm.encode(), mode=0o600)
-        except OSError as error:
-            raise ConfigError(f"{folder} can't be made ({error.strerror}): choose a folder you may write to") from error
-    elif marker.read_bytes() != realm.encode():
-        begun = marker.read_bytes()[:40].decode(errors="replace")
-        raise ConfigError(
-            f"{folder} holds the unfinished realm {begun!r}: init it again by that name, or remove the folder"
-        )
-
-    if not (folder / "metadata" / "state").exists():
-        keys = KeyDir(folder / "keys")
-        staff: dict[str, list[PrivateKey]] = {
-            role: [keys.make(name, entropy) for name in key_names(role, staffing)]
-            for role, staffing in (TUF_ROLES | STATEMENT_ROLES).items()
-        }
-        public = {role: [key.public for key in held] for role, held in staff.items()}
-        root = ceremony.sign(ceremony.make_root(realm, "development", 1, public, TUF_ROLES, now), staff["root"])
-        for part in ("root", "pending"):
-            (folder / "metadata" / part).mkdir(parents=True, exist_ok=True)
-        write_durably(_root_path(folder, 1), root)
-        targets = ceremony.make_targets(1, now)
-        for role, staffing in STATEMENT_ROLES.items():
-            ceremony.delegate(targets.signed, role, public[role], staffing.threshold, [])
-        empty = trust.bootstrap(root, sha256(root))
-        files = {"targets": (1, ceremony.sign(targets, staff["targets"]))}
-        new = _assemble(empty, files, Heads(), now, staff["snapshot"], staff["timestamp"])
-        write_durably(folder / "metadata" / "state", trust.state_to_bytes(new))
-    marker.unlink()
-    count = len(list((folder / "keys").glob("*.key")))
-    return [
-        f"realm {realm} is ready in {folder}.",
-        f"THIS IS A DEVELOPMENT REALM: all {count} private keys, root's too, lie on this disk in {folder / 'keys'}.",
-        "Whoever reads that folder can sign anything for every node of the realm: don't run machines you need on it.",
-    ]
-
-
 class Authority:
-    """A realm in a folder that `init_realm` made.
+    """A realm in a folder that `founding` made.
 
     Raises:
         ConfigError: the folder holds no finished realm.
@@ -215,7 +102,7 @@ class Authority:
         self.folder = folder
         self.keys = KeyDir(folder / "keys")
         self._metadata = folder / "metadata"
-        if (folder / _UNFINISHED).exists():
+        if (folder / UNFINISHED).exists():
             raise ConfigError(f"the realm in {folder} is unfinished: run hub init again")
         try:
             state = (self._metadata / "state").read_bytes()
@@ -313,8 +200,8 @@ class Authority:
                 note = f"another release was published or time passed: {name} lost its signatures and needs them anew"
             held = None
         if held is None:
-            current = self._duty(role)
-            held = ceremony.make_duty(current.version + 1, {**current.targets, path: wanted}, now)
+            version_before, listed = self._duty(role)
+            held = ceremony.make_duty(version_before + 1, {**listed, path: wanted}, now)
             write_durably(self._pending_path(name), held.to_bytes())
         threshold, _ = self.set.role_keys(role)
         return SigningRequest(name, role, signed_bytes(held, role), len(held.signatures), threshold, note)
@@ -332,7 +219,7 @@ class Authority:
         role, path = self._parse_candidate(candidate)
         threshold, keys = self.set.role_keys(role)
         held = self._pending(candidate)
-        if path in self._duty(role).targets:
+        if path in self._duty(role)[1]:
             self._pending_path(candidate).unlink(missing_ok=True)
             return SigningResult(role, path, threshold, threshold, True)
         if held is None:
@@ -393,9 +280,10 @@ class Authority:
         bytes come out again, so calling this often costs nothing. On disk when this returns.
 
         Raises:
-            RefusedError: the online keys are not here.
+            RefusedError: the online keys are not here, or the clock says an earlier time than was signed last.
             TrustError: root or targets has expired, so no node would take the set.
         """
+        now = self._not_before_the_last(now)
         if heads != self.set.heads or now - self.set.at >= RESIGN_AFTER_S:
             self._publish(self._files(), heads, now)
         return self.published()
@@ -407,7 +295,7 @@ class Authority:
         message = trust.pack_set(current.timestamp, current.snapshot, current.targets, current.delegated)
         out = {topic("head").build(self.realm): current.timestamp, topic("set").build(self.realm): message}
         for number in range(1, current.versions["root"] + 1):
-            out[topic("root").build(self.realm, number=number)] = _root_path(self.folder, number).read_bytes()
+            out[topic("root").build(self.realm, number=number)] = root_path(self.folder, number).read_bytes()
         return out
 
     def sign_statement(self, role: str, type_: str, document: Document) -> bytes:
@@ -432,9 +320,39 @@ class Authority:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _signers(self, role: str, consequence: str) -> list[PrivateKey]:
+    def adopt(self, root: bytes | None, files: Mapping[str, tuple[int, bytes]], now: int) -> None:
+        """Publishes a next root, if given, and these files in place of those there are; on disk when this returns.
+
+        Snapshot and timestamp are signed by the keys that the next root names, and go on counting.
+
+        Raises:
+            TrustError, IntegrityError: no node would take it.
+            RefusedError: the online keys are not here.
+        """
+        base = trust.with_root(self.set, root) if root is not None else self.set
+        if root is not None:
+            write_durably(root_path(self.folder, base.versions["root"]), root)
+        self._publish(self._files() | dict(files), self.set.heads, now, base)
+
+    def file(self, role: str) -> bytes:
+        """A metadata file as published: `root`, `targets`, or a duty's."""
+        if role == "root":
+            return self.set.root
+        assert self.set.targets is not None  # a realm's set is complete
+        return self.set.targets if role == "targets" else self.set.delegated[role]
+
+    def _not_before_the_last(self, now: int) -> int:
+        """`now`, or the time signed last where the clock is a little behind that; a clock far behind is wrong."""
+        last = self.set.at
+        if now < last - MAX_BEHIND_S:
+            raise RefusedError(
+                f"this machine's clock says {time_text(now)}, and {time_text(last)} was signed before: set the clock"
+            )
+        return max(now, last)
+
+    def _signers(self, role: str, consequence: str, of: TrustedSet | None = None) -> list[PrivateKey]:
         """Keys that reach the role's threshold."""
-        threshold, keys = self.set.role_keys(role)
+        threshold, keys = (of or self.set).role_keys(role)
         here = self.keys.find(keys)
         if len(here) < threshold:
             raise RefusedError(
@@ -449,19 +367,27 @@ class Authority:
         contents = {"targets": self.set.targets, **self.set.delegated}
         return {role: (versions[role], data) for role, data in contents.items()}
 
-    def _publish(self, files: Mapping[str, tuple[int, bytes]], heads: Heads, now: int) -> None:
+    def _publish(
+        self, files: Mapping[str, tuple[int, bytes]], heads: Heads, now: int, base: TrustedSet | None = None
+    ) -> None:
         """Signs snapshot and timestamp over the files, checks the set as a node would, and makes it the published."""
-        snapshot_keys = self._signers("snapshot", "nothing can be published here")
-        timestamp_keys = self._signers("timestamp", "nothing can be published here")
-        new = _assemble(self.set, files, heads, now, snapshot_keys, timestamp_keys)
+        under = base or self.set
+        snapshot_keys = self._signers("snapshot", "nothing can be published here", under)
+        timestamp_keys = self._signers("timestamp", "nothing can be published here", under)
+        new = assemble(under, files, heads, now, snapshot_keys, timestamp_keys, self.set.versions)
         write_durably(self._metadata / "state", trust.state_to_bytes(new))
         self.set = new
 
-    def _duty(self, role: str) -> Targets:
-        return load(Targets, self.set.delegated[role], role).signed
+    def _duty(self, role: str) -> tuple[int, dict[str, TargetFile]]:
+        """Version and listing of a duty's file as published; 0 and nothing before its first."""
+        data = self.set.delegated.get(role)
+        if data is None:
+            return 0, {}
+        signed = load(Targets, data, role).signed
+        return signed.version, signed.targets
 
     def _is_stale(self, role: str, candidate: Metadata[Targets], now: int) -> bool:
-        return candidate.signed.version != self._duty(role).version + 1 or now >= expiry(candidate.signed)
+        return candidate.signed.version != self._duty(role)[0] + 1 or now >= expiry(candidate.signed)
 
     def _pending_path(self, name: str) -> Path:
         return self._metadata / "pending" / f"{name}.json"
@@ -486,7 +412,7 @@ class Authority:
         """(role, path) of a candidate's name, which comes from outside."""
         role, at, version = candidate.partition("@")
         duty, dash, model = role.partition("-")
-        if not (at and dash) or duty not in trust.DUTIES or role not in self.set.delegated:
+        if not (at and dash) or duty not in trust.DUTIES or model not in self.set.models:
             raise NotFoundError(f"no candidate {candidate[:100]!r}: ask for the bytes to sign first")
         try:
             parse_release(f"{model}@{version}")
@@ -495,18 +421,19 @@ class Authority:
         return role, f"{model}/{version}"
 
 
-def _assemble(
+def assemble(
     current: TrustedSet,
     files: Mapping[str, tuple[int, bytes]],
     heads: Heads,
     now: int,
     snapshot_keys: list[PrivateKey],
     timestamp_keys: list[PrivateKey],
+    before: Mapping[str, int] = MappingProxyType({}),
 ) -> TrustedSet:
-    """The next set over `files`, as a node that holds `current` will judge it."""
-    number = current.versions.get("snapshot", 0) + 1
+    """The next set over `files`, as a node that holds `current` will judge it; versions go on from `before`."""
+    number = before.get("snapshot", 0) + 1
     snapshot = ceremony.sign(ceremony.make_snapshot(number, files, now), snapshot_keys)
-    version = current.versions.get("timestamp", 0) + 1
+    version = before.get("timestamp", 0) + 1
     timestamp = ceremony.sign(ceremony.make_timestamp(version, (number, snapshot), heads, now), timestamp_keys)
     delegated = {role: data for role, (_, data) in files.items() if role != "targets"}
     return trust.with_set(current, trust.pack_set(timestamp, snapshot, files["targets"][1], delegated), now)
@@ -521,5 +448,6 @@ def _is_signature_of(key: PublicKey, signature: Signature, message: bytes) -> bo
     return True
 
 
-def _root_path(folder: Path, number: int) -> Path:
+def root_path(folder: Path, number: int) -> Path:
+    """Where a root is kept."""
     return folder / "metadata" / "root" / f"{number}.json"

@@ -73,6 +73,21 @@ MODEL_ROLES: Final = {
     "config":  Staffing(1, 1),
 }
 # fmt: on
+ONLINE_ROLES: Final = ("timestamp", "snapshot", "assign", "recipes", "ring-canary", "ring-early", "ring-general")
+"""Roles whose keys the hub's folder holds in every realm; in a development realm it holds the others' too."""
+
+
+def staffing_of(role: str) -> Staffing | None:
+    """How a role is staffed by default; None if there is no such role."""
+    duty, _, model = role.partition("-")
+    known = (TUF_ROLES | STATEMENT_ROLES).get(role)
+    return MODEL_ROLES.get(duty) if known is None and model else known
+
+
+def paths_of(role: str) -> list[str]:
+    """The paths that targets delegates to a role: a model's releases to its duties, nothing to statement roles."""
+    duty, _, model = role.partition("-")
+    return [f"{model}/*"] if duty in ("sign", "approve") else []
 
 
 def key_names(role: str, staffing: Staffing) -> tuple[str, ...]:
@@ -114,8 +129,8 @@ def delegate(targets: Targets, role: str, keys: Iterable[PublicKey], threshold: 
 def delegate_model(targets: Targets, model: str, keys: Mapping[str, Iterable[PublicKey]]) -> None:
     """Adds a model's three roles to targets, in place; `keys` by `sign`, `approve` and `config`."""
     for duty, staffing in MODEL_ROLES.items():
-        paths = [] if duty == "config" else [f"{model}/*"]
-        delegate(targets, f"{duty}-{model}", keys[duty], staffing.threshold, paths)
+        role = f"{duty}-{model}"
+        delegate(targets, role, keys[duty], staffing.threshold, paths_of(role))
 
 
 def make_duty(version: int, targets: Mapping[str, TargetFile], now: int) -> Metadata[Targets]:
@@ -139,6 +154,11 @@ def make_timestamp(version: int, snapshot: tuple[int, bytes], heads: Heads, now:
     meta = MetaFile.from_data(snapshot[0], snapshot[1], ["sha256"])
     custom = {"custom": {"at": now, "heads": heads_to_json(heads)}}
     return Metadata(Timestamp(version, None, _at(now + LIFE_S["timestamp"]), meta, custom))
+
+
+def expires(kind: str, now: int) -> datetime:
+    """When a file of a kind (`LIFE_S`) that is made now expires."""
+    return _at(now + LIFE_S[kind])
 
 
 def sign(metadata: AnyMetadata, keys: Iterable[PrivateKey]) -> bytes:

@@ -60,7 +60,7 @@ from heliograph_hub.access import TLS_FOLDER, Access, init_access
 from heliograph_hub.admission import Admission
 from heliograph_hub.assigning import Assigned, Assignments
 from heliograph_hub.assignment import TIME_ZONE
-from heliograph_hub.authority import Authority, init_realm
+from heliograph_hub.authority import Authority
 from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.broker import near
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
@@ -71,8 +71,10 @@ from heliograph_hub.desired import Desired
 from heliograph_hub.distribution import Distribution, Purpose, Recipes, answer
 from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.fleet import Fleet, Node, ReplayError
+from heliograph_hub.founding import Founding, continue_offline, init_offline, init_realm, read_public_keys
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.news import News
+from heliograph_hub.operators import Tokens
 from heliograph_hub.registry import Registry
 from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
@@ -99,11 +101,13 @@ class Doors:
         enroll_port: for those without a certificate; those with one have the hub's port.
         listen: the address of both.
         names: host names and addresses in the broker's certificate; the first is what nodes are told.
+        api_port: for operators with a token, at the same address and under the same certificate; 0: there is none.
     """
 
     enroll_port: int
     listen: str = HOST
     names: tuple[str, ...] = ()
+    api_port: int = 0
 
 
 class Service:
@@ -142,6 +146,7 @@ class Service:
             lambda: self.authority.set.statement_keys(PROTECTED_ROLE),
         )
         self.enrolment = Enrolment(self.database, self.assignments)
+        self.operators = Tokens()
         self.access: Access | None = None
         address = Broker(HOST, port)
         if doors is not None:
@@ -520,9 +525,34 @@ def init(folder: Path, realm: str, ca: tuple[Path, Path] | None = None) -> list[
     Raises:
         ConfigError, RefusedError: the folder or the name won't do.
     """
-    said = init_realm(folder, realm, _now())
+    return [*init_realm(folder, realm, _now()), *_furnish(folder, realm, ca)]
+
+
+def init_ceremony(
+    folder: Path,
+    realm: str,
+    key_folders: list[Path],
+    thresholds: Mapping[str, int],
+    signed: list[Path],
+    ca: tuple[Path, Path] | None = None,
+) -> Founding:
+    """Begins a realm with offline keys, or goes on with it; finished once every signature is there.
+
+    Raises:
+        ConfigError, RefusedError, TrustError: as `founding`.
+    """
+    begun = Founding((), ())
+    if key_folders:
+        begun = init_offline(folder, realm, read_public_keys(key_folders), thresholds, _now())
+        if not (folder / HUB_FILE).exists():
+            _furnish(folder, realm, ca)
+    return continue_offline(folder, signed, _now()) if signed or not key_folders else begun
+
+
+def _furnish(folder: Path, realm: str, ca: tuple[Path, Path] | None) -> list[str]:
+    """All of a hub's folder that isn't keys and metadata."""
     Database(folder / DATABASE_FILE).close()
-    said.append(init_access(folder, realm, _now(), ca))
+    said = [init_access(folder, realm, _now(), ca)]
     write_durably(
         folder / HUB_FILE, f'# A Heliograph hub. Operators name this folder.\nformat = 1\nrealm = "{realm}"\n'.encode()
     )

@@ -34,9 +34,10 @@ from heliograph.sketch import Sketch
 from heliograph.statement import signed_bytes
 from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import pack, unpack
-from heliograph_hub.authority import init_realm, load_key
 from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.client import HubClient
+from heliograph_hub.founding import init_realm
+from heliograph_hub.keys import load_key
 from heliograph_hub.rollout import Worded
 from heliograph_hub.service import Service, init
 

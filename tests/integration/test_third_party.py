@@ -13,8 +13,8 @@ from heliograph.documents import Deny
 from heliograph.lab import free_port
 from heliograph.protocol import PREFIX
 from heliograph.statement import signed_bytes
-from heliograph_hub.authority import load_key
 from heliograph_hub.broker import Broker
+from heliograph_hub.keys import load_key
 from heliograph_hub.service import Service, init
 
 REALM = "open"

@@ -11,7 +11,7 @@ from heliograph.signing import PrivateKey
 from heliograph.wire import pack
 from heliograph_hub.api.assignments import Assignments
 from heliograph_hub.api.gaps import Gaps
-from heliograph_hub.authority import init_realm
+from heliograph_hub.founding import init_realm
 from heliograph_hub.service import Service
 
 NOW = 1_795_000_000

@@ -23,9 +23,9 @@ from heliograph.protocol import parse_topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import signed_bytes
 from heliograph_hub.api.application import application
-from heliograph_hub.authority import load_key
 from heliograph_hub.commands.documents import as_toml
 from heliograph_hub.commands.policy import policy_set
+from heliograph_hub.keys import load_key
 from heliograph_hub.service import Service, init
 
 HARDWARE = doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={})

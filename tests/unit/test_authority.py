@@ -14,7 +14,9 @@ from heliograph.errors import ConfigError, IntegrityError, NotFoundError, Refuse
 from heliograph.names import Digest
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
-from heliograph_hub.authority import Authority, KeyDir, SigningRequest, SigningResult, init_realm, load_key
+from heliograph_hub.authority import Authority, SigningRequest, SigningResult
+from heliograph_hub.founding import init_realm
+from heliograph_hub.keys import KeyDir, load_key
 from realms import DAY, NOW
 
 ONE, TWO = sha256(b"one"), sha256(b"two")

@@ -15,9 +15,11 @@ from heliograph.protocol import parse_topic
 from heliograph.signing import sign_statement
 from heliograph.statement import signed_bytes
 from heliograph_hub import ceremony
-from heliograph_hub.authority import Authority, init_realm, load_key
+from heliograph_hub.authority import Authority
 from heliograph_hub.control import MAX_AHEAD, Control, check_scope
 from heliograph_hub.database import Database, documents
+from heliograph_hub.founding import init_realm
+from heliograph_hub.keys import load_key
 
 NOW = 1_795_000_000
 GENERAL = "heliograph/v1/demo/policy/general"

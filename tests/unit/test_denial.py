@@ -11,9 +11,11 @@ from heliograph.documents import Deny, DenyKey, Heads
 from heliograph.errors import IntegrityError, RefusedError, TrustError
 from heliograph.objects import ObjectStore
 from heliograph.statement import signed_bytes
-from heliograph_hub.authority import Authority, init_realm, load_key
+from heliograph_hub.authority import Authority
 from heliograph_hub.database import Database
 from heliograph_hub.denial import MAX_ANNOUNCED_BYTES, Denials, why
+from heliograph_hub.founding import init_realm
+from heliograph_hub.keys import load_key
 
 NOW = 1_795_000_000
 BAD, WORSE, GOOD, RECIPE = (sha256(name) for name in (b"bad", b"worse", b"good", b"recipe"))

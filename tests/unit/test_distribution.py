@@ -11,7 +11,7 @@ from heliograph.objects import ObjectStore
 from heliograph.sender import Sender
 from heliograph.statement import signed_bytes
 from heliograph.transfer import BlobFetch
-from heliograph_hub.authority import Authority, init_realm, load_key
+from heliograph_hub.authority import Authority
 from heliograph_hub.database import Database
 from heliograph_hub.denial import Denials
 from heliograph_hub.distribution import (
@@ -23,6 +23,8 @@ from heliograph_hub.distribution import (
     answer,
 )
 from heliograph_hub.fleet import Node
+from heliograph_hub.founding import init_realm
+from heliograph_hub.keys import load_key
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed
 

@@ -9,9 +9,11 @@ from heliograph.protocol import topic
 from heliograph.statement import parse, signed_bytes
 from heliograph.vouching import open_document
 from heliograph.wire import unpack
-from heliograph_hub.authority import Authority, init_realm, load_key
+from heliograph_hub.authority import Authority
 from heliograph_hub.database import Database
 from heliograph_hub.desired import Desired
+from heliograph_hub.founding import init_realm
+from heliograph_hub.keys import load_key
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.registry import Release
 from heliograph_hub.rollout import DIRECTIVE_LIFE_S, ONLINE_RINGS, RENEW_BEFORE_S, Worded, in_force

@@ -6,7 +6,8 @@ from heliograph import documents as doc
 from heliograph.errors import TrustError
 from heliograph.signing import PrivateKey
 from heliograph.statement import signed_bytes
-from heliograph_hub.authority import init_realm, load_key
+from heliograph_hub.founding import init_realm
+from heliograph_hub.keys import load_key
 from heliograph_hub.service import Service
 
 HARDWARE = doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={})

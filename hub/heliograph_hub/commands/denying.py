@@ -12,7 +12,7 @@ def deny(type_: str, asked: dict[str, Any], what: str, files: list[Path], where:
     """Has the hub word the denial, signs it here, and hands the signatures in."""
     from heliograph.protocol import DENIALS
     from heliograph.statement import signed_bytes
-    from heliograph_hub.authority import load_key
+    from heliograph_hub.keys import load_key
 
     keys = [load_key(file) for file in files]
     client = HubClient(where)

@@ -85,7 +85,7 @@ def release_approve(name: ReleaseName, key: Keys, where: Hub = "", as_json: Json
 
 
 def _do_duty(duty: str, name: str, files: Iterable[Path], where: str, as_json: bool) -> None:
-    from heliograph_hub.authority import load_key
+    from heliograph_hub.keys import load_key
 
     model, version = parse_release(name)
     keys = [load_key(file) for file in files]
