@@ -23,20 +23,32 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from heliograph.errors import HeliographError, TransportError, WaitError
-from heliograph.lab import Realm, infer, wait_until
+from heliograph.lab import Realm, infer, infer_with_numbers, wait_until
 from heliograph.lab.profiles import load_profile
 from heliograph_hub.client import HubClient
 from heliograph_site.status import status as node_status
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from bundles import digits_bundle, sample_request, slow_bundle, wrong_bundle  # noqa: E402 (the demo's bundles are the tests' own)
+from bundles import (  # noqa: E402 (the demo's bundles are the tests' own)
+    digits_bundle,
+    paired_bundle,
+    sample_request,
+    slow_bundle,
+    wrong_bundle,
+)
 
 MODEL = "digits"
 NODES = (("shop-1/till", "canary"), ("shop-2/till", "early"), ("plant-1/gateway", "general"))
 CANARY, EARLY, GENERAL = (node for node, _ in NODES)
 FAST, SLOW = "shop2m", "m256"
 """Profiles of the links: for the first release, and for all that follows."""
+CONFIG_1 = f'model = "{MODEL}"\nthresholds = {{ accept = 0.8 }}\n'
+CONFIG_2 = f'model = "{MODEL}"\ngeneration = 2\nthresholds = {{ accept = 0.9 }}\n'
+"""Made for features of generation 2, which 1.4.0 alone accepts; it accepts no config before this one."""
+BUDGET = 'ring = "general"\nbudget.day_bytes = 2_000\n'
+"""Less than the least that can be fetched, so that it is used up even if the day turns meanwhile."""
+NO_BUDGET = 'ring = "general"\n'
 DATA = ROOT / "tests" / "data" / "digits"
 
 
@@ -59,6 +71,8 @@ class Traffic:
         self.request = request
         self.answered = 0
         self.failed: list[str] = []
+        self.seen: set[tuple[str, str, int]] = set()
+        """Node, version and config number of answers, since whoever looks emptied it."""
         self._stop = threading.Event()
         self._paused: set[str] = set()
         self._threads: list[threading.Thread] = []
@@ -89,7 +103,8 @@ class Traffic:
             if node in self._paused:
                 continue
             try:
-                infer(url, MODEL, self.request)
+                answer, (config, _) = infer_with_numbers(url, MODEL, self.request)
+                self.seen.add((node, str(answer["model_version"]), config))
                 self.answered += 1
             except HeliographError as error:
                 if node not in self._paused:
@@ -170,6 +185,13 @@ class Demo:
             return False
         answer = infer(self.realm.url(node), MODEL, self.traffic.request)
         return f"{MODEL}@{answer['model_version']}" == release
+
+    def serves_with(self, node: str, version: str, config: int) -> bool:
+        """Whether the node answers from the version with this config, and its memory says the same."""
+        active = self.model(node)["active"]
+        answer, (number, _) = infer_with_numbers(self.realm.url(node), MODEL, self.traffic.request)
+        at_work = (active["release"], active["config"]) == (f"{MODEL}@{version}", config)
+        return at_work and (answer["model_version"], number) == (version, config)
 
     def is_proven(self, node: str, version: str) -> bool:
         """Whether the release is active there and came through its probation."""
@@ -259,6 +281,12 @@ class Demo:
             self.realm.cli("release", "approve", name, "--key", str(keys / f"approve-{MODEL}-{manager}.key"))
         return dict(self.realm.cli_json("release", "show", name))
 
+    def set_document(self, kind: str, text: str) -> None:
+        """Sets a policy or a config that says this, as an operator with a file does."""
+        file = self.work / f"{kind}.toml"
+        file.write_text(text)
+        self.realm.cli(kind, "set", file)
+
     # --- the story --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -276,6 +304,8 @@ class Demo:
         self.slow_release()
         self.hub_away()
         self.denied()
+        self.need_each_other()
+        self.budget()
 
     def set_up(self) -> None:
         with self.step("a hub with its broker, and three nodes, each on its own link") as step:
@@ -432,12 +462,88 @@ class Demo:
                 back = time.monotonic()
                 self.wait(f"{GENERAL} on 1.0.0", lambda: self.serves(GENERAL, f"{MODEL}@1.0.0"))
                 returned_s = round(time.monotonic() - back, 1)
-            requests = {"answered": self.traffic.answered, "failed": self.traffic.failed}
-            step.facts |= {"connected_s": connected_s, "returned_s": returned_s, "requests": requests}
+            step.facts |= {"connected_s": connected_s, "returned_s": returned_s}
             step.facts["told"] = (
-                f"connected nodes after {connected_s} s, the cut one {returned_s} s after its link came back; "
+                f"connected nodes after {connected_s} s, the cut one {returned_s} s after its link came back"
+            )
+
+    def need_each_other(self) -> None:
+        name = f"{MODEL}@1.4.0"
+        with self.step("1.4.0 and config 2 need each other: whichever comes first waits for the other") as step:
+            with self.no_failures():
+                self.set_document("config", CONFIG_1)
+                for node, _ in NODES:
+                    self.wait(f"{node} to answer with config 1", partial(self.serves_with, node, "1.0.0", 1))
+                self.traffic.seen.clear()
+                paired_bundle(self.work / "1.4.0", "1.4.0", DATA / "digits_base_int8.tflite", config=2, generation=2)
+                self.publish(self.work / "1.4.0", "1.4.0")
+                self.realm.cli("rollout", "start", name)
+                release = self.wait(f"{CANARY} to hold 1.4.0", lambda: self.waits(CANARY, "config/digits is 1"))
+                self.set_document("config", CONFIG_2)
+                self.wait(f"{CANARY} on both", lambda: self.serves_with(CANARY, "1.4.0", 2))
+                config = self.wait(f"{EARLY} to hold config 2", partial(self.holds_back, EARLY, 2))
+                if not self.serves_with(EARLY, "1.0.0", 1):
+                    raise StepError(f"{EARLY} no longer serves 1.0.0 with config 1")
+                self.realm.cli("rollout", "promote", name)
+                self.wait(f"{EARLY} on both", lambda: self.serves_with(EARLY, "1.4.0", 2))
+            self.check_pairs()
+            step.facts |= {"release_held": {CANARY: release}, "config_held": {EARLY: config}}
+            missing, unfit = release.partition("fit: ")[2], config.partition("held back: ")[2]
+            step.facts["told"] = (
+                f"{CANARY} held 1.4.0: {missing}; {EARLY} held config 2: {unfit}; "
+                "each then took both at once, and no answer came from one without the other"
+            )
+
+    def budget(self) -> None:
+        name, node = f"{MODEL}@1.4.0", GENERAL
+        with self.step("a budget of bytes a day makes a node wait, in words, until it is lifted") as step:
+            with self.no_failures():
+                self.set_document("policy", BUDGET)
+                self.wait(f"{node} under policy 1", lambda: self.status(node)["documents"]["policy"] == 1)
+                before = self.received(node)
+                self.realm.cli("rollout", "promote", name)
+                why = self.wait(f"{node} to wait for its budget", lambda: self.waits(node, "budget"))
+                self.wait("the hub to know", lambda: self.hub_says_waiting(name, node, why))
+                if not self.serves_with(node, "1.0.0", 1):
+                    raise StepError(f"{node} no longer serves 1.0.0 with config 1")
+                waited = self.received(node) - before
+                self.set_document("policy", NO_BUDGET)
+                self.wait(f"{node} on 1.4.0 with config 2", lambda: self.serves_with(node, "1.4.0", 2))
+                took = self.received(node) - before - waited
+            self.check_pairs()
+            requests = {"answered": self.traffic.answered, "failed": self.traffic.failed}
+            step.facts |= {"waiting": why, "bytes": {"waiting": waited, "then": took}, "requests": requests}
+            step.facts["told"] = (
+                f"{node} waited for {why}; 1.4.0 took {took:,} bytes then; "
                 f"{self.traffic.answered} requests in all, {len(self.traffic.failed)} failed"
             )
+
+    def waits(self, node: str, word: str) -> str:
+        """What `node status` says the node waits for, if the words are in it."""
+        waiting = str(self.model(node)["waiting"])
+        return waiting if word in waiting else ""
+
+    def holds_back(self, node: str, config: int) -> str:
+        """Why `node status` says the node holds a config back; empty if it doesn't."""
+        name = (f"config/{MODEL}", config)
+        held = self.status(node)["documents"]["candidates"]
+        found = (str(one["reason"]) for one in held if (one["document"], one["number"]) == name)
+        return next(found, "")
+
+    def hub_says_waiting(self, release: str, node: str, why: str) -> bool:
+        """Whether `rollout status` says of the node what the node says of itself."""
+        rings = self.realm.cli_json("rollout", "status", release)["rings"]
+        return any(row["node"] == node and row["reason"] == why for ring in rings for row in ring["waiting"])
+
+    def check_pairs(self) -> None:
+        """No answer came from a release with the other one's config.
+
+        Raises:
+            StepError: one did.
+        """
+        wrong = {pair for pair in self.traffic.seen if (pair[1] == "1.4.0") != (pair[2] == 2)}
+        if wrong:
+            raise StepError(f"answers came from releases with configs that may not meet: {sorted(wrong)}")
 
     def _receipted(self, node: str) -> dict[str, Any] | None:
         """Per lane what the hub holds of the node, once every record of the node is there and the sums agree.

@@ -83,6 +83,16 @@ def slow_bundle(folder: Path, version: str, limit_ms: float = 60.0, min_samples:
     return folder
 
 
+def paired_bundle(folder: Path, version: str, model: Path = BASE, *, config: int, generation: int) -> Path:
+    """Writes a release folder that serves with config number `config` or newer, on features of this generation only."""
+    content = model.read_bytes()
+    _write(folder, version, content, golden_of=content, soak_max_s=60)
+    file = folder / "release.toml"
+    text = file.read_text().replace("generations = [1]", f"generations = [{generation}]")
+    file.write_text(f"{text}\n[compatible]\nconfig = {{ min = {config} }}\n")
+    return folder
+
+
 def altered(model: bytes) -> bytes:
     """The model with the weights of its last large layer inverted: it loads, runs, and answers wrongly."""
     begin, end = _last_weights(model)

@@ -19,7 +19,7 @@ from heliograph.lab.processes import (
 )
 from heliograph.lab.profiles import load_profile, profile_names
 from heliograph.lab.proxy import Proxy
-from heliograph.lab.realm import Realm, infer
+from heliograph.lab.realm import Realm, infer, infer_with_numbers
 from heliograph.lab.road import Road
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "find_mosquitto",
     "free_port",
     "infer",
+    "infer_with_numbers",
     "is_listening",
     "load_profile",
     "profile_names",
