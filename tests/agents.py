@@ -52,7 +52,7 @@ class Hub:
     def __init__(self, folder: Path, *, has_tls: bool = False) -> None:
         self.folder = folder / "hub"
         self.port = free_port()
-        self.enroll_port = free_port() if has_tls else 0
+        self.enroll_port, self.api_port = (free_port(), free_port()) if has_tls else (0, 0)
         self._log = folder / "hub.log"
         self.process: Running | None = None
         assert main(["hub", "init", str(self.folder), "--realm", "lab"]) == 0
@@ -63,6 +63,7 @@ class Hub:
         ports = ["--plain-port", str(self.port)]
         if self.enroll_port:
             ports = ["--port", str(self.port), "--enroll-port", str(self.enroll_port)]
+            ports += ["--api-port", str(self.api_port)]
         argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), *ports]
         self.process = spawn(argv, self._log)
         try:

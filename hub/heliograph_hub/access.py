@@ -103,10 +103,15 @@ class Access:
         """What join strings carry."""
         return self.ca.pin
 
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Files of the certificate that is shown to everybody, and of its key."""
+        return str(self._place / "broker.crt"), str(self._place / "broker.key")
+
     def listeners(self) -> tuple[Listener, Listener]:
         """The broker's doors: for nodes, and for those that want to become one."""
         place = self._place
-        certificate, key = str(place / "broker.crt"), str(place / "broker.key")
+        certificate, key = self.shown
         known = (str(place / "ca.crt"), str(place / "revoked.pem"))
         return (
             Listener(self.port, self.listen, None, str(place / "acl"), certificate, key, known),

@@ -4,6 +4,8 @@ Errors come back as the families they were raised as, so that a command ends wit
 if it had done the work itself.
 """
 
+import os
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 SOCKET_NAME = "hub.sock"
 HUB_FILE = "hub.toml"
 ENVIRONMENT = "HELIOGRAPH_HUB"
+TOKEN_ENVIRONMENT = "HELIOGRAPH_TOKEN"  # noqa: S105 - a name
+"""What `hub token` printed, for a hub named by URL."""
+CA_ENVIRONMENT = "HELIOGRAPH_CA"
+"""A copy of that hub's DIR/tls/ca.crt."""
 _FAMILIES: dict[str, type[HeliographError]] = {
     name: value
     for name, value in vars(errors).items()
@@ -60,9 +66,17 @@ class HubClient:
         import httpx
 
         if self._is_url:
-            return self._send(httpx.HTTPTransport(), self.where.rstrip("/"), method, path, body)
+            return self._send(_transport(), self.where.rstrip("/"), method, path, body)
         with short_path(Path(self.where) / SOCKET_NAME) as socket_path:
             return self._send(httpx.HTTPTransport(uds=socket_path), "http://hub", method, path, body)
+
+    def _headers(self) -> dict[str, str]:
+        token = os.environ.get(TOKEN_ENVIRONMENT, "")
+        if not self._is_url or not token:
+            return {}
+        if not self.where.startswith("https://"):
+            raise ConfigError(f"{TOKEN_ENVIRONMENT} is not sent to {self.where}: a token goes over https only")
+        return {"authorization": f"Bearer {token}"}
 
     def _send(
         self, transport: "httpx.HTTPTransport", base: str, method: str, path: str, body: dict[str, Any] | None
@@ -70,7 +84,8 @@ class HubClient:
         import httpx
 
         try:
-            with httpx.Client(transport=transport, base_url=base, timeout=self._timeout_s) as client:
+            headers = self._headers()
+            with httpx.Client(transport=transport, base_url=base, timeout=self._timeout_s, headers=headers) as client:
                 answer = client.request(method, path, json=body)
         except httpx.TimeoutException as error:
             raise TransportError(f"the hub at {self.where} did not answer within {self._timeout_s:g} s") from error
@@ -85,3 +100,20 @@ class HubClient:
             return content
         family = _FAMILIES.get(content.get("kind", ""), HeliographError)
         raise family(content.get("error", f"HTTP {answer.status_code}"))
+
+
+def _transport() -> "httpx.HTTPTransport":
+    """For a hub named by URL; it is known by its own authority, if that is given.
+
+    Raises:
+        ConfigError: the authority's file can't be used.
+    """
+    import httpx
+
+    path = os.environ.get(CA_ENVIRONMENT, "")
+    if not path:
+        return httpx.HTTPTransport()
+    try:
+        return httpx.HTTPTransport(verify=ssl.create_default_context(cafile=path))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{CA_ENVIRONMENT} names {path}, which can't be used: {error}") from error

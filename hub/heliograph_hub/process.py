@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import uvicorn
 from heliograph.errors import ConfigError, HeliographError, RefusedError
 from heliograph.toml import parse_toml
 from heliograph.unix import bind
+from heliograph_hub.access import Access
 from heliograph_hub.api.application import application
 from heliograph_hub.broker import Broker
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
@@ -51,7 +53,7 @@ def run(
     with _locked(folder):
 
         async def serve() -> None:
-            await _serve(Service(folder, port, rate, node_rate, doors), say)
+            await _serve(Service(folder, port, rate, node_rate, doors), doors, say)
 
         try:
             asyncio.run(serve())
@@ -64,7 +66,7 @@ def run(
             raise
 
 
-async def _serve(service: Service, say: Callable[[str], None]) -> None:
+async def _serve(service: Service, doors: Doors | None, say: Callable[[str], None]) -> None:
     """Runs all that a hub does until SIGINT or SIGTERM, then stops cleanly."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -81,7 +83,7 @@ async def _serve(service: Service, say: Callable[[str], None]) -> None:
         access.on_change = broker.reload
     await broker.start()
     try:
-        with _listening(service.folder) as listener:
+        with _listening(service.folder) as listener, _listening_to_all(doors) as far:
             config = uvicorn.Config(
                 application(service), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=2
             )
@@ -99,10 +101,15 @@ async def _serve(service: Service, say: Callable[[str], None]) -> None:
                     group.create_task(service.keep_doors(), name="doors"),
                 ]
                 group.create_task(server.serve(sockets=[listener]), name="api")
+                servers = [server]
+                if far is not None and access is not None:
+                    servers.append(_Server(_config_for_all(service, access)))
+                    group.create_task(servers[1].serve(sockets=[far]), name="api for tokens")
                 for line in service.greeting(broker):
                     say(line)
                 await stop.wait()
-                server.should_exit = True
+                for one in servers:
+                    one.should_exit = True
                 for task in tasks:
                     task.cancel()
     finally:
@@ -111,6 +118,24 @@ async def _serve(service: Service, say: Callable[[str], None]) -> None:
         service.ledger.flush()
         service.database.close()
     say("stopped")
+
+
+def _config_for_all(service: Service, access: Access) -> uvicorn.Config:
+    """The API for those who bring a token, under TLS."""
+    certificate, key = access.shown
+    config = uvicorn.Config(
+        application(service, service.operators),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    config.load()
+    assert config.ssl is not None  # it was given a certificate
+    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+    return config
 
 
 class _Server(uvicorn.Server):
@@ -134,6 +159,30 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _listening_to_all(doors: Doors | None) -> Iterator[socket.socket | None]:
+    """The API's port for operators with a token, if there is to be one.
+
+    Raises:
+        ConfigError: it is taken.
+    """
+    if doors is None or not doors.api_port:
+        yield None
+        return
+    family = socket.AF_INET6 if ":" in doors.listen else socket.AF_INET
+    try:
+        listener = socket.create_server((doors.listen, doors.api_port), family=family, backlog=64)
+    except OSError as error:
+        raise ConfigError(
+            f"port {doors.api_port} on {doors.listen} is not free: name another with --api-port"
+        ) from error
+    try:
+        listener.setblocking(False)
+        yield listener
+    finally:
+        listener.close()
 
 
 @contextlib.contextmanager

@@ -12,10 +12,12 @@ from heliograph_hub.api.control import Documents
 from heliograph_hub.api.denials import Denials
 from heliograph_hub.api.fleet import Fleet
 from heliograph_hub.api.gaps import Gaps
+from heliograph_hub.api.guard import guarded
 from heliograph_hub.api.messages import endpoint, on_error, on_http_error
 from heliograph_hub.api.realm import Realm
 from heliograph_hub.api.releases import Releases
 from heliograph_hub.api.rollouts import Rollouts
+from heliograph_hub.operators import Tokens
 
 if TYPE_CHECKING:
     from heliograph_hub.service import Service
@@ -23,11 +25,15 @@ if TYPE_CHECKING:
 SUBJECTS = (Realm, Releases, Denials, Documents, Rollouts, Assignments, Gaps, Fleet)
 
 
-def application(service: "Service") -> Starlette:
-    """The API as an ASGI application."""
+def application(service: "Service", tokens: Tokens | None = None) -> Starlette:
+    """The API as an ASGI application: the owner's, or, with `tokens`, for those who bring one."""
     return Starlette(
         routes=[
-            Route(path, endpoint(action), methods=[method])
+            Route(
+                path,
+                endpoint(action) if tokens is None else guarded(method, path, action, tokens),
+                methods=[method],
+            )
             for subject in SUBJECTS
             for method, path, action in subject(service).routes()
         ],

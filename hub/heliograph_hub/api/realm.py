@@ -1,6 +1,9 @@
 """[IO] The realm: what this hub is, and whose keys count."""
 
-from heliograph_hub.api.messages import Answer, Routes, link, now
+import secrets
+from typing import Any
+
+from heliograph_hub.api.messages import Answer, Routes, link, now, text
 from heliograph_hub.api.part import Part
 
 
@@ -12,6 +15,7 @@ class Realm(Part):
         return [
             ("GET", "/v1/hub", lambda r, b: self.show_hub()),
             ("GET", "/v1/keys", lambda r, b: self.list_keys()),
+            ("POST", "/v1/tokens", lambda r, b: self.add_token(b)),
         ]
 
     async def show_hub(self) -> Answer:
@@ -28,6 +32,11 @@ class Realm(Part):
             "not_counted": service.fleet.uncounted(),
             "content_bytes_sent": service.distribution.content_bytes.total(),
         }
+
+    async def add_token(self, body: dict[str, Any]) -> Answer:
+        """A token for a role; only the hub's owner can ask for one."""
+        token, expires = self._service.operators.add(text(body, "role"), now(), secrets.token_bytes(32))
+        return {"token": token, "expires": expires}
 
     async def list_keys(self) -> Answer:
         """The keys of each role, and which of them are denied."""

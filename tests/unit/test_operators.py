@@ -1,0 +1,134 @@
+"""Which role may do what at the hub's API, and for how long a token says a role."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from starlette.routing import Route
+
+from heliograph.errors import ConfigError, RefusedError
+from heliograph_hub.api.application import application
+from heliograph_hub.operators import DUTIES, MAX_TOKENS, ROLES, ROUTES, TOKEN_LIFE_S, Tokens
+from heliograph_hub.service import Service, init
+
+OWNERS_ALONE = {("POST", "/v1/tokens")}
+NOW = 1_795_000_000
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    import asyncio
+
+    init(tmp_path / "hub", "demo")
+
+    async def make() -> Service:
+        return Service(tmp_path / "hub", 1)
+
+    made = asyncio.run(make())
+    yield made
+    made.database.close()
+
+
+def routes(service: Service) -> set[tuple[str, str]]:
+    found = set()
+    for route in application(service).routes:
+        assert isinstance(route, Route) and route.methods is not None
+        found |= {(method, route.path) for method in route.methods - {"HEAD"}}
+    return found
+
+
+def test_every_route_has_its_roles_or_is_the_owners_alone(service: Service) -> None:
+    assert routes(service) == ROUTES.keys() | OWNERS_ALONE
+    assert not ROUTES.keys() & OWNERS_ALONE
+
+
+def test_who_only_looks_changes_nothing_and_everybody_may_look() -> None:
+    for (method, path), roles in ROUTES.items():
+        assert roles and roles <= set(ROLES)
+        assert (method == "GET") == ("viewer" in roles), path
+        if method == "GET":
+            assert roles == set(ROLES), path
+
+
+def test_no_role_can_both_sign_and_approve() -> None:
+    assert set(DUTIES) == {"sign", "approve"}
+    assert not DUTIES["sign"] & DUTIES["approve"]
+    duties = DUTIES["sign"] | DUTIES["approve"]
+    for (method, path), roles in ROUTES.items():
+        if "rollouts" in path and method == "POST":
+            assert not roles & duties, "nor does either of them roll out"
+
+
+def test_a_token_says_its_role_for_a_quarter_of_an_hour_and_is_not_kept() -> None:
+    tokens = Tokens()
+    token, ends = tokens.add("approver", NOW, b"e" * 32)
+    assert ends == NOW + TOKEN_LIFE_S == NOW + 900
+    assert [tokens.role(token, at) for at in (NOW, ends - 1, ends)] == ["approver", "approver", None]
+    for wrong in ("", token[:-1], token + "A", token.lower()):
+        assert tokens.role(wrong, NOW) is None
+    assert token.encode() not in repr(vars(tokens)).encode()
+    with pytest.raises(ConfigError, match="no role 'owner': roles are viewer, releaser"):
+        tokens.add("owner", NOW, b"e" * 32)
+
+
+def test_tokens_are_bounded_and_those_that_ended_make_room() -> None:
+    tokens = Tokens()
+    for number in range(MAX_TOKENS):
+        tokens.add("viewer", NOW, number.to_bytes(32, "big"))
+    with pytest.raises(RefusedError, match="wait until some have ended"):
+        tokens.add("viewer", NOW, b"x" * 32)
+    tokens.add("viewer", NOW + TOKEN_LIFE_S, b"x" * 32)
+
+
+def ask(service: Service, method: str, path: str, token: str | None, body: dict[str, Any]) -> SimpleNamespace:
+    import asyncio
+
+    async def request() -> SimpleNamespace:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        transport = httpx.ASGITransport(application(service, service.operators))
+        async with httpx.AsyncClient(transport=transport, base_url="https://hub", headers=headers) as client:
+            answer = await client.request(method, path, json=body)
+        content = answer.json()
+        return SimpleNamespace(status=answer.status_code, error=content["error"] if answer.is_error else "")
+
+    return asyncio.run(request())
+
+
+@pytest.mark.parametrize("role", [*ROLES, None, "ended"])
+def test_each_role_gets_as_far_as_the_table_says_at_every_route(service: Service, role: str | None) -> None:
+    import time
+
+    now = int(time.time())
+    token = None
+    if role is not None:
+        at = now - TOKEN_LIFE_S - 1 if role == "ended" else now
+        token, _ = service.operators.add("operator" if role == "ended" else role, at, b"e" * 32)
+    for method, path in sorted(routes(service)):
+        full = path.replace("{candidate}", "neither-digits@1").replace("{number:int}", "1")
+        for name in ("model", "version", "kind", "scope", "ring", "site", "node", "lane"):
+            full = full.replace("{" + name + "}", "x1")
+        answer = ask(service, method, full, token, {})
+        if role in (None, "ended"):
+            assert answer.status == 401, path
+        elif role not in ROUTES.get((method, path), frozenset()):
+            assert answer.status == 403 and f"role {role} may not {method} {path}" in answer.error
+        elif "{candidate}" in path or (method == "POST" and path.endswith("releases/{model}/{version}/requests")):
+            assert answer.status == 403 and "may not" in answer.error, "of no duty"
+        else:
+            assert answer.status not in (401, 403), path
+
+
+@pytest.mark.parametrize(("role", "may"), [("releaser", "sign"), ("approver", "approve"), ("operator", None)])
+def test_signatures_of_a_duty_are_taken_from_its_role_only(service: Service, role: str, may: str | None) -> None:
+    import time
+
+    token, _ = service.operators.add(role, int(time.time()), b"e" * 32)
+    for duty in ("sign", "approve"):
+        for path, body in (
+            ("/v1/releases/digits/1.0.0/requests", {"duty": duty}),
+            (f"/v1/candidates/{duty}-digits@1.0.0", {}),
+        ):
+            assert (ask(service, "POST", path, token, body).status == 403) == (duty != may)
