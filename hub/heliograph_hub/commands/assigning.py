@@ -235,7 +235,7 @@ def sign(
 
     Example: heliograph fleet sign lab.json --key ring-protected-1.key
     """
-    from heliograph_hub.authority import load_key
+    from heliograph_hub.keys import load_key
 
     site, rows = carried.read(file)
     keys = [load_key(path) for path in key]

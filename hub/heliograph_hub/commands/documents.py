@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import typer
 
 from heliograph.errors import ConfigError, RefusedError, TrustError
 from heliograph.policy import MAX_DOCUMENT_BYTES, Config, Policy, config_from_table, policy_from_table
+from heliograph.toml import parse_toml
 from heliograph_hub.client import HubClient
 from heliograph_hub.commands.terminal import print_json, say, table, when
 
@@ -131,7 +131,7 @@ def _read(kind: str, file: Path) -> str:
 def _sign(kind: str, text: str, asked: dict[str, Any], files: list[Path]) -> dict[str, str]:
     """Signatures by the named keys; with none named, the hub signs with those that it holds."""
     from heliograph.statement import signed_bytes
-    from heliograph_hub.authority import load_key
+    from heliograph_hub.keys import load_key
 
     keys = [load_key(file) for file in files]
     for file, key in zip(files, keys, strict=True):
@@ -144,7 +144,7 @@ def _sign(kind: str, text: str, asked: dict[str, Any], files: list[Path]) -> dic
     payload = bytes.fromhex(asked["payload"])
     sent = (Policy if kind == "policy" else Config).decode(payload)
     make = policy_from_table if kind == "policy" else config_from_table
-    if make(tomllib.loads(text), realm=sent.realm, number=sent.number, at=sent.at) != sent:
+    if make(parse_toml(text, kind), realm=sent.realm, number=sent.number, at=sent.at) != sent:
         raise TrustError(f"the hub sent another {kind} than the file states: nothing was signed")
     message = signed_bytes(kind, payload)
     return {key.keyid.hex(): key.sign(message).hex() for key in keys}

@@ -156,7 +156,7 @@ def rollout_sign(
 
     Example: heliograph rollout sign protected.json --key ring-protected-1.key
     """
-    from heliograph_hub.authority import load_key
+    from heliograph_hub.keys import load_key
 
     held = offline.read(file)
     directive = held.directive
