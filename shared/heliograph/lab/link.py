@@ -10,12 +10,12 @@ Rule 3: a link that is down loses what is put on it and what would have arrived 
 Time (seconds of any monotonic clock) and chance are arguments. Nothing here reads, writes or waits.
 """
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from heliograph.errors import ConfigError
+from heliograph.toml import parse_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,7 @@ def profile_from_toml(name: str, text: str) -> Profile:
     Raises:
         ConfigError: it is no TOML, names something unknown, or a number is out of range.
     """
-    try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"profile {name} is not TOML: {error}") from error
+    found = parse_toml(text, f"profile {name}")
     note = found.pop("note", "")
     tables = {key: found.pop(key, {}) for key in ("up", "down", "outages")}
     if not isinstance(note, str) or not all(isinstance(table, dict) for table in tables.values()):
