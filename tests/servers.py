@@ -17,7 +17,7 @@ from heliograph.errors import TransportError
 from heliograph.objects import ObjectStore
 from heliograph_hub.bundle import pack
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Memory, Pointer
+from heliograph_site.memory import Memory, Pointer
 from heliograph_site.serving.control import ServerControl
 
 PATIENCE_S = 30.0

@@ -60,11 +60,12 @@ from heliograph_site.door import keep_door
 from heliograph_site.estimate import Estimate
 from heliograph_site.fetching import Downloads
 from heliograph_site.folder import agent_lock, read_node_file
+from heliograph_site.happenings import Answer, GivenUp, Happening, StandIn, Started
 from heliograph_site.identity import Credentials, KeyFile, KeyStore
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.link import Link
-from heliograph_site.machine import Answer, GivenUp, Happening, Memory, StandIn, Started
 from heliograph_site.machines import Machines
+from heliograph_site.memory import Memory
 from heliograph_site.orders import DRILL_BEGUN, Orders
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.reporting import Incidents, Reporter

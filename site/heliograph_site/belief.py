@@ -33,8 +33,9 @@ from heliograph.trust import (
 )
 from heliograph.vouching import PROTECTED_ROLE, AdmissibleTarget, admit, counted, open_document
 from heliograph.wire import unpack
+from heliograph_site.happenings import Directed, Withdrawn
 from heliograph_site.journal import Held, Journal
-from heliograph_site.machine import UNDER_WAY, Directed, Memory, Target, Withdrawn
+from heliograph_site.memory import UNDER_WAY, Memory, Target
 from heliograph_site.rulebook import Rulebook
 
 log = logging.getLogger("heliograph.agent")

@@ -25,7 +25,7 @@ from typing import Any, Self, cast
 from heliograph.documents import Phase, Verdict
 from heliograph.errors import ConfigError, StorageError
 from heliograph.wire import pack, unpack
-from heliograph_site.machine import Aside, FailMode, Memory, Pointer, Refused, Standing, Target
+from heliograph_site.memory import Aside, FailMode, Memory, Pointer, Refused, Standing, Target
 from heliograph_site.reckoning import TimeMark
 from heliograph_site.served import Counted
 

@@ -19,31 +19,25 @@ from typing import Any
 from heliograph.deny import DenySet
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
-from heliograph_site.journal import Journal
-from heliograph_site.machine import (
-    UNDER_WAY,
+from heliograph_site.happenings import (
     Answer,
-    Command,
     DenialsHeld,
     Event,
     FallbackDenied,
     Happening,
-    Memory,
     Passed,
     StandIn,
     Started,
     TargetDenied,
     Withdrawn,
-    classify,
-    end_of,
-    matched,
-    settled,
-    step,
-    weigh,
 )
+from heliograph_site.journal import Journal
+from heliograph_site.machine import Command, classify, end_of, matched, settled, step
+from heliograph_site.memory import UNDER_WAY, Memory
 from heliograph_site.outbox import Outbox
 from heliograph_site.reporting import Reporter
 from heliograph_site.tasks import Tasks
+from heliograph_site.weighing import weigh
 
 log = logging.getLogger("heliograph.agent")
 

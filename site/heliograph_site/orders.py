@@ -26,8 +26,9 @@ from heliograph.errors import RefusedError
 from heliograph.policy import Policy
 from heliograph.rules import Action, Who
 from heliograph.wire import pack, unpack
+from heliograph_site.happenings import CalledOff, Directed, Happening, Recalled, StandIn
 from heliograph_site.journal import Journal
-from heliograph_site.machine import UNDER_WAY, CalledOff, Directed, Happening, Memory, Recalled, StandIn
+from heliograph_site.memory import UNDER_WAY, Memory
 from heliograph_site.tasks import Pace, Switched
 
 log = logging.getLogger("heliograph.agent")

@@ -17,7 +17,7 @@ from heliograph.errors import TransportError
 from heliograph.names import Ring
 from heliograph.protocol import SCHEMAS
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Memory, Pointer
+from heliograph_site.memory import Memory, Pointer
 from heliograph_site.outbox import Outbox
 from heliograph_site.rulebook import Rulebook
 from heliograph_site.served import COUNTS, Counted, slots

@@ -28,8 +28,9 @@ from heliograph.trust import TrustedSet
 from heliograph.versions import why_too_old
 from heliograph.vouching import UnknownTypeError, verify
 from heliograph.wire import unpack
+from heliograph_site.happenings import Matched, Passed
 from heliograph_site.journal import Paper
-from heliograph_site.machine import FailMode, Matched, Memory, Passed, Pointer
+from heliograph_site.memory import FailMode, Memory, Pointer
 
 log = logging.getLogger("heliograph.agent")
 

@@ -14,7 +14,7 @@ from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
 from heliograph_site.folder import is_agent_running, read_key, read_node_file
 from heliograph_site.journal import JOURNAL_FILE, Journal
-from heliograph_site.machine import Memory, Pointer
+from heliograph_site.memory import Memory, Pointer
 from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
 from heliograph_site.reporting import flag, held
 from heliograph_site.serving.control import ServerControl

@@ -26,17 +26,14 @@ from heliograph.policy import Policy
 from heliograph.trust import Target
 from heliograph_site.fetching import Downloads, in_thread, usable_ways
 from heliograph_site.gates import BUILT_IN, Probation, Verdict, judge_load, look_from_row, unknown_gates
-from heliograph_site.hardware import why_unfit
-from heliograph_site.machine import (
+from heliograph_site.happenings import (
     Admitted,
     Answer,
     Blocked,
-    Command,
     Declined,
     Failed,
     Fetched,
     Healthy,
-    Memory,
     Passed,
     Proved,
     Served,
@@ -44,6 +41,9 @@ from heliograph_site.machine import (
     Staged,
     Stopped,
 )
+from heliograph_site.hardware import why_unfit
+from heliograph_site.machine import Command
+from heliograph_site.memory import Memory
 from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
 

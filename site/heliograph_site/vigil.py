@@ -16,8 +16,9 @@ from heliograph.trust import DUTIES
 from heliograph.wire import pack, unpack
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
+from heliograph_site.happenings import StandIn
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Aside, Memory, StandIn
+from heliograph_site.memory import Aside, Memory
 
 _STANDS_IN: Mapping[OfflineAction, Aside] = {"serve": "", "fall-back": "fallback", "stop": "stopped"}
 OFFLINE, STALE, CLOCK = "offline", "stale", "clock-suspect"

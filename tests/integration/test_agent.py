@@ -24,9 +24,10 @@ from heliograph.protocol import topic
 from heliograph_hub.client import HubClient
 from heliograph_site.agent import Agent
 from heliograph_site.folder import agent_lock
+from heliograph_site.happenings import Event
 from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
-from heliograph_site.machine import Event, Memory
+from heliograph_site.memory import Memory
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.status import status
 

@@ -14,7 +14,7 @@ from heliograph.errors import RefusedError
 from heliograph.policy import Config
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph_site.journal import Journal, Paper
-from heliograph_site.machine import Memory, Pointer
+from heliograph_site.memory import Memory, Pointer
 from heliograph_site.serving.tuned import tuned
 from servers import PATIENCE_S, Node
 

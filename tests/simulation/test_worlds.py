@@ -8,7 +8,8 @@ import signal
 
 import pytest
 
-from heliograph_site.machine import TABLE, UNDER_WAY
+from heliograph_site.machine import TABLE
+from heliograph_site.memory import UNDER_WAY
 from simulator.many import Summary, pool_of, run_many
 from simulator.world import run
 

@@ -20,7 +20,7 @@ from heliograph.trust import TrustedSet
 from heliograph.wire import compress, pack
 from heliograph_hub import ceremony
 from heliograph_hub.ceremony import MODEL_ROLES, STATEMENT_ROLES, TUF_ROLES
-from heliograph_site.machine import FailMode
+from heliograph_site.memory import FailMode
 
 REALM = "sim"
 NOW = 1_795_000_000

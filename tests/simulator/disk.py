@@ -11,7 +11,7 @@ from random import Random
 from heliograph.delta.patch import rebuild_segment
 from heliograph.delta.recipe import Segment
 from heliograph_site.journal import Held, Paper
-from heliograph_site.machine import Memory
+from heliograph_site.memory import Memory
 
 
 class Joined:

@@ -21,6 +21,7 @@ PACKAGES = (
     ROOT / "tests" / "simulator",
 )
 MACHINE, NODE = "heliograph_site/machine.py", "simulator/node.py"
+WEIGHING, CHANGES = "heliograph_site/weighing.py", "heliograph_site/changes.py"
 RULEBOOK, TUPLES = "heliograph_site/rulebook.py", "heliograph/tuples.py"
 
 
@@ -48,14 +49,14 @@ MUTANTS: Final = (
                 'Row("staging",      Staged,           "activating",   keep,          Command.ACTIVATE),',
                 'Row("staging",      Staged,           "proving",      flip,          Command.PROVE),',
             ),
-            (MACHINE, "assert isinstance(event, Passed) and memory.target is not None", "assert memory.target"),
-            (MACHINE, "        event.at,\n", "        memory.epoch,\n"),
+            (CHANGES, "assert isinstance(event, Passed) and memory.target is not None", "assert memory.target"),
+            (CHANGES, "        event.at,\n", "        memory.epoch,\n"),
             (
-                MACHINE,
+                CHANGES,
                 "        fail_mode=event.fail_mode,\n        config=event.config,\n        policy=event.policy,\n    )\n    others",
                 '        fail_mode="safe",\n    )\n    others',
             ),
-            (MACHINE, "        unfit=None,\n        policy=event.policy,\n        cuts=0", "        cuts=0"),
+            (CHANGES, "        unfit=None,\n        policy=event.policy,\n        cuts=0", "        cuts=0"),
         ),
     ),
     Mutant(
@@ -81,17 +82,17 @@ MUTANTS: Final = (
     Mutant(
         "a denied release stays the fallback",
         ("denied",),
-        ((MACHINE, "    if spare & held.denied:\n", "    if False:\n"),),
+        ((WEIGHING, "    if spare & held.denied:\n", "    if False:\n"),),
     ),
     Mutant(
         "what is denied serves on beside a fallback",
         ("denied",),
-        ((MACHINE, "if memory.fallback is not None or (is_less_denied", "if (is_less_denied"),),
+        ((WEIGHING, "if memory.fallback is not None or (is_less_denied", "if (is_less_denied"),),
     ),
     Mutant(
         "a closed model serves on though two have denied its last release",
         ("denied",),
-        ((MACHINE, 'if is_final and active.fail_mode == "closed":', "if False:"),),
+        ((WEIGHING, 'if is_final and active.fail_mode == "closed":', "if False:"),),
     ),
     Mutant(
         "what is superseded before the server has switched goes on answering",
@@ -150,7 +151,7 @@ MUTANTS: Final = (
     Mutant(
         "an unproven release goes before a proven one",
         ("fallback",),
-        ((MACHINE, "for c in (*proven, *unproven) if not c.denied", "for c in (*unproven, *proven) if not c.denied"),),
+        ((WEIGHING, "for c in (*proven, *unproven) if not c.denied", "for c in (*unproven, *proven) if not c.denied"),),
     ),
     Mutant(
         "a restart in staging starts nothing",
@@ -167,7 +168,7 @@ MUTANTS: Final = (
         ("reason",),
         (
             (
-                MACHINE,
+                CHANGES,
                 "    refused = refuse(drop_target(memory, event), (memory.target,), event.reason)\n"
                 "    return replace(refused, reason=event.reason[:REASON_LENGTH])\n",
                 "    return refuse(drop_target(memory, event), (memory.target,), event.reason)\n",
@@ -177,7 +178,7 @@ MUTANTS: Final = (
     Mutant(
         "a delta that leads astray is gone again and again",
         ("bytes", "reason", "end"),
-        ((MACHINE, "return replace(memory, full_only=True, tries=memory.tries + 1)", "return memory"),),
+        ((CHANGES, "return replace(memory, full_only=True, tries=memory.tries + 1)", "return memory"),),
     ),
     Mutant(
         "rolling back goes to what answered before instead of what is named",
@@ -317,17 +318,17 @@ MUTANTS: Final = (
     Mutant(
         "rolling back takes the newest config",
         ("restored",),
-        ((MACHINE, "passed_over=max(pointer.passed_over, memory.active.config)", "passed_over=0"),),
+        ((CHANGES, "passed_over=max(pointer.passed_over, memory.active.config)", "passed_over=0"),),
     ),
     Mutant(
         "what stopped for want of documents never comes back",
         ("end",),
-        ((MACHINE, 'if found.fit != "stopped":', 'if found.fit == "never":'),),
+        ((WEIGHING, 'if found.fit != "stopped":', 'if found.fit == "never":'),),
     ),
     Mutant(
         "what serves with a document that fits no more isn't flagged",
         ("tuple", "end"),
-        ((MACHINE, "is_unfit = isinstance(event, LastUnfit)", "is_unfit = False"),),
+        ((CHANGES, "is_unfit = isinstance(event, LastUnfit)", "is_unfit = False"),),
     ),
     Mutant(
         "the hub counts a replay twice",

@@ -23,12 +23,10 @@ from heliograph.transfer import BlobFetch, Fetcher
 from heliograph.trust import state_to_bytes
 from heliograph_site.belief import Belief, News
 from heliograph_site.fetching import usable_ways
-from heliograph_site.journal import Held
-from heliograph_site.machine import (
+from heliograph_site.happenings import (
     Admitted,
     Answer,
     Blocked,
-    Command,
     Declined,
     Event,
     Failed,
@@ -36,7 +34,6 @@ from heliograph_site.machine import (
     GivenUp,
     Happening,
     Healthy,
-    Memory,
     Passed,
     Proved,
     Served,
@@ -44,15 +41,13 @@ from heliograph_site.machine import (
     Staged,
     Started,
     Stopped,
-    classify,
-    end_of,
-    matched,
-    settled,
-    step,
-    weigh,
 )
+from heliograph_site.journal import Held
+from heliograph_site.machine import Command, classify, end_of, matched, settled, step
+from heliograph_site.memory import Memory
 from heliograph_site.outbox import Outbox
 from heliograph_site.slots import PartialBlob, Rebuild, Slots
+from heliograph_site.weighing import weigh
 from simulator import catalogue, disk
 from simulator.clock import Bell, Steps, Task
 from simulator.road import Message

@@ -11,21 +11,19 @@ from heliograph.documents import LANES, Deny, DenyKey
 from heliograph.names import Digest
 from heliograph.transfer import Arrival
 from heliograph.wire import pack
-from heliograph_site.machine import (
-    UNDER_WAY,
+from heliograph_site.happenings import (
     ActiveLost,
     ActiveUnfit,
-    Command,
     Directed,
     Event,
     FitsAgain,
-    Memory,
     Passed,
-    Pointer,
     RestartedAgain,
     Returned,
     Wanted,
 )
+from heliograph_site.machine import Command
+from heliograph_site.memory import UNDER_WAY, Memory, Pointer
 from heliograph_site.outbox import Batch
 from heliograph_site.slots import PartialBlob
 from simulator import catalogue

@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 
 from heliograph.names import Digest, Ring
-from heliograph_site.machine import UNDER_WAY, Event, Memory
+from heliograph_site.happenings import Event
+from heliograph_site.memory import UNDER_WAY, Memory
 from simulator import catalogue
 from simulator.clock import Clock, RestlessError
 from simulator.hub import Hub, can

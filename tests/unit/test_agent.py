@@ -18,9 +18,11 @@ from heliograph.wire import pack
 from heliograph_hub import ceremony
 from heliograph_site.agent import Agent, _LinkChanged
 from heliograph_site.folder import NodeFile
+from heliograph_site.happenings import Failed, Passed, Staged
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held
-from heliograph_site.machine import Failed, Memory, Passed, Staged, Target, step
+from heliograph_site.machine import step
+from heliograph_site.memory import Memory, Target
 from realms import MODEL, NOW, Realm
 
 KEY = PrivateKey.generate(b"k" * 32)

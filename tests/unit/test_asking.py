@@ -20,7 +20,9 @@ from heliograph.names import Digest
 from heliograph.objects import ObjectStore
 from heliograph.policy import Budget, OnlyFull, Policy, no_policy
 from heliograph.trust import Target as Listed
-from heliograph_site.machine import Admitted, Command, Declined, Memory, Pointer, Target
+from heliograph_site.happenings import Admitted, Declined
+from heliograph_site.machine import Command
+from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Tasks

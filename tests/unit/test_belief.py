@@ -16,8 +16,10 @@ from heliograph.statement import Statement, encode, parse
 from heliograph.trust import state_to_bytes, with_set
 from heliograph.wire import pack
 from heliograph_site.belief import Belief, News
+from heliograph_site.happenings import Directed, Withdrawn
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Directed, Memory, Target, Withdrawn, classify
+from heliograph_site.machine import classify
+from heliograph_site.memory import Memory, Target
 
 KEY = b"n" * 32
 NODE = {"site": "shop", "node": "till"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from heliograph.errors import ConfigError
 from heliograph_site.journal import Held, Journal, Paper
-from heliograph_site.machine import Memory, Pointer, Refused, Target
+from heliograph_site.memory import Memory, Pointer, Refused, Target
 from heliograph_site.reckoning import TimeMark
 
 DATA = Path(__file__).parents[1] / "data"
@@ -141,7 +141,7 @@ def test_a_life_that_nobody_ended_was_not_orderly(tmp_path: Path) -> None:
 def test_what_was_saved_survives_a_killed_process(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from heliograph_site.journal import Journal; from heliograph_site.machine import Memory\n"
+        "from heliograph_site.journal import Journal; from heliograph_site.memory import Memory\n"
         "journal = Journal(Path(sys.argv[1])); journal.save(Memory('digits', 'fetching', 9))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -12,25 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliograph.documents import Phase
-from heliograph_site.machine import (
+from heliograph_site.happenings import (
     EVENTS,
-    MAX_CUTS,
-    MAX_TRIES,
-    TABLE,
-    UNDER_WAY,
     Aborted,
     ActiveDenied,
     Admitted,
     Answer,
     Blocked,
     CalledOff,
-    Command,
     Declined,
     DenialsHeld,
     Directed,
     Event,
     Failed,
-    FailMode,
     FallbackDenied,
     Fetched,
     FitsAgain,
@@ -39,13 +33,10 @@ from heliograph_site.machine import (
     Healthy,
     LastClosed,
     LastDenied,
-    Memory,
     Passed,
-    Pointer,
     Postponed,
     Proved,
     Recalled,
-    Refused,
     Renumbered,
     RestartedAgain,
     RestartedHealthy,
@@ -60,18 +51,14 @@ from heliograph_site.machine import (
     SteppedAside,
     StoodDown,
     Stopped,
-    Target,
     TargetDenied,
     TriedEnough,
     Wanted,
     Withdrawn,
-    classify,
-    fallbacks,
-    mermaid,
-    settled,
-    step,
-    weigh,
 )
+from heliograph_site.machine import MAX_CUTS, MAX_TRIES, TABLE, Command, classify, mermaid, settled, step
+from heliograph_site.memory import UNDER_WAY, FailMode, Memory, Pointer, Refused, Target
+from heliograph_site.weighing import fallbacks, weigh
 
 ROOT = Path(__file__).parents[2]
 PHASES: tuple[Phase, ...] = get_args(Phase)

@@ -6,10 +6,8 @@ from typing import get_args
 import pytest
 
 from heliograph.documents import Phase
-from heliograph_site.machine import (
-    UNDER_WAY,
+from heliograph_site.happenings import (
     ActiveUnfit,
-    Command,
     DenialsHeld,
     FallbackDenied,
     FitsAgain,
@@ -17,21 +15,15 @@ from heliograph_site.machine import (
     LastStopped,
     LastUnfit,
     Matched,
-    Memory,
     Passed,
-    Pointer,
     Restarted,
     Retuned,
     Served,
     Started,
     Stopped,
-    Target,
-    classify,
-    end_of,
-    matched,
-    settled,
-    step,
 )
+from heliograph_site.machine import Command, classify, end_of, matched, settled, step
+from heliograph_site.memory import UNDER_WAY, Memory, Pointer, Target
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 A, B, C, D = b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32

@@ -12,8 +12,10 @@ from heliograph.documents import Assignment, Command
 from heliograph.errors import RefusedError
 from heliograph.policy import Authority, Policy
 from heliograph.wire import pack
+from heliograph_site.happenings import Directed, Happening
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Directed, Happening, Memory, Pointer, Target, classify, step
+from heliograph_site.machine import classify, step
+from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.orders import Orders
 from heliograph_site.tasks import Pace, Switched
 

@@ -15,7 +15,7 @@ from heliograph.names import Ring
 from heliograph.sketch import Sketch
 from heliograph_site.decay import KINDS
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Memory
+from heliograph_site.memory import Memory
 from heliograph_site.outbox import Outbox
 from heliograph_site.reporting import Reporter
 from heliograph_site.tasks import Pace

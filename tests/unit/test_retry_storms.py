@@ -31,7 +31,8 @@ from heliograph_hub.ledger import Ledger
 from heliograph_hub.pacing import ASKS_PER_HOUR, ASKS_PER_RECIPE
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Paused, Signed
-from heliograph_site.machine import Admitted, Memory, Target
+from heliograph_site.happenings import Admitted
+from heliograph_site.memory import Memory, Target
 from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Tasks
 

@@ -18,8 +18,9 @@ from heliograph.signing import sign_statement
 from heliograph.trust import state_to_bytes, with_set
 from heliograph.wire import pack, unpack
 from heliograph_site.belief import Belief
+from heliograph_site.happenings import Matched, Passed
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Matched, Memory, Passed, Pointer, Target
+from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.rulebook import MAX_PAPERS
 
 KEY = b"n" * 32

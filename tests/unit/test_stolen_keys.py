@@ -22,8 +22,9 @@ from heliograph.trust import DUTIES, state_from_bytes, state_to_bytes, with_set
 from heliograph.wire import pack
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
+from heliograph_site.happenings import Directed, Happening
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Directed, Happening, Memory, Pointer
+from heliograph_site.memory import Memory, Pointer
 from heliograph_site.orders import Orders
 from heliograph_site.reckoning import BUILT_AT
 from heliograph_site.tasks import Pace

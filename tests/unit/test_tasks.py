@@ -17,8 +17,10 @@ from heliograph.manifest import File, Gate, Golden, Manifest, Soak, Variant
 from heliograph.policy import ModelRules, Policy, no_policy
 from heliograph.wire import pack
 from heliograph_site.folder import JOIN_PREFIX, JoinString, read_node_file
+from heliograph_site.happenings import Answer, Declined, Failed, Passed, Proved
 from heliograph_site.hardware import detect, why_unfit
-from heliograph_site.machine import Answer, Command, Declined, Failed, Memory, Passed, Pointer, Proved, Target
+from heliograph_site.machine import Command
+from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
 from heliograph_site.tasks import Pace, Tasks
@@ -85,7 +87,10 @@ def test_a_join_string_comes_back_as_it_was_printed() -> None:
         ("heliograph2:AAAA", "not a join string: it begins with 'heliograph1:'"),
         (STRING.encode()[:-5], "damaged: copy all"),
         (JOIN_PREFIX + "!!!", "damaged: copy all"),
-        (JOIN_PREFIX + base64.urlsafe_b64encode(pack([3, "x"])).decode(), "is of version 3, this version reads 1 and 2"),
+        (
+            JOIN_PREFIX + base64.urlsafe_b64encode(pack([3, "x"])).decode(),
+            "is of version 3, this version reads 1 and 2",
+        ),
         (replace(TLS_STRING, pin=b"short").encode(), "damaged: copy all"),
         (replace(TLS_STRING, enroll_port=0).encode(), "damaged: copy all"),
         (replace(TLS_STRING, enroll_port=70000).encode(), "doesn't hold: enroll_port"),

@@ -9,8 +9,9 @@ import pytest
 
 from heliograph.deny import DenySet
 from heliograph.policy import OfflineAction, Policy, Staleness
+from heliograph_site.happenings import StandIn
 from heliograph_site.journal import Journal
-from heliograph_site.machine import Memory, Pointer, StandIn
+from heliograph_site.memory import Memory, Pointer
 from heliograph_site.vigil import Vigil, begun_from
 
 MODEL, A = "digits", b"a" * 32
