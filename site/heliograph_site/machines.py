@@ -123,7 +123,7 @@ class Machines:
         todo: Happening | None = happening
         while todo is not None:
             before = self.memories[model]
-            event = classify(before, todo)
+            event = classify(before, self._possible(before, todo))
             if event is None:
                 return
             after, command = step(before, event)
@@ -151,6 +151,16 @@ class Machines:
             self._tune()
         if command is not None:
             await self._start(command, after)
+
+    def _possible(self, memory: Memory, happening: Happening) -> Happening:
+        """A fallback stands in only where the documents held leave it so: else the two would take turns for ever."""
+        if not isinstance(happening, StandIn) or happening.aside != "fallback" or memory.aside:
+            return happening
+        if memory.active is None or memory.fallback is None:
+            return happening
+        found = self._belief.rules.match(replace(memory, active=memory.fallback, fallback=memory.active))
+        is_left = found is None or found.release == memory.fallback.release
+        return happening if is_left else StandIn("", happening.reason)
 
     def _level(self, memory: Memory) -> Happening | None:
         """What the denials held, or at rest the directive, say to a machine that has just changed."""

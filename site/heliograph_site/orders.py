@@ -268,7 +268,8 @@ class Orders:
         began, last = time.monotonic(), self._node.switched.get(model)
         self._drills.add(model)
         try:
-            await self._deliver(model, StandIn("fallback", DRILL_BEGUN))
+            if not await self._deliver(model, StandIn("fallback", DRILL_BEGUN)):
+                raise RefusedError(f"the fallback of {model} fits no policy and config in force: it can't stand in")
             back = await self._switched_to(model, fallback.release, last)
         finally:
             self._drills.discard(model)

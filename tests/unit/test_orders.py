@@ -139,6 +139,19 @@ def test_a_drill_whose_fallback_never_serves_fails_and_what_is_committed_is_aske
     assert node.memories[MODEL].aside == "fallback" and not node.orders.is_drilling(MODEL)
 
 
+def test_a_drill_is_refused_in_words_where_the_documents_held_leave_the_fallback_out(tmp_path: Path) -> None:
+    node = Node(tmp_path, *ordered("drill"))
+
+    async def nothing_follows(model: str, happening: Happening) -> bool:
+        return False
+
+    node.orders._deliver = nothing_follows
+    assert node.obey()[0][3] == (
+        "refused: the fallback of digits fits no policy and config in force: it can't stand in"
+    )
+    assert not node.orders.is_drilling(MODEL)
+
+
 @pytest.mark.parametrize(
     ("authority", "action", "says"),
     [

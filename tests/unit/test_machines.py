@@ -1,0 +1,125 @@
+"""The machines of a node with the documents it holds: what one step leads to, until everything is at rest."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heliograph_site.happenings import Answer, Served, StandIn
+from heliograph_site.machine import Command
+from heliograph_site.machines import Machines
+from heliograph_site.memory import Memory, Pointer
+from realms import MODEL, NOW
+from unit.test_rulebook import NEW, OLD, Node
+
+OFFLINE = StandIn("fallback", "9 s without the hub's word, policy 1 allows 5 s")
+
+
+class Serving:
+    """Has each command that serves answered at once, and tells of nothing."""
+
+    def __init__(self, runner: asyncio.Runner, node: Node, stand_in: StandIn) -> None:
+        self.runner, self.stand_in = runner, stand_in
+        self.performed: list[Command] = []
+        self.told: list[str] = []
+        self.answers: list[Answer] = []
+        around: Any = self
+        self.machines = Machines(
+            node.journal, around, around, node.belief, around, around, self.spawn, self.deliver,
+            stand_in=lambda _: self.stand_in,
+        )  # fmt: skip
+
+    def now(self) -> int:
+        return NOW
+
+    def save(self) -> None:
+        pass
+
+    def say(self) -> None:
+        pass
+
+    def note(self, model: str, waiting: str) -> None:
+        pass
+
+    def append(self, lane: str, kind: str, at: int, body: dict[str, Any]) -> None:
+        self.told.append(body["event"])
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work, name=name)
+
+    async def perform(self, command: Command, memory: Memory) -> Answer | None:
+        self.performed.append(command)
+        return Served(memory.epoch) if command is Command.SERVE else None
+
+    async def deliver(self, model: str, answer: Answer) -> None:
+        self.answers.append(answer)
+
+    def settle(self, most: int = 20) -> Memory:
+        """Where the machine comes to rest; at most so many answers are taken."""
+
+        async def run() -> None:
+            await self.machines.derive_all()
+            for _ in range(most):
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                if not self.answers:
+                    return
+                await self.machines.step(MODEL, self.answers.pop(0))
+            pytest.fail(f"no rest after {most} answers: {self.told}")
+
+        self.runner.run(run())
+        return self.machines.memories[MODEL]
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """One loop for a whole test: tasks of one step are awaited in the next."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    node = Node(tmp_path)
+    newer = Pointer(NEW, NOW, 2, "proven", proven=3)
+    node.memory = Memory(MODEL, active=newer, fallback=Pointer(OLD, NOW - 9, 1, "proven", proven=1))
+    node.journal.save(node.memory)
+    return node
+
+
+def test_off_line_for_too_long_the_fallback_serves_until_the_hub_is_heard(runner: asyncio.Runner, node: Node) -> None:
+    node.hear(node.policy(1))
+    serving = Serving(runner, node, OFFLINE)
+    aside = serving.settle()
+    assert aside.aside == "fallback" and aside.active is not None and aside.active.release == OLD
+    serving.stand_in = StandIn("", "the hub is heard")
+    back = serving.settle()
+    assert back.aside == "" and back.active is not None and back.active.release == NEW
+
+
+def test_a_fallback_that_fits_no_policy_in_force_does_not_stand_in_and_the_machine_rests(
+    runner: asyncio.Runner, node: Node
+) -> None:
+    node.hear(node.policy(1, models={MODEL: {"floor": "1.1.0"}}))
+    serving = Serving(runner, node, OFFLINE)
+    memory = serving.settle()
+    assert memory.aside == "" and memory.active is not None and memory.active.release == NEW
+    assert serving.performed == [] and "SteppedAside" not in serving.told
+    node.hear(node.policy(2))
+    assert serving.settle().aside == "fallback", "it does once a policy lets it"
+
+
+def test_what_stands_in_gives_way_to_what_is_committed_once_a_policy_leaves_it_out(
+    runner: asyncio.Runner, node: Node
+) -> None:
+    node.hear(node.policy(1))
+    serving = Serving(runner, node, OFFLINE)
+    assert serving.settle().aside == "fallback"
+    node.hear(node.policy(2, hold_max_s=0, models={MODEL: {"floor": "1.1.0"}}))
+    memory = serving.settle()
+    assert memory.aside == "" and memory.active is not None and memory.active.release == NEW
+    assert memory.fallback is not None and memory.fallback.release == OLD, "refused for nothing"
+    assert replace(memory, epoch=0) == replace(serving.settle(), epoch=0), "and so it stays"
