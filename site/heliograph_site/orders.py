@@ -170,8 +170,8 @@ class Orders:
         """Why a pin or the site lets nothing be made of a directive; None: go on."""
         if not isinstance(happening, Directed) or happening.action != "install":
             return None
-        if model in self.holds:
-            return f"held {self.holds[model]}"
+        if model in self.holds and rules.why_may_not(self._node.policy_of(model), model, "site", "hold") is None:
+            return f"held {self.holds[model]}"  # as long as policy lets a site hold: else nobody could resume
         version = happening.target.path.rpartition("/")[2]
         assigned = self._node.assigned
         pin = assigned.pins.get(model) if assigned is not None else None

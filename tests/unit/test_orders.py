@@ -194,3 +194,16 @@ def test_what_a_site_holds_and_pins_begin_nothing_new(tmp_path: Path) -> None:
     assert again.orders.why_restricted(MODEL, pinned) is None
     with pytest.raises(RefusedError, match="digits is not held by the site"):
         asyncio.run(again.orders.by_site("resume", MODEL, ""))
+
+
+def test_what_a_site_holds_goes_on_once_policy_takes_the_authority_from_it(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    new = Directed("install", Target(C, 3, f"{MODEL}/1.1.0"))
+    asyncio.run(node.orders.by_site("hold", MODEL, "stocktaking"))
+    assert node.orders.why_restricted(MODEL, new) == "held by the site: stocktaking"
+    node.authority = "central"
+    assert node.orders.why_restricted(MODEL, new) is None, "or nobody could let it go on"
+    with pytest.raises(RefusedError, match="hold by the site is not allowed"):
+        asyncio.run(node.orders.by_site("resume", MODEL, ""))
+    node.authority = "hybrid"
+    assert node.orders.why_restricted(MODEL, new) == "held by the site: stocktaking", "the site's wish still stands"
