@@ -72,9 +72,11 @@ def test_after_random_kills_and_cuts_everything_converges(
                 steer_at += max(4.0, seconds / 20)
                 weather.steer()
             time.sleep(max(0.0, rng.uniform(0.5, 1.5) - (time.monotonic() - began)))  # the pace of the weather
-        if weather.wanted == FIRST:
-            weather.steer()
         node.road.restore()
+        if weather.wanted == THIRD:
+            weather.steer()
+        node.await_rest(FIRST, timeout_s=90)  # kills may have had it refused: now it is the fallback for sure
+        weather.steer()
         node.await_rest(THIRD, timeout_s=90)
         node.deny(f"digits@{THIRD}", 1)
         node.await_rest(FIRST, timeout_s=60)
