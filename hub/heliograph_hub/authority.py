@@ -42,10 +42,8 @@ from heliograph_hub.keys import KeyDir
 
 RESIGN_AFTER_S: Final = DAY_S
 """Snapshot and timestamp are signed again when they are this old."""
-MAX_STEP_BACK_S: Final = 300
-"""A clock set back by no more than this is one that was corrected: the last time is signed again."""
 MAX_BEHIND_S: Final = 3600
-"""A clock that is set back by more than this is taken for wrong."""
+"""A clock that is set back by more than this is taken for wrong; for less, the last time is signed again."""
 UNFINISHED = "init-unfinished"
 """A file in the folder of a realm that isn't finished."""
 
@@ -110,6 +108,8 @@ class Authority:
             raise ConfigError(f"{folder} holds no realm: run hub init first") from error
         self.set: TrustedSet = trust.state_from_bytes(state)
         """The published set."""
+        self.on_signed: Callable[[str, bytes, list[bytes]], None] = lambda type_, payload, keyids: None
+        """Told what a key here is about to sign: type, payload, key ids."""
 
     @property
     def realm(self) -> str:
@@ -283,7 +283,7 @@ class Authority:
             RefusedError: the online keys are not here, or the clock says an earlier time than was signed last.
             TrustError: root or targets has expired, so no node would take the set.
         """
-        now = self._not_before_the_last(now)
+        now = self._not_before_the_last(now, self.set)
         if heads != self.set.heads or now - self.set.at >= RESIGN_AFTER_S:
             self._publish(self._files(), heads, now)
         return self.published()
@@ -306,7 +306,9 @@ class Authority:
             RefusedError: too few of its keys are on this machine.
             IntegrityError: it would exceed 60 KiB.
         """
-        return sign_statement(type_, document.encode(), self._signers(role, f"{type_} can't be signed here"))
+        signers = self._signers(role, f"{type_} can't be signed here")
+        self.on_signed(type_, document.encode(), [key.keyid for key in signers])
+        return sign_statement(type_, document.encode(), signers)
 
     def sign_payload(self, role: str, type_: str, payload: bytes) -> dict[bytes, bytes]:
         """As `sign_statement`, of bytes: signatures by key id.
@@ -316,6 +318,7 @@ class Authority:
         """
         message = statement_bytes(type_, payload)
         signers = self._signers(role, f"{type_} can't be signed here, name the keys with --key")
+        self.on_signed(type_, payload, [key.keyid for key in signers])
         return {key.keyid: key.sign(message) for key in signers}
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -341,12 +344,16 @@ class Authority:
         assert self.set.targets is not None  # a realm's set is complete
         return self.set.targets if role == "targets" else self.set.delegated[role]
 
-    def _not_before_the_last(self, now: int) -> int:
-        """`now`, or the time signed last where the clock is a little behind that; a clock far behind is wrong."""
-        last = self.set.at
+    def _not_before_the_last(self, now: int, under: TrustedSet) -> int:
+        """`now`, or the time signed last where the clock is a little behind that; a clock far behind is wrong.
+
+        What keys said that the next root names no more doesn't count.
+        """
+        last = under.at
         if now < last - MAX_BEHIND_S:
             raise RefusedError(
-                f"this machine's clock says {time_text(now)}, and {time_text(last)} was signed before: set the clock"
+                f"this machine's clock says {time_text(now)}, and {time_text(last)} was signed before: set the "
+                "clock; if it was wrong then, rotate the timestamp key: nodes forget what the old one said"
             )
         return max(now, last)
 
@@ -372,6 +379,7 @@ class Authority:
     ) -> None:
         """Signs snapshot and timestamp over the files, checks the set as a node would, and makes it the published."""
         under = base or self.set
+        now = self._not_before_the_last(now, under)
         snapshot_keys = self._signers("snapshot", "nothing can be published here", under)
         timestamp_keys = self._signers("timestamp", "nothing can be published here", under)
         new = assemble(under, files, heads, now, snapshot_keys, timestamp_keys, self.set.versions)

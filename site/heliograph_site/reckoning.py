@@ -10,8 +10,8 @@ Rule 2: a signed time stands with the ids of the keys that signed it. Once those
 Rule 3: the wall clock can only add: it counts from the estimate to as much later as a node may be off line, and as the
     hub's answer in this boot leaves open: no later than what the hub signed plus all that passed since it was asked
     (`latest`). Outside it is ignored, and suspect.
-Rule 4: what ends (metadata, a directive, a certificate) is judged by `latest`, what begins by `earliest`, what serves by
-    `earliest` alone: so a wrong wall clock can make a node careful, never careless, and never stops it.
+Rule 4: what ends (metadata, a directive) is judged by `latest`, what begins by `earliest`, and whether to go on serving
+    by `earliest` alone: so a wrong wall clock can make a node careful, never careless, and never stops it.
 """
 
 from collections.abc import Collection, Iterable
@@ -128,7 +128,7 @@ class Reckoning:
         return replace(self, marks=tuple(carry(mark) for mark in self.marks))
 
     def started(self, boot: str, boottime_s: float) -> "Reckoning":
-        """What is left of it at a start: after a boot the clock begins anew, and of the time between nothing is known."""
+        """What is left of it at a start: after a boot its clock begins anew; nothing is known of the time between."""
 
         def move(mark: TimeMark) -> TimeMark:
             is_same = mark.boot == boot and mark.boottime_s <= boottime_s

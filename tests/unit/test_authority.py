@@ -14,7 +14,7 @@ from heliograph.errors import ConfigError, IntegrityError, NotFoundError, Refuse
 from heliograph.names import Digest
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
-from heliograph_hub.authority import Authority, SigningRequest, SigningResult
+from heliograph_hub.authority import MAX_BEHIND_S, Authority, SigningRequest, SigningResult
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import KeyDir, load_key
 from realms import DAY, NOW
@@ -339,6 +339,35 @@ def test_an_expired_duty_is_renewed_by_its_next_signature(authority: Authority) 
 
 
 # --- what goes out ------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_went_back_signs_no_earlier_time_than_the_last(folder: Path) -> None:
+    authority = Authority(folder)
+    authority.publish_set(NOW + DAY, Heads())
+    published = (folder / "metadata" / "state").read_bytes()
+    for now in (0, NOW - 365 * DAY, NOW, NOW + DAY - MAX_BEHIND_S - 1):
+        for heads in (Heads(), Heads(directives={"canary": ONE})):
+            with pytest.raises(RefusedError, match="this machine's clock says .*, and .* was signed before: set"):
+                Authority(folder).publish_set(now, heads)
+        with pytest.raises(RefusedError, match="set the clock"):
+            release(Authority(folder), now=now)
+    assert (folder / "metadata" / "state").read_bytes() == published, "what was signed before goes on being announced"
+    assert Authority(folder).published()[topic("head").build("demo")] == authority.set.timestamp
+
+
+def test_a_clock_that_was_corrected_by_a_little_signs_the_last_time_again(folder: Path) -> None:
+    authority = Authority(folder)
+    authority.publish_set(NOW + DAY, Heads())
+    authority.publish_set(NOW + DAY - MAX_BEHIND_S, Heads(directives={"canary": ONE}))
+    assert authority.set.at == NOW + DAY and authority.set.heads == Heads(directives={"canary": ONE})
+
+
+def test_a_clock_of_2040_signs_nothing_as_root_and_targets_end_before(folder: Path) -> None:
+    authority = Authority(folder)
+    before = authority.published()
+    with pytest.raises(TrustError, match="expired"):
+        authority.publish_set(2_208_988_800, Heads())
+    assert Authority(folder).published() == before
 
 
 def test_what_is_published_stays_the_same_until_it_is_a_day_old_or_heads_change(folder: Path) -> None:
