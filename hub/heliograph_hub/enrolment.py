@@ -19,7 +19,8 @@ from heliograph.documents import Enroll
 from heliograph.errors import NotFoundError, RefusedError
 from heliograph.signing import PublicKey
 from heliograph_hub.assigning import Assigned, Assignments
-from heliograph_hub.database import Database, former_keys, nodes, sites, tokens
+from heliograph_hub.database import Database, counts, former_keys, nodes, sites, tokens
+from heliograph_hub.setbacks import WENT_BACK
 
 MAX_OPEN_TOKENS = 16
 """Of one node."""
@@ -134,6 +135,7 @@ class Enrolment:
                     values["ring"] = None  # nothing stands of what it was
                 values |= {"last_heard": None, "gone_at": None, "run": None, "n": 0, "reported": None}
                 connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
+                connection.execute(sa.delete(counts).where(*_is(counts, site, node), counts.c.what == WENT_BACK))
             return self._assignments.issue(connection, site, node)
 
     def remove(self, site: str, node: str, now: int) -> None:

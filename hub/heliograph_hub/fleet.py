@@ -11,13 +11,15 @@ Who is a node is `heliograph_hub.enrolment`'s, what each is to be `heliograph_hu
 kept `heliograph_hub.retention`'s. Time comes from the caller.
 """
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Document, LaneReceipt, Records, Renew, Reported
+from heliograph.documents import Document, Hello, LaneReceipt, Records, Renew, Reported
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
 from heliograph.names import Ring
 from heliograph.protocol import topic
@@ -28,6 +30,9 @@ from heliograph_hub.assigning import FIRST_RING
 from heliograph_hub.database import Database, counts, lanes, nodes, records, runs, sites
 from heliograph_hub.figures import Figures, figures
 from heliograph_hub.rollout import Member
+from heliograph_hub.setbacks import WENT_BACK, setbacks
+
+log = logging.getLogger(__name__)
 
 HEARD_EVERY_S = 10
 """A node's `last_heard` is written at most this often."""
@@ -137,6 +142,8 @@ class Fleet:
                 connection.execute(sa.insert(runs).values(site=site, node=node, **since))
             values = {"run": reported.run, "n": reported.n, "reported": parse(data).payload}
             connection.execute(sa.update(nodes).where(*_is(nodes, site, node)).values(**values))
+            before = _node(row, FIRST_RING).reported
+        self._alarm(site, node, before, reported.tuf, reported.deny.count, reported.assignment)
         return reported
 
     def take_records(self, site: str, node: str, data: bytes, now: int = 0) -> LaneReceipt:
@@ -202,6 +209,26 @@ class Fleet:
         renew = self._open(name, node.site, node.node, data)
         assert isinstance(renew, Renew)  # the row says so
         return renew
+
+    def watch(self, node: Node, hello: Hello) -> None:
+        """Raises an alarm if a run that is new begins with less than the node had when it last reported.
+
+        Whoever starts from an older copy catches up within seconds: its first hello is all that shows it. A hello is
+        not signed: a hostile broker can raise this alarm, never silence it in what is signed.
+        """
+        with self._database.read() as connection:
+            known = connection.execute(_one(runs, node.site, node.node).where(runs.c.run == hello.run)).one_or_none()
+        if known is None:
+            had = hello.numbers.assignment
+            self._alarm(node.site, node.node, node.reported, hello.tuf, hello.deny.count, had)
+
+    def _alarm(
+        self, site: str, node: str, before: Reported | None, tuf: Mapping[str, int], denials: int, assignment: int
+    ) -> None:
+        found = setbacks(before, tuf, denials, assignment) if before is not None else ()
+        if found:
+            log.error("%s/%s went back, an older copy of its storage runs: %s", site, node, "; ".join(found))
+            self.count(site, node, WENT_BACK, "; ".join(found))
 
     def _open(self, name: str, site: str, node: str, data: bytes) -> Document:
         """What the node's own key signed about itself."""
@@ -318,7 +345,14 @@ class Fleet:
 
     def counts(self, site: str, node: str) -> dict[str, dict[str, Any]]:
         """Messages of this node's topics that were not obeyed: kind → how many and why the last."""
-        return self._counts(site, node)
+        return {what: row for what, row in self._counts(site, node).items() if what != WENT_BACK}
+
+    def alarms(self) -> dict[tuple[str, str], tuple[int, str]]:
+        """Nodes that hold less than they held: how often that was seen, and what went back the last time."""
+        self.flush_counts()
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(counts).where(counts.c.what == WENT_BACK, counts.c.site != "")).all()
+        return {(row.site, row.node): (row.count, row.last) for row in rows}
 
     def _counts(self, site: str, node: str) -> dict[str, dict[str, Any]]:
         self.flush_counts()

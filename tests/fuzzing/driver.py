@@ -2,7 +2,8 @@
 
 Two feeders share one table: `mutated` spoils good inputs by chance from a seed, so that every run and every machine
 tries the same; `guided` is libFuzzer through atheris, which looks for inputs that reach new lines. Both watch for
-errors that aren't the parser's own, for more than 5 s on one input, and for more than 64 MiB resident above what stood before.
+errors that aren't the parser's own, for more than 5 s on one input, and for more than 64 MiB resident above what stood
+before.
 
     python -m fuzzing [--guided] COUNT SEED [PARSER ...]     one line of JSON a parser; 1 if anything was found
 """

@@ -38,7 +38,11 @@ class Fleet(Part):
         """Every node as it last reported."""
         names, assignments = self.names(), self._service.assignments
         labels, pins = assignments.labels(), assignments.pins()
-        return [self._node(node, names, labels, pins) for node in self._service.fleet.nodes()]
+        alarms = self._service.fleet.alarms()
+        return [
+            self._node(node, names, labels, pins) | {"alarm": _alarm(alarms, node)}
+            for node in self._service.fleet.nodes()
+        ]
 
     async def show_node(self, site: str, name: str) -> Answer:
         """One node, with all it said."""
@@ -101,6 +105,7 @@ class Fleet(Part):
             "enrolled_at": node.enrolled_at,
             "agent": said.agent if said else None,
             "estimate": said.estimate if said else None,
+            "clock": said.clock if said else "",
             "run": node.run.hex() if node.run else None,
             "trust": {"versions": dict(said.tuf) if said else {}},
             "assignment": {"number": node.assignment, "echoed": said.assignment if said else None},
@@ -120,6 +125,7 @@ class Fleet(Part):
             },
             "records": fleet.lanes(site, name),
             "not_counted": fleet.counts(site, name),
+            "alarm": _alarm(fleet.alarms(), node),
         }
 
     async def list_records(self, site: str, name: str, lane: str) -> Answer:
@@ -153,6 +159,11 @@ def _outcomes(audit: Iterable[dict[str, Any]]) -> dict[int, str]:
             case {"kind": "ordered", "body": {"by": "hub", "number": int(number), "outcome": str(outcome)}}:
                 found.setdefault(number, "".join(char for char in outcome[:MAX_OUTCOME] if char.isprintable()))
     return found
+
+
+def _alarm(alarms: Mapping[tuple[str, str], tuple[int, str]], node: Node) -> dict[str, Any] | None:
+    count, last = alarms.get((node.site, node.node), (0, ""))
+    return {"count": count, "went_back": last} if count else None
 
 
 def _model(report: ModelReport, names: dict[bytes, str]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def fleet_list(where: Hub = "", as_json: Json = False) -> None:
         name = f"{node['site']}/{node['node']}"
         rows.append((name, node["ring"], node["link"], heard, str(node["bytes_received"]), policy, models))
     table(("node", "ring", "link", "last heard", "bytes received", "policy", "models"), rows)
+    for node in answer:
+        _show_alarm(f"{node['site']}/{node['node']}", node)
 
 
 @app.command("show")
@@ -47,6 +49,7 @@ def fleet_show(
         return
     heard = "never" if answer["last_heard"] is None else when(answer["last_heard"])
     print(f"{name}  ring {answer['ring']}, link {answer['link']}, last heard {heard}, key {answer['key'][:16]}")
+    _show_alarm(name, answer)
     assignment, deny = answer["assignment"], answer["deny"]
     if answer["agent"] is None:
         print(f"assignment {assignment['number']}; the node has not said hello yet")
@@ -55,6 +58,8 @@ def fleet_show(
         print(f"denials {deny['count']}, {'all that are in force' if deny['acknowledged'] else 'NOT those in force'}")
         spent = answer["spent"]
         print(f"policy {answer['policy']}; content fetched today {spent['day']} bytes, this month {spent['month']}")
+        if answer["clock"]:
+            print(f"clock: {answer['clock']}")
     _show_stated(answer)
     for model, m in answer["models"].items():
         numbers = f", config {m['active']['config']}, policy {m['active']['policy']}" if m["active"] else ""
@@ -152,6 +157,14 @@ def fleet_stale(where: Hub = "", as_json: Json = False) -> None:
 
 
 assigning.add_to(app)
+
+
+def _show_alarm(name: str, answer: dict[str, Any]) -> None:
+    if answer["alarm"]:
+        print(
+            f"ALARM: {name} went back: {answer['alarm']['went_back']}. An older copy of its storage runs, there or on "
+            f"another machine: look, then let it join anew (heliograph fleet token {name})"
+        )
 
 
 def _show_gaps(found: list[dict[str, Any]]) -> None:
