@@ -22,6 +22,7 @@ MAX_TOKENS: Final = 256
 Allowed = frozenset[str]
 _ALL: Final = frozenset(ROLES)
 _OPERATOR: Final = frozenset({"operator"})
+_SECURITY: Final = frozenset({"security"})
 _STOP: Final = frozenset({"approver", "security"})
 DUTIES: Final[dict[str, Allowed]] = {"sign": frozenset({"releaser"}), "approve": frozenset({"approver"})}
 """Who may bring signatures of a duty, and ask for what is to be signed."""
@@ -30,6 +31,9 @@ _DUTY: Final = frozenset({"releaser", "approver"})
 ROUTES: Final[dict[tuple[str, str], Allowed]] = {
     ("GET", "/v1/hub"): _ALL,
     ("GET", "/v1/keys"): _ALL,
+    ("GET", "/v1/keys/due"): _ALL,
+    ("GET", "/v1/keys/log"): _ALL,
+    ("GET", "/v1/keys/requests"): _ALL,
     ("GET", "/v1/releases"): _ALL,
     ("GET", "/v1/releases/{model}/{version}"): _ALL,
     ("GET", "/v1/denials"): _ALL,
@@ -44,6 +48,9 @@ ROUTES: Final[dict[tuple[str, str], Allowed]] = {
     ("GET", "/v1/fleet/stale"): _ALL,
     ("GET", "/v1/fleet/{site}/{node}"): _ALL,
     ("GET", "/v1/fleet/{site}/{node}/records/{lane}"): _ALL,
+    ("POST", "/v1/keys/rotations"): _SECURITY,
+    ("POST", "/v1/keys/rotations/drop"): _SECURITY,
+    ("POST", "/v1/keys/signatures"): _SECURITY,
     ("POST", "/v1/releases"): frozenset({"releaser"}),
     ("POST", "/v1/releases/{model}/{version}/requests"): _DUTY,
     ("POST", "/v1/candidates/{candidate}"): _DUTY,

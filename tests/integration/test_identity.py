@@ -7,22 +7,27 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from agents import QUICK, TIMING, Hub, Node, at_rest_with, enrol, until
+from heliograph.cli import main
 from heliograph.documents import Certified
-from heliograph.errors import TransportError
+from heliograph.errors import IntegrityError, RefusedError, TransportError, TrustError
+from heliograph.lab import Proxy
 from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.signing import PrivateKey
+from heliograph.statement import parse
 from heliograph.tls import Tls, pem_of
 from heliograph_hub.certificates import CertificateAuthority, make_ca
 from heliograph_site.folder import JoinString, read_key
 from heliograph_site.identity import CERTIFICATE_FILE, write_certificate
 from heliograph_site.joining import join
+from heliograph_site.renewal import Renewal
 
 pytestmark = pytest.mark.mosquitto
 DAY = 86400
@@ -134,7 +139,7 @@ def test_with_one_nodes_certificate_nothing_of_another_node_and_no_release_topic
 ) -> None:
     press, lathe = pair
 
-    async def main() -> None:
+    async def live() -> None:
         thief = Client(hub.port, certificate_of(hub, press), "#", "$SYS/#", f"{BASE}node/lab/lathe/#")
         victim = Client(hub.port, certificate_of(hub, lathe), f"{BASE}node/lab/lathe/down/#")
         watcher = Client(hub.port, _hubs(hub), f"{BASE}#")
@@ -162,7 +167,7 @@ def test_with_one_nodes_certificate_nothing_of_another_node_and_no_release_topic
             assert not [full for full in thief.heard if full.startswith(("node/lab/lathe", "$SYS", "enroll"))]
             assert victim.mqtt.connects == 1
 
-    asyncio.run(main())
+    asyncio.run(live())
 
 
 def _hubs(hub: Hub) -> Tls:
@@ -203,7 +208,7 @@ def test_the_tools_of_a_stranger_with_a_nodes_certificate_get_no_further(
 def test_nobody_is_kicked_out_by_whoever_calls_himself_by_his_name(hub: Hub, pair: tuple[Node, Node]) -> None:
     press, lathe = pair
 
-    async def main() -> None:
+    async def live() -> None:
         victim = Client(hub.port, certificate_of(hub, lathe), f"{BASE}node/lab/lathe/down/#")
         nobody = Tls(authority(hub).der, lambda: 0)
         async with victim.running():
@@ -217,7 +222,7 @@ def test_nobody_is_kicked_out_by_whoever_calls_himself_by_his_name(hub: Hub, pai
             assert victim.mqtt.connects == 1 and victim.mqtt.connected
         assert _show(hub)["broker"]["link"] == "up"
 
-    asyncio.run(main())
+    asyncio.run(live())
 
 
 def _show(hub: Hub) -> dict[str, dict[str, str]]:
@@ -242,7 +247,7 @@ async def _try_to_connect(port: int, tls: Tls, user: str, name: str) -> None:
 
 
 def test_the_door_for_new_nodes_leads_nowhere_else(hub: Hub, pair: tuple[Node, Node]) -> None:
-    async def main() -> None:
+    async def live() -> None:
         nobody = Tls(authority(hub).der, lambda: 0)
         for user in ("lab/press", "hub", "lab/+", "+/+", "#", None):
             guest = Client(hub.enroll_port, nobody, "#", "$SYS/#", f"{BASE}#", user=user)
@@ -258,7 +263,7 @@ def test_the_door_for_new_nodes_leads_nowhere_else(hub: Hub, pair: tuple[Node, N
                 allowed = ("tuf/", *(["node/lab/press/down/certified"] if user == "lab/press" else []))
                 assert [full for full in guest.heard if not full.startswith(allowed)] == []
 
-    asyncio.run(main())
+    asyncio.run(live())
 
 
 def test_a_certificate_with_few_days_left_is_renewed_over_the_connection_there_is(
@@ -350,3 +355,98 @@ def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
             assert not (node.folder / CERTIFICATE_FILE).exists()
 
     asyncio.run(live())
+
+
+def test_a_join_string_of_another_authority_is_refused_before_the_token_is_sent(hub: Hub, tmp_path: Path) -> None:
+    string = _token(hub, "lab/pinned")
+    with pytest.raises(TrustError, match="not of the authority that the join string names"):
+        asyncio.run(join(replace(string, pin=b"p" * 32), tmp_path / "node", 0, Random(1), QUICK))
+    with pytest.raises(IntegrityError, match="is not the one that the join string names"):
+        asyncio.run(join(replace(string, root=b"r" * 32), tmp_path / "node", 0, Random(1), QUICK))
+    assert not (tmp_path / "node").exists()
+    asyncio.run(join(string, tmp_path / "node", 0, Random(1), QUICK))
+
+
+def test_a_join_string_without_pin_counts_on_the_loopback_only(tmp_path: Path) -> None:
+    string = JoinString("10.1.2.3", 1883, "lab", "lab", "n1", b"t" * 32, b"r" * 32)
+    with pytest.raises(RefusedError, match=r"the hub at 10\.1\.2\.3 has no TLS: that is for one machine alone"):
+        asyncio.run(join(string, tmp_path / "node", 0, Random(1), QUICK))
+
+
+def test_hardware_that_was_replaced_comes_in_no_more_and_its_successor_does(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = enrol(hub, tmp_path, capsys, "swapped")
+    tls = certificate_of(hub, old)
+    asyncio.run(join(_token(hub, "swapped/n1"), tmp_path / "new", 0, Random(1), QUICK))
+
+    async def live() -> None:
+        late = Client(hub.port, tls)
+        task = asyncio.ensure_future(late.mqtt.run())
+        async with asyncio.timeout(10):
+            await late.mqtt.turned_away.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        async with Node(tmp_path / "new").running() as agent:
+            await until(lambda: agent.is_up, "inside")
+            await until(lambda: agent.ring == "canary", "what the name was")
+
+    asyncio.run(live())
+
+
+def test_an_operator_elsewhere_does_what_his_role_may_over_tls_and_nothing_without_a_token(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["hub", "token", "viewer", "--hub", str(hub.folder)]) == 0
+    token = capsys.readouterr().out.strip()
+    url = f"https://127.0.0.1:{hub.api_port}"
+    monkeypatch.setenv("HELIOGRAPH_CA", str(hub.folder / "tls" / "ca.crt"))
+    assert main(["fleet", "list", "--hub", url]) == 4
+    assert "no token, or one that has ended" in capsys.readouterr().err
+    monkeypatch.setenv("HELIOGRAPH_TOKEN", token)
+    assert main(["fleet", "list", "--hub", url]) == 0
+    assert main(["fleet", "remove", "lab/press", "--hub", url]) == 4
+    assert "role viewer may not POST /v1/fleet/{site}/{node}/remove; that is for operator and security" in (
+        capsys.readouterr().err
+    )
+    assert main(["hub", "token", "operator", "--hub", url]) == 4, "tokens are the owner's to give"
+    assert main(["fleet", "list", "--hub", f"http://127.0.0.1:{hub.api_port}"]) == 2
+    assert "a token goes over https only" in capsys.readouterr().err
+    monkeypatch.delenv("HELIOGRAPH_CA")
+    assert main(["fleet", "list", "--hub", url]) == 1, "a hub of an authority that nobody named"
+
+
+def test_what_enrolling_and_renewing_cost_on_the_wire(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    string = _token(hub, "wire/n1")
+
+    async def enrolling() -> int:
+        async with Proxy(hub.enroll_port) as proxy:
+            await join(replace(string, enroll_port=proxy.port), tmp_path / "node", 0, Random(1), QUICK)
+            return proxy.bytes_up + proxy.bytes_down
+
+    async def renewing() -> tuple[int, int]:
+        key, before = read_key(tmp_path / "node"), held(tmp_path / "node")
+        tls = Tls(authority(hub).der, lambda: 0, before.certificate, key.to_pem())
+        renewal = Renewal("lab", "wire", "n1", key)
+        base = f"{BASE}node/wire/n1"
+        async with Proxy(hub.port) as proxy:
+            client = Client(proxy.port, tls, f"{base}/down/certified")
+
+            async def on_message(full: str, payload: bytes, retained: bool) -> None:
+                renewal.take(Certified.decode(parse(payload).payload))
+
+            client.mqtt._on_message = on_message
+            async with client.running():
+                handshake = proxy.bytes_up + proxy.bytes_down
+                await renewal.run(lambda data: client.mqtt.publish(f"{base}/up/renew", data, qos=1), 10.0)
+                return handshake, proxy.bytes_up + proxy.bytes_down - handshake
+
+    enrolled = asyncio.run(enrolling())
+    connected, renewed = asyncio.run(renewing())
+    with capsys.disabled():
+        print(
+            f"\nbytes both ways, TLS and MQTT included: enrol {enrolled}, connect {connected}, renew {renewed}"
+        )
+    assert enrolled < 20_000 and connected < 4_000 and renewed < 4_000

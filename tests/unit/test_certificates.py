@@ -10,7 +10,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from heliograph.blob import sha256
@@ -111,3 +110,23 @@ def _elliptic() -> tuple[bytes, bytes]:
     now = datetime.now(UTC)
     made = builder.serial_number(7).not_valid_before(now).not_valid_after(now + timedelta(1)).sign(key, hashes.SHA256())
     return made.public_bytes(Encoding.PEM), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def test_a_strict_client_finds_nothing_amiss(ca: CertificateAuthority, tmp_path: Path) -> None:
+    pem = ca.certify_broker(KEY.public.raw, ["hub.example.org"], NOW, b"e" * 16).pem
+    (tmp_path / "crt").write_bytes(pem)
+    (tmp_path / "key").write_bytes(KEY.to_pem())
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+    client = ssl.create_default_context(cadata=ca.pem.decode())
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    ours, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = client.wrap_bio(theirs, ours, server_hostname="hub.example.org")
+    far = server.wrap_bio(ours, theirs, server_side=True)
+    for side in (near, far, near, far, near):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+    assert near.version() == "TLSv1.3"
+    assert dict(near.getpeercert() or {})["subject"] == ((("commonName", "broker"),),)
