@@ -347,7 +347,7 @@ def test_a_clock_that_went_back_signs_no_earlier_time_than_the_last(folder: Path
     published = (folder / "metadata" / "state").read_bytes()
     for now in (0, NOW - 365 * DAY, NOW, NOW + DAY - MAX_BEHIND_S - 1):
         for heads in (Heads(), Heads(directives={"canary": ONE})):
-            with pytest.raises(RefusedError, match="this machine's clock says .*, and .* was signed before: set"):
+            with pytest.raises(RefusedError, match=r"this machine's clock says .*, and .* was signed before: set"):
                 Authority(folder).publish_set(now, heads)
         with pytest.raises(RefusedError, match="set the clock"):
             release(Authority(folder), now=now)
