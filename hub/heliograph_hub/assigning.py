@@ -28,6 +28,7 @@ from heliograph_hub.assignment import (
     Wanted,
     assignment,
     needs_protected,
+    next_number,
 )
 from heliograph_hub.database import Database, commands, labels, nodes, pins, proposals, sites
 
@@ -175,9 +176,11 @@ class Assignments:
             return [self.issue(connection, site, node)]
 
     def command(
-        self, site: str, node: str, kind: CommandKind, model: str | None, now: int
+        self, site: str, node: str, kind: CommandKind, model: str | None, now: int, said_done: int = 0
     ) -> tuple[int, list[Assigned]]:
         """Gives a command and returns its number; the same that waits already is not given twice.
+
+        `said_done` is the highest number that the node says it has done: it does nothing up to there.
 
         Raises:
             NotFoundError: no such node.
@@ -189,10 +192,23 @@ class Assignments:
                 if (waiting.kind, waiting.model) == (kind, model):
                     return waiting.number, []
             highest = sa.select(sa.func.max(commands.c.number)).where(*_is(commands, site, node))
-            number = (connection.execute(highest).scalar() or 0) + 1
+            number = next_number(connection.execute(highest).scalar() or 0, said_done)
             row = {"number": number, "kind": kind, "model": model, "given_at": now}
             connection.execute(sa.insert(commands).values(site=site, node=node, **row))
             return number, [self.issue(connection, site, node)]
+
+    def follow(self, site: str, node: str, said: int) -> list[Assigned]:
+        """States what the node is anew if it says that it has a later assignment than any that is known here.
+
+        An older copy of the database was brought back: the node passes over whatever has a lower number than its own.
+        """
+        with self._database.read() as connection:  # every report comes here
+            row = _row(connection, site, node)
+            known = max(row.assignment, row.proposed)
+            if next_number(known, said) == known + 1:
+                return []
+        with self._database.write() as connection:
+            return [self.issue(connection, site, node, said)]
 
     def done(self, site: str, node: str, number: int, now: int) -> list[Assigned]:
         """The node said that all commands up to this number are done: the next assignment leaves them out.
@@ -212,8 +228,10 @@ class Assignments:
 
     # --- what becomes of it -------------------------------------------------------------------------------------------
 
-    def issue(self, connection: sa.Connection, site: str, node: str) -> Assigned:
+    def issue(self, connection: sa.Connection, site: str, node: str, said: int = 0) -> Assigned:
         """Signs, or proposes, the assignment that says what is stated of a node now; part of the caller's transaction.
+
+        `said` is the number of the assignment that the node says it has, if that is none of these.
 
         Raises:
             RefusedError: it would exceed its bounds.
@@ -229,7 +247,7 @@ class Assignments:
                 for given in _open_commands(connection, site, node)
             ),
         )
-        number = max(row.assignment, row.proposed) + 1
+        number = next_number(max(row.assignment, row.proposed), said)
         document = assignment(self._realm, site, node, row.keyid, number, wanted)
         here = _is(nodes, site, node)
         connection.execute(sa.delete(proposals).where(*_is(proposals, site, node)))
@@ -238,9 +256,8 @@ class Assignments:
             values = {"assignment": number, "assigned": statement, "ring": wanted.ring}
             connection.execute(sa.update(nodes).where(*here).values(**values))
             return Assigned(site, node, number, statement)
-        if row.assigned and Assignment.decode(envelope.parse(row.assigned).payload) == document.model_copy(
-            update={"number": row.assignment}
-        ):
+        stands = Assignment.decode(envelope.parse(row.assigned).payload) if row.assigned else None
+        if said <= row.assignment and stands == document.model_copy(update={"number": row.assignment}):
             return Assigned(site, node, row.assignment, row.assigned)  # stated back to what is in force
         statement = envelope.encode(Statement("assignment", document.encode(), ()))
         connection.execute(sa.insert(proposals).values(site=site, node=node, number=number, statement=statement))

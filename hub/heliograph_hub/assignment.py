@@ -26,6 +26,8 @@ MAX_LABELS = 32
 MAX_LABEL_CHARACTERS = 120
 MAX_PINS = 64
 MAX_OPEN_COMMANDS = 16
+MAX_AHEAD = 1000
+"""A number that nodes report counts only so far above those known here: one node can't use the numbers up."""
 MAX_ASSIGNMENT_BYTES = 12 * 1024
 """Largest payload of an assignment: any reply has room for it."""
 
@@ -71,6 +73,15 @@ def assignment(realm: str, site: str, node: str, keyid: bytes, number: int, want
     if size > MAX_ASSIGNMENT_BYTES:
         raise RefusedError(f"the assignment of {name} would have {size} bytes, at most {MAX_ASSIGNMENT_BYTES} go")
     return made
+
+
+def next_number(known: int, said: int) -> int:
+    """The number that follows those known here and those that nodes say they have.
+
+    They have higher ones where an older copy of the database was brought back: what has one of theirs, or a lower one,
+    they would pass over.
+    """
+    return max(known, said if said <= known + MAX_AHEAD else 0) + 1
 
 
 def needs_protected(ring: Ring | None, wanted: Ring, *, for_protected: bool) -> bool:

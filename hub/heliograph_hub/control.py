@@ -25,6 +25,7 @@ from heliograph.policy import MAX_DOCUMENT_BYTES, Config, Policy
 from heliograph.protocol import STATEMENTS, topic
 from heliograph.signing import PublicKey
 from heliograph.statement import MAX_SIGNATURES, Statement
+from heliograph_hub.assignment import next_number
 from heliograph_hub.authority import Authority
 from heliograph_hub.database import Database, documents
 
@@ -32,8 +33,6 @@ Kind = Literal["policy", "config"]
 KINDS: dict[str, type[Policy] | type[Config]] = {"policy": Policy, "config": Config}
 SCOPES = {"policy": "ring", "config": "model"}
 """The field of each kind that says whom it is for."""
-MAX_AHEAD = 1000
-"""A number that nodes report counts only so far above those known here: one node can't use the numbers up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +265,7 @@ class Control:
 
     def _next(self, kind: Kind, scope: str, held: list[Stored], reported: int) -> int:
         known = max([stored.number for stored in held] + [self._head(kind, scope)])
-        return max(known, reported if reported <= known + MAX_AHEAD else 0) + 1
+        return next_number(known, reported)
 
     def _named(self) -> dict[tuple[Kind, str], int]:
         """What the timestamp says is newest."""

@@ -7,14 +7,16 @@ Rule 3: nothing here announces; the caller does, when a change is committed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heliograph import statement as envelope
 from heliograph.documents import Directive
 from heliograph.errors import NotFoundError, TrustError
+from heliograph.names import Ring
 from heliograph.signing import PublicKey
 from heliograph.statement import Statement
 from heliograph_hub import rollout
+from heliograph_hub.assignment import next_number
 from heliograph_hub.authority import Authority
 from heliograph_hub.desired import Desired
 from heliograph_hub.ledger import Ledger
@@ -22,6 +24,8 @@ from heliograph_hub.registry import Release
 from heliograph_hub.rollout import Action, Paused, Signed, Stop, Worded
 
 OFFLINE_ROLE = "ring-protected"
+MAX_SAID = 1000
+"""Models, each in one ring, of which nodes have directives and this database has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,18 @@ class Rollouts:
         self._desired = desired
         self._ledger = ledger
         self._authority = authority
+        self._said: dict[tuple[Ring, str], int] = {}
+
+    def heard(self, ring: Ring, numbers: Mapping[str, int]) -> None:
+        """A node of the ring has directives of these numbers, by model: what is signed next follows them.
+
+        They are above those known here only where an older copy of the database was brought back.
+        """
+        newest = {row.model: row.number for row in self._desired.rows() if row.ring == ring}
+        for model, number in numbers.items():
+            known = newest.get(model, 0)
+            if known < number < next_number(known, number) and (model in newest or len(self._said) < MAX_SAID):
+                self._said[ring, model] = max(number, self._said.get((ring, model), 0))
 
     def start(self, release: Release, now: int) -> None:
         """Signs for every ring of the hub's and releases canary's; a pause of the release is over.
@@ -93,8 +109,7 @@ class Rollouts:
             ring=ring,
             now=now,
         )
-        self._add(worded, now)
-        return worded
+        return self._add(worded, now)
 
     def pause(self, release: Release, *, lets_running: bool, now: int) -> None:
         """Has the rollout stand still.
@@ -117,8 +132,7 @@ class Rollouts:
         """Signs again what ends soon."""
         rows = [(row, self._desired.ends(row)) for row in _standing(self._desired.rows())]
         worded = rollout.renewals(rows, realm=self._authority.realm, now=now)
-        self._add(worded, now)
-        return worded
+        return self._add(worded, now)
 
     # --- protected --------------------------------------------------------------------------------------------------
 
@@ -140,8 +154,9 @@ class Rollouts:
             now=now,
         )
         if isinstance(found, Directive):
-            self._add((Worded(found, released=False),), now)
-            found = Signed(found.ring, found.model, found.number, found.release, found.action, False)
+            [stored] = self._add((Worded(found, released=False),), now)
+            new = stored.directive
+            found = Signed(new.ring, new.model, new.number, new.release, new.action, False)
         return self._offline(found)
 
     def add_signatures(self, release_name: str, payload: bytes, signatures: Mapping[bytes, bytes], now: int) -> Offline:
@@ -199,7 +214,9 @@ class Rollouts:
         have = sum(keyid in keys for keyid, _ in statement.signatures)
         return Offline(row, statement.payload, have, need)
 
-    def _add(self, worded: tuple[Worded, ...], now: int) -> None:
+    def _add(self, worded: tuple[Worded, ...], now: int) -> tuple[Worded, ...]:
+        """Signs and stores them, with numbers that follow those that nodes have; returns them so."""
+        worded = tuple(replace(each, directive=self._behind(each.directive)) for each in worded)
         signed = []
         for each in worded:
             document = each.directive
@@ -210,6 +227,13 @@ class Rollouts:
             signed.append((each, statement))
         if signed:
             self._desired.add(signed, now)
+        return worded
+
+    def _behind(self, directive: Directive) -> Directive:
+        key = (directive.ring, directive.model)
+        known = max((row.number for row in self._desired.rows() if (row.ring, row.model) == key), default=0)
+        ahead = next_number(known, self._said.get(key, 0)) - known - 1
+        return directive.model_copy(update={"number": directive.number + ahead})
 
 
 def _standing(rows: list[Signed]) -> list[Signed]:

@@ -337,7 +337,8 @@ class Service:
                 self._on_want(member, Want.decode(payload))
             case "reported":
                 reported = self.fleet.take_reported(site, node, payload)
-                changed = self.assignments.done(site, node, reported.done, _now())
+                changed = self.assignments.follow(site, node, reported.assignment)
+                changed += self.assignments.done(site, node, reported.done, _now())
                 await self.send_assignments(changed)
                 if not changed and member.assigned and reported.assignment != member.assignment:
                     await self._send("assigned", site, node, member.assigned)
@@ -378,6 +379,7 @@ class Service:
             self.access.settle(_now())
 
     async def _on_hello(self, node: Node, hello: Hello) -> None:
+        self.rollouts.heard(node.ring, hello.numbers.directives)
         acked = list(self.fleet.receipts(node.site, node.node, hello.run))
         for receipt in hello.acked.values():
             if receipt.run != hello.run:

@@ -8,6 +8,7 @@ from heliograph.errors import NotFoundError, RefusedError, TrustError
 from heliograph.signing import PrivateKey
 from heliograph.statement import parse
 from heliograph_hub.assigning import is_time_zone
+from heliograph_hub.assignment import MAX_AHEAD
 
 
 @pytest.fixture
@@ -236,3 +237,25 @@ def test_every_assignment_is_for_the_key_that_its_node_has(hub):
     hub.assignments.put("lab", "early")
     assert hub.assignment().key == OTHER_KEY.keyid
     assert isinstance(hub.assignment(), Assignment)
+
+
+def test_a_hub_with_an_older_copy_states_what_a_node_is_behind_the_number_that_the_node_has(hub):
+    (changed,) = hub.assignments.follow("lab", "pi-1", 7)
+    assert (changed.number, told(changed.statement)) == (8, hub.assignment())
+    assert hub.assignments.follow("lab", "pi-1", 7) == [], "it is on its way"
+    assert hub.assignments.follow("lab", "pi-1", 8) == []
+    assert hub.assignments.follow("lab", "pi-1", 8 + MAX_AHEAD + 1) == [], "no node uses its numbers up"
+
+
+def test_a_node_in_protected_that_is_ahead_of_an_older_copy_waits_for_its_keys_once(hub):
+    hub.assignments.put("lab", "protected")
+    assert hub.sign().number == 2
+    (proposed,) = hub.assignments.follow("lab", "pi-1", 7)
+    assert (proposed.number, proposed.proposed) == (2, 8), "though what is stated is in force here already"
+    assert hub.assignments.follow("lab", "pi-1", 7) == []
+    assert hub.sign().number == 8
+
+
+def test_a_command_is_numbered_behind_those_that_its_node_says_it_has_done(hub):
+    assert hub.assignments.command("lab", "pi-1", "report", None, NOW, 5)[0] == 6
+    assert hub.assignments.command("lab", "pi-1", "drill", "digits", NOW, 1 << 62)[0] == 7

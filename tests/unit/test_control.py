@@ -15,8 +15,9 @@ from heliograph.protocol import parse_topic
 from heliograph.signing import sign_statement
 from heliograph.statement import signed_bytes
 from heliograph_hub import ceremony
+from heliograph_hub.assignment import MAX_AHEAD
 from heliograph_hub.authority import Authority
-from heliograph_hub.control import MAX_AHEAD, Control, check_scope
+from heliograph_hub.control import Control, check_scope
 from heliograph_hub.database import Database, documents
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key

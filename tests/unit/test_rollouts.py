@@ -9,6 +9,7 @@ from heliograph.protocol import topic
 from heliograph.statement import parse, signed_bytes
 from heliograph.vouching import open_document
 from heliograph.wire import unpack
+from heliograph_hub.assignment import MAX_AHEAD
 from heliograph_hub.authority import Authority
 from heliograph_hub.database import Database
 from heliograph_hub.desired import Desired
@@ -17,7 +18,7 @@ from heliograph_hub.keys import load_key
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.registry import Release
 from heliograph_hub.rollout import DIRECTIVE_LIFE_S, ONLINE_RINGS, RENEW_BEFORE_S, Worded, in_force
-from heliograph_hub.rollouts import Rollouts
+from heliograph_hub.rollouts import MAX_SAID, Rollouts
 
 NOW = 1_795_000_000
 ONE = Release("digits", "1.0.0", Digest(b"\1" * 32), 9, NOW)
@@ -158,3 +159,22 @@ def test_what_waits_for_signatures_is_stored_without_any(hub):
     hub.released()
     asked = hub.rollouts.word(ONE, "install", NOW)
     assert parse(hub.desired.statement(asked.row)).signatures == ()
+
+
+def test_a_hub_with_an_older_copy_signs_numbers_behind_those_that_nodes_have(hub):
+    hub.released(rings=("canary",))
+    for said in (7, 4, 2 + MAX_AHEAD):
+        hub.rollouts.heard("canary", {"digits": said, "gone": 3})
+    hub.rollouts.heard("early", {"digits": 1})
+    worded = hub.rollouts.stop(ONE, "hold", None, NOW)
+    assert [(w.directive.ring, w.directive.number) for w in worded] == [("canary", 8), ("early", 2), ("general", 2)]
+    assert [(ring, number, action) for ring, number, action, _ in hub.told()] == [
+        ("canary", 8, "hold"), ("early", 2, "hold"), ("general", 2, "hold"),
+    ]  # fmt: skip
+    hub.rollouts.heard("canary", {"digits": 8})
+    assert hub.rollouts.stop(ONE, "return", "canary", NOW)[0].directive.number == 9, "numbers go on one by one"
+
+
+def test_of_models_that_are_unknown_here_only_so_many_numbers_are_remembered(hub):
+    hub.rollouts.heard("general", {f"m-{n}": 1 for n in range(MAX_SAID + 7)})
+    assert len(hub.rollouts._said) == MAX_SAID

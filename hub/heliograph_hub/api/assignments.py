@@ -163,7 +163,9 @@ class Assignments(Part):
         kind = command_kind(text(body, "kind"), model)
         if model is not None and model not in self._service.authority.set.models:
             raise NotFoundError(f"no model {model[:60]!r} in this realm: heliograph release list shows them")
-        number, changed = self._service.assignments.command(site, name, kind, model, now())
+        said = self._service.fleet.node(site, name).reported
+        done = said.done if said is not None else 0
+        number, changed = self._service.assignments.command(site, name, kind, model, now(), done)
         given = {"site": site, "node": name, "number": number, "kind": kind, "model": model, "new": bool(changed)}
         return given | await self._tell(changed)
 
