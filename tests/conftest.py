@@ -91,12 +91,14 @@ def seed() -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Seconds spent in each folder of tests: none of them may take longer than three minutes."""
+    """Seconds spent in each folder of tests, by all workers: none of them may take longer than three minutes."""
     seconds: dict[str, float] = {}
+    tests: dict[str, set[str]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
                 folder = "/".join(report.nodeid.split("/")[:2])
                 seconds[folder] = seconds.get(folder, 0.0) + report.duration
+                tests.setdefault(folder, set()).add(report.nodeid)
     for folder, spent in sorted(seconds.items()):
-        terminalreporter.write_line(f"{folder}: {spent:.0f} s")
+        terminalreporter.write_line(f"{folder}: {spent:.0f} s, {len(tests[folder])} tests")
