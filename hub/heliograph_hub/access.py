@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from heliograph.acl import HUB_USER, acl_text
 from heliograph.errors import ConfigError, RefusedError
-from heliograph.mosquitto import Listener
+from heliograph.mosquitto import MAX_NEW_NODES, Listener
 from heliograph.objects import write_durably
 from heliograph.signing import PrivateKey
 from heliograph.tls import Tls, der_of
@@ -115,7 +115,15 @@ class Access:
         known = (str(place / "ca.crt"), str(place / "revoked.pem"))
         return (
             Listener(self.port, self.listen, None, str(place / "acl"), certificate, key, known),
-            Listener(self.enroll_port, self.listen, None, str(place / "acl-enroll"), certificate, key),
+            Listener(
+                self.enroll_port,
+                self.listen,
+                None,
+                str(place / "acl-enroll"),
+                certificate,
+                key,
+                max_connections=MAX_NEW_NODES,
+            ),
         )
 
     def hub_tls(self, now: Callable[[], int]) -> Tls:

@@ -84,6 +84,10 @@ class Broker:
                     "on this machine, name a port without TLS: --plain-port"
                 )
             self.notes.append("the broker is iotcore, in memory and for demonstrations only: install mosquitto")
+        if doors and os.geteuid() == 0 and any(door.address not in LOOPBACK for door in doors):
+            self.notes.append(
+                "the broker runs as root and can be reached from elsewhere: run the hub as a user of its own"
+            )
         if not doors:
             self.notes.append(
                 f"the broker on port {port} is open to this machine only: no passwords, no TLS, for development"

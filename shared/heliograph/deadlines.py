@@ -23,6 +23,7 @@ class Deadlines:
     publish_s: float = 30.0  # a QoS 1 publish unanswered on a live link: reconnect
     enroll_s: float = 30.0  # `node join` gives up waiting for the hub
     token_s: float = 7 * 86400.0  # longest life of an enrolment token
+    session_s: float = 86400.0  # a connection with TLS is made anew: the broker looks at certificates only then
     silent_check_ins: int = 2  # a node unheard for so many check-ins counts as silent
 
 

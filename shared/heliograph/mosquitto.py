@@ -12,6 +12,8 @@ MAX_PACKET_BYTES = 4 * MAX_MESSAGE_BYTES
 CLIENT_PREFIX = "h."
 """What every client's own identifier begins with where there is TLS. Nodes are then known by `site/node`, which has no
 such beginning: no stranger takes a name that is somebody else's session."""
+MAX_NEW_NODES = 256
+"""Connections at the door that is open to everybody."""
 EXAMPLE_FOLDER = "/var/lib/heliograph/broker"
 _TLS = "/var/lib/heliograph/tls/"
 
@@ -26,6 +28,7 @@ class Listener:
         clients: the authority of the clients' certificates, and the list of those revoked, PEM files: then a client
             is who its certificate says.
         acl_file: who may do what; None: everybody anything.
+        max_connections: at one time; None: as many as there may be.
     """
 
     port: int
@@ -35,6 +38,7 @@ class Listener:
     certificate: str | None = None
     key: str | None = None
     clients: tuple[str, str] | None = None
+    max_connections: int | None = None
 
 
 EXAMPLE_DOORS = (
@@ -52,6 +56,7 @@ EXAMPLE_DOORS = (
         acl_file=_TLS + "acl-enroll",
         certificate=_TLS + "broker.crt",
         key=_TLS + "broker.key",
+        max_connections=MAX_NEW_NODES,
     ),
 )
 
@@ -97,6 +102,8 @@ def configuration(folder: str, *listeners: Listener, user: str | None = None) ->
             lines.append(f"password_file {listener.password_file}")
         if listener.certificate:
             lines += [f"certfile {listener.certificate}", f"keyfile {listener.key}", "tls_version tlsv1.3"]
+        if listener.max_connections is not None:
+            lines.append(f"max_connections {listener.max_connections}")
         if listener.clients:
             authority, revoked = listener.clients
             lines += [f"cafile {authority}", f"crlfile {revoked}", "require_certificate true"]

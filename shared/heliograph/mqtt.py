@@ -115,8 +115,11 @@ class Mqtt:
         on_link: OnLink,
         will: tuple[str, bytes] | None = None,
         timing: Timing | None = None,
+        is_lasting: bool = True,
     ) -> None:
         """Nothing happens before `run`. Subscriptions are made in their order, (filter, QoS), QoS at most 1.
+
+        `is_lasting`: the broker keeps what comes while we are away. Whoever comes once leaves nothing behind.
 
         A `/` in `client_id` goes to the broker as `.`: some brokers refuse identities with what topics are made of.
         """
@@ -132,6 +135,7 @@ class Mqtt:
         self.version = 5
         self.timing = timing or Timing()
         self.will = will
+        self.is_lasting = is_lasting
         self._subscriptions = tuple(subscriptions)
         self._rng = rng
         self._on_message = on_message
@@ -369,12 +373,12 @@ class _LinkEvent:
 class _Paho(paho.Client):
     """paho on a socket that the event loop connected."""
 
-    def __init__(self, ready: socket.socket, client_id: str, version: int) -> None:
+    def __init__(self, ready: socket.socket, client_id: str, version: int, is_lasting: bool) -> None:
         mqtt5 = version == 5
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            clean_session=None if mqtt5 else False,
+            clean_session=None if mqtt5 else not is_lasting,
             protocol=MQTTProtocolVersion.MQTTv5 if mqtt5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
             manual_ack=True,
@@ -520,7 +524,7 @@ class _Link:
 
     def _introduce(self, sock: socket.socket) -> None:
         owner = self.owner
-        client = _Paho(sock, owner.client_id, owner.version)
+        client = _Paho(sock, owner.client_id, owner.version, owner.is_lasting)
         self._client, self._sock = client, sock
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -539,7 +543,7 @@ class _Link:
         properties = None
         if owner.version == 5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_EXPIRY_S
+            properties.SessionExpiryInterval = SESSION_EXPIRY_S if owner.is_lasting else 0
             properties.ReceiveMaximum = RECEIVE_MAXIMUM
             properties.MaximumPacketSize = MAX_PACKET_BYTES
             client.connect(

@@ -111,6 +111,7 @@ async def join(
         rng,
         ceremony.on_message,
         ceremony.on_link,
+        is_lasting=False,
     )
     running = asyncio.ensure_future(mqtt.run())
     try:

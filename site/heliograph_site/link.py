@@ -31,8 +31,6 @@ from heliograph_site.renewal import Renewal
 log = logging.getLogger("heliograph.agent")
 
 DOWN_KINDS = ("assigned", "offer", "receipt", "reply", "certified")
-SESSION_S = 86400.0
-"""The broker looks at a certificate only when a connection begins."""
 LOOK_S = 3600.0
 """How often it is looked whether the certificate is to be renewed."""
 FIRST_DOOR_S, LONGEST_DOOR_S = 1.0, 600.0
@@ -150,7 +148,7 @@ class Link:
                 turned_away = asyncio.ensure_future(mqtt.turned_away.wait())
                 await asyncio.wait(
                     {running, changed, turned_away},
-                    timeout=None if tls is None else SESSION_S * self._rng.uniform(0.8, 1.0),
+                    timeout=None if tls is None else self._deadlines.session_s * self._rng.uniform(0.8, 1.0),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 changed.cancel()
@@ -205,6 +203,7 @@ class Link:
             self._listener.on_message,
             on_link,
             timing=self._timing,
+            is_lasting=False,
         )
         again = topic("again").build(realm, **names)
         running = asyncio.ensure_future(mqtt.run())

@@ -450,3 +450,17 @@ def test_what_enrolling_and_renewing_cost_on_the_wire(
             f"\nbytes both ways, TLS and MQTT included: enrol {enrolled}, connect {connected}, renew {renewed}"
         )
     assert enrolled < 20_000 and connected < 4_000 and renewed < 4_000
+
+
+def test_connections_are_made_anew_every_day_and_by_then_with_the_newest_certificate(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "daily")
+
+    async def live() -> None:
+        async with node.running(replace(QUICK, session_s=0.4)) as agent:
+            await until(lambda: agent.is_up, "inside")
+            first = agent._link._mqtt
+            await until(lambda: agent._link._mqtt not in (first, None) and agent.is_up, "inside again")
+
+    asyncio.run(live())

@@ -19,6 +19,7 @@ def test_the_table_has_the_agreed_values() -> None:
         "publish_s": 30,
         "enroll_s": 30,
         "token_s": 7 * 24 * 3600,
+        "session_s": 24 * 3600,
         "silent_check_ins": 2,
     }
 
