@@ -712,7 +712,7 @@ class Agent:
             case Certified():
                 self._link.on_certified(document)
             case Offer():
-                self._link.on_offer(document, self.now())
+                self._link.on_offer(document)
             case _:
                 raise AssertionError("rows carry nothing else")
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Ask, Certified, Document, Hello, Offer, Reply, Want
-from heliograph.errors import HeliographError, RefusedError, TransportError, TrustError
+from heliograph.errors import HeliographError, TransportError, TrustError
 from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Broker, Mqtt, Timing
 from heliograph.names import Ring
@@ -363,15 +363,13 @@ class Link:
         finally:
             del self._asks[number]
 
-    def on_offer(self, offer: Offer, now: int) -> None:
+    def on_offer(self, offer: Offer) -> None:
         """Gives the offer to the ask it answers; one of an ask given up, or of an earlier life, finds nobody.
 
-        Raises:
-            RefusedError: it has expired.
+        So that none is older than the deadline of its ask. What it says of the hub's clock isn't compared with the
+        estimate, which never goes back: a clock that gained a minute in months would refuse every offer from then on.
         """
         answer, _ = self._asks.get(offer.n, (None, 0.0))
         if offer.run != self.run_id or answer is None or answer.done():
             return
-        if offer.expires <= now:
-            raise RefusedError(f"offer {offer.n} expired before it came")
         answer.set_result(offer)

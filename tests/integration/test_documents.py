@@ -87,5 +87,9 @@ def test_a_policy_that_fits_nothing_is_held_back_and_the_status_says_until_when_
             await asyncio.to_thread(config, hub, tmp_path, 1)  # whatever comes, all is looked at anew
             await until(lambda: agent.memories["pair"].is_last_unfit, "its time is over, and nothing else is left")
             assert agent.memories["pair"].policy == 2
+            await asyncio.to_thread(hub.release, tmp_path, "pair", "1.0.5", b"two" * 1000)
+            await until(at_rest_with(agent, "pair", "1.0.5"), "what the floor lets through serves")
+            assert not agent.memories["pair"].is_last_unfit
+            assert agent.memories["pair"].policy == 2
 
     asyncio.run(live())

@@ -8,7 +8,7 @@ import pytest
 
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Ask, Offer
-from heliograph.errors import RefusedError, TransportError
+from heliograph.errors import TransportError
 from heliograph.signing import PrivateKey
 from heliograph_site.folder import NodeFile
 from heliograph_site.link import Link
@@ -51,12 +51,29 @@ def test_an_ask_ends_with_the_offer_that_names_it_and_with_no_other() -> None:
         link = Silent(Deadlines())
         task = await asked(link)
         for stranger in (offer(n=2), offer(run=b"x" * 8)):
-            link.on_offer(stranger, 0)
-        with pytest.raises(RefusedError, match="expired before it came"):
-            link.on_offer(offer(), 1000)
-        link.on_offer(offer(), 999)
-        link.on_offer(offer(reason="again"), 999)
+            link.on_offer(stranger)
+        link.on_offer(offer())
+        link.on_offer(offer(reason="again"))
         assert await task == offer()
+
+    asyncio.run(scenario())
+
+
+def test_an_offer_that_comes_after_its_ask_was_given_up_finds_nobody() -> None:
+    async def scenario() -> None:
+        link = Silent(Deadlines(offer_s=0.01))
+        assert await (await asked(link)) is None
+        link.on_offer(offer())
+
+    asyncio.run(scenario())
+
+
+def test_an_offer_is_taken_whatever_its_hub_and_this_node_think_that_the_time_is() -> None:
+    async def scenario() -> None:
+        link = Silent(Deadlines())
+        task = await asked(link)
+        link.on_offer(offer(expires=0))
+        assert await task == offer(expires=0)
 
     asyncio.run(scenario())
 
@@ -77,7 +94,7 @@ def test_an_ask_that_may_still_be_answered_waits_on() -> None:
         link = Silent(Deadlines())
         task = await asked(link)
         link.on_hub_back()
-        link.on_offer(offer(), 0)
+        link.on_offer(offer())
         assert await task == offer()
 
     asyncio.run(scenario())
