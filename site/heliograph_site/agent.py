@@ -211,6 +211,7 @@ class Agent:
             self._stands_in,
             lambda model, happening: self._orders.why_restricted(model, happening),
         )
+        self.outbox.telemetry = self.policy.telemetry  # before anything is recorded
         self._vigil = Vigil(self.journal, self._time, self._belief, self.policy_of, self.record, self._why_suspect)
         self._see_time(self._belief.trusted.at, self._belief.trusted.told_by)  # it may be newer than what was stored
         self._time.heard(self._belief.trusted.at)

@@ -12,13 +12,14 @@ from heliograph import trust
 from heliograph.blob import sha256
 from heliograph.documents import Assignment, Heads, Offer, OlderDenials, Reply
 from heliograph.errors import TransportError, TrustError
+from heliograph.policy import Policy, Telemetry
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph.wire import pack
 from heliograph_hub import ceremony
 from heliograph_site.agent import Agent, _LinkChanged
 from heliograph_site.folder import NodeFile
-from heliograph_site.happenings import Failed, Passed, Staged
+from heliograph_site.happenings import Failed, Passed, Staged, Started
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held
 from heliograph_site.machine import step
@@ -186,3 +187,29 @@ def test_who_vouches_when_a_release_is_activated_is_kept_with_it_beside_who_did_
     assert heard == Passed(4, NOW, waits_for="the release that the newest directive names")
     target = agent._machines.memories[MODEL].target
     assert target is not None and target.vouchers == ()
+
+
+def test_what_may_not_leave_the_site_is_left_out_from_the_first_record_after_a_start_on(
+    agent: Agent, realm: Realm, tmp_path: Path
+) -> None:
+    rules = {"lanes": ("incident", "audit"), "redact": ("reason",)}
+    document = Policy(realm="demo", ring="canary", number=1, at=NOW, telemetry=Telemetry(**rules))
+    agent._belief.take(topic("policy"), {"ring": "canary"}, realm.sign("policy", "policy", document))
+    agent.journal.save(Memory(MODEL, "checking", 3, Target(b"r" * 32, 1, f"{MODEL}/1.0.0"), policy=1))
+    agent.outbox.close()
+    again = Agent(tmp_path / "till")
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as again._group:
+            await again._machines.begin(Started(True))
+            for task in again._machines._running.values():
+                task.cancel()
+
+    asyncio.run(scenario())
+    batch = again.outbox.batch("audit", 9999)
+    assert batch is not None
+    assert {(kind, "reason" in body) for _, kind, _, body in batch.rows} == {("transition", False)}
+    again.record("metric", "count", {})
+    assert again.outbox.batch("metric", 9999) is None
+    again.journal.close()
+    again.outbox.close()
