@@ -10,17 +10,18 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from agents import QUICK, TIMING, Hub, Node, at_rest_with, enrol, until
 from heliograph.cli import main
-from heliograph.documents import Certified
+from heliograph.documents import Certified, Renew
 from heliograph.errors import IntegrityError, RefusedError, TransportError, TrustError
 from heliograph.lab import Proxy
 from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Broker, Mqtt
-from heliograph.signing import PrivateKey
+from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import parse
 from heliograph.tls import Tls, pem_of
 from heliograph_hub.certificates import CertificateAuthority, make_ca
@@ -446,10 +447,42 @@ def test_what_enrolling_and_renewing_cost_on_the_wire(
     enrolled = asyncio.run(enrolling())
     connected, renewed = asyncio.run(renewing())
     with capsys.disabled():
-        print(
-            f"\nbytes both ways, TLS and MQTT included: enrol {enrolled}, connect {connected}, renew {renewed}"
-        )
+        print(f"\nbytes both ways, TLS and MQTT included: enrol {enrolled}, connect {connected}, renew {renewed}")
     assert enrolled < 20_000 and connected < 4_000 and renewed < 4_000
+
+
+def test_a_question_without_a_fresh_challenge_or_by_another_key_gets_no_certificate(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "replayed")
+    names: dict[str, Any] = {"realm": "lab", "site": "replayed", "node": "n1"}
+    base, key = f"{BASE}node/replayed/n1", read_key(node.folder)
+    answers: list[Certified] = []
+
+    async def on_message(full: str, payload: bytes, retained: bool) -> None:
+        answers.append(Certified.decode(parse(payload).payload))
+
+    async def live() -> None:
+        client = Client(hub.port, certificate_of(hub, node), f"{base}/down/certified")
+        client.mqtt._on_message = on_message
+
+        async def ask(challenge: bytes | None, by: PrivateKey = key) -> None:
+            renew = Renew(**names, nonce=os.urandom(16), challenge=challenge)
+            await client.mqtt.publish(f"{base}/up/renew", sign_statement("renew", renew.encode(), [by]), qos=1)
+
+        async with client.running():
+            await ask(None)
+            await ask(b"c" * 16)
+            await ask(None, PrivateKey.generate(b"x" * 32))
+            await until(lambda: len(answers) >= 2, "two answers")
+            assert [answer.certificate for answer in answers] == [b"", b""]
+            await ask(answers[0].challenge)
+            await until(lambda: len(answers) >= 3, "the third")
+            assert answers[2].certificate == held(node.folder).certificate, "the one it has, given again"
+
+    asyncio.run(live())
+    hub.operate("fleet", "show", "replayed/n1")
+    assert "not signed by the node" in capsys.readouterr().out
 
 
 def test_connections_are_made_anew_every_day_and_by_then_with_the_newest_certificate(
