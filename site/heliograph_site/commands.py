@@ -125,8 +125,9 @@ def _show(facts: dict[str, Any]) -> None:
     for name, model in facts["models"].items():
         refused = [f"{_name(r)} refused: {r['reason']}" for r in model["refused"][:1]]
         note = model["flag"] or model["reason"] or model["stale"] or model["waiting"] or "; ".join(refused)
-        if model["held_by_site"]:
-            note = f"held by the site ({model['held_by_site']})" + (f": {note}" if note else "")
+        held = f"held {model['held_by_site']}" if model["held_by_site"] else ""
+        if held not in note:
+            note = held + (f"; {note}" if note else "")
         models.add_row(
             name, model["phase"], _name(model["active"]), model["verdict"] or "-", _name(model["fallback"]), note
         )

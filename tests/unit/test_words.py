@@ -1,5 +1,9 @@
 """What commands say of what is wanted, allowed and held: one sentence, what to do next, and an exit code."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +17,7 @@ from heliograph.cli import main
 from heliograph.documents import Enroll, Records
 from heliograph.lab import free_port, wait_until
 from heliograph.signing import PrivateKey, sign_statement
+from heliograph.wire import pack
 from heliograph_hub.api.application import application
 from heliograph_hub.service import Service, init
 from heliograph_site.folder import NodeFile, write_key
@@ -62,6 +67,13 @@ def say(hub: tuple[Service, str, Path], monkeypatch: pytest.MonkeyPatch, capsys:
         return code, out, err
 
     return typed
+
+
+def write_node(folder: Path) -> None:
+    """The files of lab/pi-1 that a joined node has, without its journal."""
+    file = NodeFile(realm="test", site="lab", node="pi-1", host="::1", port=1883, root="0" * 64)
+    (folder / "node.toml").write_bytes(file.encode())
+    write_key(folder, KEY)
 
 
 @pytest.mark.parametrize("kind", ["policy", "config"])
@@ -153,12 +165,54 @@ def test_what_came_of_a_command_is_shown_with_it_whatever_else_the_node_records(
 
 
 def test_a_site_that_names_no_model_of_its_node_is_told_which_there_are(say: Say, tmp_path: Path) -> None:
-    (tmp_path / "node.toml").write_bytes(
-        NodeFile(realm="test", site="lab", node="pi-1", host="::1", port=1883, root="0" * 64).encode()
-    )
-    write_key(tmp_path, KEY)
+    write_node(tmp_path)
     Journal(tmp_path / JOURNAL_FILE).close()
     code, _, err = say("node", "hold", "digits", tmp_path)
     assert (code, err) == (3, "heliograph: there is no model 'digits' on this node: it has none yet\n")
     code, _, err = say("node", "hold", "digits", tmp_path / "absent")
     assert code == 2 and "is not a node's folder" in err
+
+
+@pytest.mark.parametrize(
+    ("waiting", "note"),
+    [("", "held by the site: stocktaking"), ("held by the site: stocktaking", "held by the site: stocktaking")],
+)
+def test_what_a_site_holds_is_said_once(say: Say, tmp_path: Path, waiting: str, note: str) -> None:
+    write_node(tmp_path)
+    with Journal(tmp_path / JOURNAL_FILE) as journal:
+        journal.save_state("holds", pack({"digits": "by the site: stocktaking"}))
+        journal.save_waiting({"digits": waiting})
+    code, out, _ = say("node", "status", tmp_path)
+    words = " ".join(out.split())
+    assert (code, words.count(note)) == (0, 1)
+
+
+@pytest.mark.parametrize("leave", ["ctrl-c", "ctrl-d", "n"])
+def test_whoever_leaves_the_question_has_signed_nothing_and_is_told_so(leave: str) -> None:
+    asks = (
+        "from heliograph.errors import RefusedError\n"
+        "from heliograph_hub.commands.documents import _ask\n"
+        "try:\n    _ask('policy/canary 1', ['lab/pi-1'])\n"
+        "except RefusedError as error:\n    print(error)\n"
+    )
+    ours, theirs = os.openpty()
+    asking = subprocess.Popen(
+        [sys.executable, "-c", asks], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert asking.stderr is not None
+        said = b""
+        while b"[y/N]" not in said and (more := os.read(asking.stderr.fileno(), 4096)):
+            said += more
+        assert b"stops 1 node: lab/pi-1. Sign it all the same?" in said
+        if leave == "ctrl-c":
+            asking.send_signal(signal.SIGINT)
+        else:
+            os.write(ours, {"ctrl-d": b"\x04", "n": b"n\n"}[leave])
+        out, _ = asking.communicate(timeout=20)
+    finally:
+        asking.kill()
+        asking.wait()
+        os.close(ours)
+        os.close(theirs)
+    assert out.strip() == b"policy/canary 1 was not signed"  # the prompt ends in a space

@@ -154,7 +154,12 @@ def _ask(name: str, stopped: list[str]) -> None:
     question = f"{name} stops {len(stopped)} node{'s' if len(stopped) > 1 else ''}: {', '.join(stopped[:20])}"
     if not sys.stdin.isatty():
         raise RefusedError(f"{question}; --yes signs it all the same")
-    if not typer.confirm(f"{question}. Sign it all the same?", err=True):
+    try:
+        is_agreed = typer.confirm(f"{question}. Sign it all the same?", err=True)
+    except typer.Abort:  # Ctrl-C, or the end of what was typed
+        is_agreed = False
+        say("")
+    if not is_agreed:
         raise RefusedError(f"{name} was not signed")
 
 
