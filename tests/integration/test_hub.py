@@ -327,7 +327,7 @@ async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_t
     async with ScriptedNode(join).connected() as node:
         await node.enroll()
         assert (node.assignment.number, node.assignment.ring) == (1, "general")
-        assert hub.command("fleet", "assign", "lab", "canary").startswith("site lab is in ring canary: 1 nodes")
+        assert hub.command("fleet", "assign", "lab", "canary").startswith("site lab is in ring canary: 1 node assigned")
         assert (await node.next("assigned")).ring == "canary"
 
         hub.publish(releases["1.0.0"], "digits@1.0.0")
