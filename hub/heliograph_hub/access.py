@@ -28,7 +28,7 @@ from heliograph.errors import ConfigError, RefusedError
 from heliograph.mosquitto import MAX_NEW_NODES, Listener
 from heliograph.objects import write_durably
 from heliograph.signing import PrivateKey
-from heliograph.tls import Tls, der_of
+from heliograph.tls import Tls
 from heliograph_hub.certificates import CA_LIFE_S, DAY_S, CertificateAuthority, is_of, make_ca
 from heliograph_hub.database import Database, certificates, former_keys, nodes
 
@@ -137,10 +137,10 @@ class Access:
         place = self._place
         names = (*self._names, *LOCAL)
         try:
-            held = (place / "broker.crt").read_bytes() if (place / "broker.key").exists() else b""
+            held = (place / "broker.crt").read_bytes(), (place / "broker.key").read_bytes()
         except FileNotFoundError:
-            held = b""
-        if not is_of(held, self.ca, names, now):
+            held = b"", b""
+        if not is_of(*held, self.ca, names, now):
             key = PrivateKey.generate(os.urandom(32))
             made = self.ca.certify_broker(key.public.raw, names, now, secrets.token_bytes(16))
             write_durably(place / "broker.key", key.to_pem(), mode=0o600)
@@ -216,13 +216,9 @@ class Access:
         return made.der, made.not_after
 
 
-def read_ca(folder: Path) -> bytes:
-    """The certificate of a hub's authority, DER.
+def has_ca(folder: Path) -> bool:
+    """Whether a hub's folder has an authority, or had one: none is made in its place then.
 
-    Raises:
-        ConfigError: none is there.
+    An earlier version made folders without; one whose making was interrupted has not shown its authority to anybody.
     """
-    try:
-        return der_of((folder / TLS_FOLDER / "ca.crt").read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{folder} has no CA: {error.strerror}") from error
+    return any((folder / TLS_FOLDER / name).exists() for name in ("ca.crt", "broker.crt"))

@@ -177,10 +177,12 @@ def make_ca(realm: str, seed: bytes, now: int, entropy: bytes) -> tuple[bytes, b
     return made.public_bytes(Encoding.PEM), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def is_of(certificate_pem: bytes, ca: CertificateAuthority, names: Iterable[str], now: int) -> bool:
-    """Whether a server's certificate is the authority's, holds all these names, and has half of its life left."""
+def is_of(certificate_pem: bytes, key_pem: bytes, ca: CertificateAuthority, names: Iterable[str], now: int) -> bool:
+    """Whether a server's certificate is the authority's and the key's, holds all these names, and is half alive."""
     try:
         held = x509.load_pem_x509_certificate(certificate_pem)
+        if load_pem_private_key(key_pem, None).public_key() != held.public_key():
+            return False
         held.verify_directly_issued_by(x509.load_der_x509_certificate(ca.der))
         value = held.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):

@@ -56,7 +56,7 @@ from heliograph.protocol import STATEMENTS, TOPICS, parse_topic, topic
 from heliograph.sender import Sender
 from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError
 from heliograph.wire import pack
-from heliograph_hub.access import TLS_FOLDER, Access, init_access
+from heliograph_hub.access import Access, has_ca, init_access
 from heliograph_hub.admission import Admission
 from heliograph_hub.assigning import Assigned, Assignments
 from heliograph_hub.assignment import TIME_ZONE
@@ -150,8 +150,8 @@ class Service:
         self.access: Access | None = None
         address = Broker(HOST, port)
         if doors is not None:
-            if not (folder / TLS_FOLDER).exists():
-                init_access(folder, self.realm, _now())  # an earlier version made the folder
+            if not has_ca(folder):
+                init_access(folder, self.realm, _now())
             self.access = Access(folder, self.database, self.realm, port, doors.enroll_port, doors.listen, doors.names)
             self.access.write(_now())
             tls = self.access.hub_tls(_now)

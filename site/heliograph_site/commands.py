@@ -121,6 +121,9 @@ def _show(facts: dict[str, Any]) -> None:
     console = Console()
     serves = facts["http"] or "nowhere (the server is not running)"
     console.print(f"{facts['site']}/{facts['node']}: link {facts['link']}, serves at {serves}", highlight=False)
+    if facts["certificate"] is not None:
+        ends = facts["certificate"]["expires"]
+        console.print(f"certificate until {time_text(ends)}" if ends else "no certificate", highlight=False)
     models = Table("model", "phase", "active", "verdict", "fallback", "note", box=None)
     for name, model in facts["models"].items():
         refused = [f"{_name(r)} refused: {r['reason']}" for r in model["refused"][:1]]

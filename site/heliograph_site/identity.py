@@ -57,7 +57,7 @@ class Credentials:
         self._folder, self._key, self._now = folder, key, now
         self.has_tls = bool(file.ca)
         self._ca = _read_ca(folder, bytes.fromhex(file.ca)) if file.ca else b""
-        self._certified = _read_certificate(folder)
+        self._certified = read_certificate(folder)
 
     @property
     def expires(self) -> int:
@@ -117,7 +117,7 @@ def _read_ca(folder: Path, pin: bytes) -> bytes:
     return ca
 
 
-def _read_certificate(folder: Path) -> Certified | None:
+def read_certificate(folder: Path) -> Certified | None:
     """The one that is held; one that is damaged counts as none, since another can be had."""
     try:
         return Certified.decode((folder / CERTIFICATE_FILE).read_bytes())

@@ -13,6 +13,7 @@ from heliograph.wire import pack, unpack
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
 from heliograph_site.folder import is_agent_running, read_key, read_node_file
+from heliograph_site.identity import read_certificate
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.memory import Memory, Pointer
 from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
@@ -61,6 +62,7 @@ def status(folder: Path) -> dict[str, Any]:
         "node": file.node,
         "link": "up" if is_up else "down",
         "bytes_received": received,
+        "certificate": _certificate(folder) if file.ca else None,
         "models": models,
         "documents": documents,
         "trust": {
@@ -81,6 +83,12 @@ def status(folder: Path) -> dict[str, Any]:
         },
         "http": _http(folder, file.http_host, file.http_port),
     }
+
+
+def _certificate(folder: Path) -> dict[str, Any]:
+    """Until when the broker lets the node in without another certificate."""
+    found = read_certificate(folder)
+    return {"expires": found.expires if found is not None else None}
 
 
 def _documents(journal: Journal, folder: Path) -> dict[str, Any]:

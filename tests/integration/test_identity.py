@@ -19,6 +19,7 @@ from heliograph.cli import main
 from heliograph.documents import Certified, Renew
 from heliograph.errors import IntegrityError, RefusedError, TransportError, TrustError
 from heliograph.lab import Proxy
+from heliograph.metadata import time_text
 from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Broker, Mqtt
 from heliograph.signing import PrivateKey, sign_statement
@@ -106,6 +107,8 @@ def test_a_node_enrols_over_tls_by_the_pin_and_fetches_a_release_with_its_certif
     node = enrol(hub, tmp_path, capsys, "fetch")
     assert {path.name for path in node.folder.iterdir()} >= {"ca.crt", CERTIFICATE_FILE, "node.key"}
     assert held(node.folder).expires == pytest.approx(time.time() + 30 * DAY, abs=120)
+    assert main(["node", "status", str(node.folder)]) == 0
+    assert f"certificate until {time_text(held(node.folder).expires)}" in capsys.readouterr().out
     assert (node.folder / "node.key").stat().st_mode & 0o777 == 0o600
     assert (hub.folder / "tls" / "ca.key").stat().st_mode & 0o777 == 0o600
 

@@ -14,7 +14,7 @@ from heliograph.documents import Certified, Enroll, Renew
 from heliograph.errors import ConfigError, RefusedError, TransportError, TrustError
 from heliograph.signing import PrivateKey, verify_own
 from heliograph.statement import parse
-from heliograph_hub.access import CHALLENGE_S, TLS_FOLDER, Access, init_access
+from heliograph_hub.access import CHALLENGE_S, TLS_FOLDER, Access, has_ca, init_access
 from heliograph_hub.assigning import Assignments
 from heliograph_hub.certificates import CertificateAuthority
 from heliograph_hub.database import Database
@@ -148,6 +148,14 @@ def test_an_authority_can_be_brought(tmp_path: Path, hub: Hub) -> None:
     assert sha256(made.der) == hub.access.pin
     with pytest.raises(ConfigError, match=r"nowhere can't be read"):
         init_access(tmp_path / "mine", "demo", NOW, (files[0], tmp_path / "nowhere"))
+
+
+def test_an_authority_that_was_shown_is_never_replaced_by_a_new_one_unasked(tmp_path: Path, hub: Hub) -> None:
+    assert not has_ca(tmp_path / "empty")
+    (hub.folder / TLS_FOLDER / "ca.crt").unlink()
+    assert not has_ca(hub.folder), "as a kill in its making leaves it"
+    hub.access.write(NOW)
+    assert has_ca(hub.folder), "nodes know it: it has to be restored"
 
 
 def test_an_authority_that_has_ended_certifies_nobody(hub: Hub) -> None:

@@ -67,14 +67,18 @@ def test_nothing_lasts_longer_than_the_authority(ca: CertificateAuthority) -> No
 def test_a_brokers_certificate_is_made_anew_when_it_is_half_over_or_lacks_a_name(ca: CertificateAuthority) -> None:
     names = ("hub.example.org", "10.0.0.1", "::1")
     pem = ca.certify_broker(KEY.public.raw, names, NOW, b"e" * 16).pem
-    assert is_of(pem, ca, names, NOW) and is_of(pem, ca, names[:1], NOW)
-    assert is_of(pem, ca, names, NOW + BROKER_LIFE_S // 2 - 1)
-    assert not is_of(pem, ca, names, NOW + BROKER_LIFE_S // 2 + 1)
-    assert not is_of(pem, ca, (*names, "localhost"), NOW)
+    assert is_of(pem, KEY.to_pem(), ca, names, NOW) and is_of(pem, KEY.to_pem(), ca, names[:1], NOW)
+    assert is_of(pem, KEY.to_pem(), ca, names, NOW + BROKER_LIFE_S // 2 - 1)
+    assert not is_of(pem, KEY.to_pem(), ca, names, NOW + BROKER_LIFE_S // 2 + 1)
+    assert not is_of(pem, KEY.to_pem(), ca, (*names, "localhost"), NOW)
     other = CertificateAuthority(*make_ca("demo", b"t" * 32, NOW, b"e" * 16))
-    assert not is_of(pem, other, names, NOW)
-    assert not is_of(ca.certify_client(KEY.public.raw, "hub.example.org", NOW, b"e" * 16).pem, ca, names, NOW)
-    assert not is_of(b"nothing", ca, names, NOW)
+    assert not is_of(pem, KEY.to_pem(), other, names, NOW)
+    assert not is_of(
+        ca.certify_client(KEY.public.raw, "hub.example.org", NOW, b"e" * 16).pem, KEY.to_pem(), ca, names, NOW
+    )
+    assert not is_of(b"nothing", KEY.to_pem(), ca, names, NOW)
+    for key in (PrivateKey.generate(b"x" * 32).to_pem(), b""):
+        assert not is_of(pem, key, ca, names, NOW), "a kill came between the two files"
 
 
 def test_the_list_of_the_revoked_is_the_authoritys_and_names_each(ca: CertificateAuthority) -> None:
