@@ -278,6 +278,7 @@ def test_of_each_blob_the_cheapest_way_that_can_be_gone_is_taken() -> None:
         ([full(IMAGE, 100), full(LABELS, 3)], True),
         ([full(IMAGE, 100), delta(IMAGE, 8), full(LABELS, 3)], False),
         ([full(IMAGE, 100), full(LABELS, 3), delta(LABELS, 1)], True),
+        ([full(LABELS, 3), full(IMAGE, 100), delta(IMAGE, 8)], False),
         ([full(IMAGE, 100), Way(kind="relay", blob=IMAGE, bytes=100)], False),
         ([delta(IMAGE, 8)], False),
         ([], False),
