@@ -22,6 +22,7 @@ from heliograph.errors import NotFoundError, RefusedError, TrustError
 from heliograph.names import RINGS, Ring
 from heliograph.signing import PublicKey
 from heliograph.statement import Statement
+from heliograph.vouching import PROTECTED_ROLE
 from heliograph_hub.assignment import (
     MAX_OPEN_COMMANDS,
     CommandKind,
@@ -263,6 +264,36 @@ class Assignments:
         connection.execute(sa.insert(proposals).values(site=site, node=node, number=number, statement=statement))
         connection.execute(sa.update(nodes).where(*here).values(proposed=number))
         return Assigned(site, node, row.assignment, row.assigned, number)
+
+    def sign_again(self, counts: Callable[[bytes, str], bool]) -> list[Assigned]:
+        """Signs again, or proposes again, the assignments that keys in force no longer vouch for.
+
+        Args:
+            counts: whether a statement reaches the threshold of a role.
+        """
+        changed = []
+        with self._database.write() as connection:
+            rows = connection.execute(sa.select(nodes).where(nodes.c.removed_at.is_(None))).all()
+            for row in rows:
+                if not row.assigned or counts(row.assigned, PROTECTED_ROLE):
+                    continue
+                document = Assignment.decode(envelope.parse(row.assigned).payload)
+                if needs_protected(row.ring, document.ring, for_protected=bool(row.protected)):
+                    where = _is(proposals, row.site, row.node)
+                    if connection.execute(sa.select(proposals.c.number).where(*where)).first() is None:
+                        number = max(row.assignment, row.proposed) + 1
+                        payload = document.model_copy(update={"number": number}).encode()
+                        statement = envelope.encode(Statement("assignment", payload, ()))
+                        value = {"site": row.site, "node": row.node, "number": number, "statement": statement}
+                        connection.execute(sa.insert(proposals).values(**value))
+                        here = _is(nodes, row.site, row.node)
+                        connection.execute(sa.update(nodes).where(*here).values(proposed=number))
+                elif not counts(row.assigned, "assign"):
+                    statement = self._sign(document)
+                    here = _is(nodes, row.site, row.node)
+                    connection.execute(sa.update(nodes).where(*here).values(assigned=statement))
+                    changed.append(Assigned(row.site, row.node, row.assignment, statement))
+        return changed
 
     def proposals(self, site: str | None = None, node: str | None = None) -> list[Proposal]:
         """The assignments that wait for protected's signatures: all, or of a site, or of a node."""

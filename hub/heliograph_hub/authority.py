@@ -127,6 +127,12 @@ class Authority:
         assert self.set.targets is not None  # a realm's set is complete
         return (*TUF_ROLES, *sorted(delegations(load(Targets, self.set.targets, "targets").signed)))
 
+    @property
+    def may_delegate(self) -> bool:
+        """Whether the keys of targets are on this machine, as in a development realm."""
+        threshold, keys = self.set.role_keys("targets")
+        return len(self.keys.find(keys)) >= threshold
+
     # --- models and releases --------------------------------------------------------------------------------------
 
     def add_model(self, model: str, now: int, *, entropy: Callable[[int], bytes] = secrets.token_bytes) -> list[str]:

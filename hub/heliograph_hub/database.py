@@ -121,6 +121,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             issued_at INTEGER NOT NULL, not_after INTEGER NOT NULL, revoked_at INTEGER)""",
         """CREATE INDEX certificates_of ON certificates (keyid)""",
     ),
+    # 7: who did what
+    (
+        """CREATE TABLE duties (
+            number INTEGER PRIMARY KEY, at INTEGER NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
+            keyids BLOB NOT NULL)""",
+        """CREATE TRIGGER duties_stand BEFORE UPDATE ON duties
+            BEGIN SELECT RAISE(ABORT, 'the log of duties is only added to'); END""",
+        """CREATE TRIGGER duties_stay BEFORE DELETE ON duties
+            BEGIN SELECT RAISE(ABORT, 'the log of duties is only added to'); END""",
+    ),
 )
 # fmt: on
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -228,6 +238,7 @@ certificates = _table(
     revoked_at=_int,
 )
 counts = _table("counts", site=_text, node=_text, what=_text, count=_int, last=_text)
+duties = _table("duties", number=_int, at=_int, who=_text, what=_text, keyids=_blob)
 denials = _table("denials", digest=_blob, type=_text, statement=_blob, made_at=_int, in_force_at=_int)
 vouchers = _table("vouchers", release=_blob, role=_text, keyid=_blob)
 documents = _table(

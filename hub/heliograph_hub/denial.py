@@ -156,6 +156,13 @@ class Denials:
         self._held = held
         return self._standing(type_, statement, in_force_at)
 
+    def signatures(self, standing: Standing) -> dict[bytes, bytes]:
+        """The signatures that a denial is stored with, those of keys that were rotated out among them; by key id."""
+        query = sa.select(denials.c.statement).where(denials.c.digest == standing.digest)
+        with self._database.read() as connection:
+            data = connection.execute(query).scalar_one_or_none()
+        return {} if data is None else dict(envelope.parse(data).signatures)
+
     def standings(self) -> list[Standing]:
         """Every denial, in force or still to be signed, newest first."""
         query = sa.select(denials).order_by(denials.c.made_at.desc(), denials.c.digest)

@@ -45,6 +45,12 @@ class Desired:
         """When a stored directive expires."""
         return Directive.decode(parse(self.statement(row)).payload).expires
 
+    def life(self, row: Signed) -> tuple[int, int]:
+        """When a stored directive was worded, and when it expires."""
+        with self._database.read() as connection:
+            signed_at = connection.execute(sa.select(directives.c.signed_at).where(*_key(row))).scalar_one()
+        return int(signed_at), self.ends(row)
+
     def add(self, signed: list[tuple[Worded, bytes]], now: int) -> None:
         """Stores directives with their statements, all or none; released ones are in force at once.
 

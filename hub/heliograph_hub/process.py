@@ -116,6 +116,7 @@ async def _serve(service: Service, doors: Doors | None, say: Callable[[str], Non
         await broker.stop()
         service.fleet.flush_counts()
         service.ledger.flush()
+        service.duties.flush()
         service.database.close()
     say("stopped")
 

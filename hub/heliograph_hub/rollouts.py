@@ -134,6 +134,59 @@ class Rollouts:
         worded = rollout.renewals(rows, realm=self._authority.realm, now=now)
         return self._add(worded, now)
 
+    def told(self) -> list[Signed]:
+        """What rings are told or wait for."""
+        return _standing(self._desired.rows())
+
+    def sign_again(self) -> int:
+        """Signs again what rings are told or wait for, where keys in force no longer vouch for it; how many."""
+        count = 0
+        for row in _standing(self._desired.rows()):
+            if row.ring == "protected" or self._lacks(row)[0] <= 0:
+                continue
+            payload = envelope.parse(self._desired.statement(row)).payload
+            signatures = self._authority.sign_payload(f"ring-{row.ring}", "directive", payload)
+            self._desired.sign(row, envelope.encode(Statement("directive", payload, tuple(sorted(signatures.items())))))
+            count += 1
+        return count
+
+    def unsigned(self) -> list[tuple[Offline, dict[bytes, bytes]]]:
+        """Protected's directives in force that its keys no longer vouch for, with the signatures that still count."""
+        rows = [row for row in _standing(self._desired.rows()) if row.ring == "protected" and row.released]
+        return [(self._offline(row), self._lacks(row)[1]) for row in rows if self._lacks(row)[0] > 0]
+
+    def add_again(self, payload: bytes, signatures: Mapping[bytes, bytes]) -> Offline:
+        """Takes signatures of a directive of protected that is in force, checked here; on disk when this returns.
+
+        Raises:
+            IntegrityError: not a directive.
+            NotFoundError: none of protected's in force.
+            TrustError: a signature is not by one of the ring's keys, or doesn't fit.
+        """
+        directive = Directive.decode(payload)
+        found = [o for o, _ in self.unsigned() if o.payload == payload]
+        if not found:
+            raise NotFoundError(f"directive {directive.number} of ring {directive.ring} waits for no signature")
+        need, keys = self._authority.set.statement_keys(OFFLINE_ROLE)
+        message = envelope.signed_bytes("directive", payload)
+        for keyid, signature in signatures.items():
+            if keyid not in keys or not PublicKey(keys[keyid]).is_signature(message, signature):
+                raise TrustError(f"signature of key {keyid.hex()[:16]} is none of {OFFLINE_ROLE} on this directive")
+        held = envelope.parse(self._desired.statement(found[0].row)).signatures
+        good = {k: s for k, s in held if k in keys} | dict(signatures)
+        # Of keys that were rotated out they stay until enough others have signed.
+        kept = good if len(good) >= need else dict(held) | good
+        self._desired.sign(found[0].row, envelope.encode(Statement("directive", payload, tuple(sorted(kept.items())))))
+        return self._offline(found[0].row)
+
+    def _lacks(self, row: Signed) -> tuple[int, dict[bytes, bytes]]:
+        """How many signatures a directive lacks by the keys in force, and those it has."""
+        need, keys = self._authority.set.statement_keys(f"ring-{row.ring}")
+        statement = envelope.parse(self._desired.statement(row))
+        message = envelope.signed_bytes("directive", statement.payload)
+        good = {k: s for k, s in statement.signatures if k in keys and PublicKey(keys[k]).is_signature(message, s)}
+        return need - len(good), good
+
     # --- protected --------------------------------------------------------------------------------------------------
 
     def word(self, release: Release, action: Action, now: int) -> Offline:

@@ -54,8 +54,8 @@ from heliograph.objects import ObjectStore, write_durably
 from heliograph.policy import Policy, no_policy
 from heliograph.protocol import STATEMENTS, TOPICS, parse_topic, topic
 from heliograph.sender import Sender
-from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError
-from heliograph.wire import pack
+from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError, counted
+from heliograph.wire import pack, unpack
 from heliograph_hub.access import Access, has_ca, init_access
 from heliograph_hub.admission import Admission
 from heliograph_hub.assigning import Assigned, Assignments
@@ -69,6 +69,7 @@ from heliograph_hub.database import Database
 from heliograph_hub.denial import Denials
 from heliograph_hub.desired import Desired
 from heliograph_hub.distribution import Distribution, Purpose, Recipes, answer
+from heliograph_hub.duties import Duties
 from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.fleet import Fleet, Node, ReplayError
 from heliograph_hub.founding import Founding, continue_offline, init_offline, init_realm, read_public_keys
@@ -79,6 +80,7 @@ from heliograph_hub.registry import Registry
 from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
 from heliograph_hub.rollouts import Rollouts
+from heliograph_hub.rotation import Rotation
 
 log = logging.getLogger("heliograph.hub")
 
@@ -127,6 +129,9 @@ class Service:
         self.authority = Authority(folder)
         self.realm = self.authority.realm
         self.database = Database(folder / DATABASE_FILE)
+        self.duties = Duties(self.database)
+        self.authority.on_signed = self._note_signed
+        self.rotation = Rotation(self.authority)
         self.objects = ObjectStore(folder / "objects")
         self.registry = Registry(self.database, self.objects)
         self.desired = Desired(self.database)
@@ -200,10 +205,27 @@ class Service:
         A hub that doesn't begin would keep even denials from the nodes, and its broker.
         """
         try:
+            self.sign_again()
             self.announce()
         except HeliographError as error:
             self.unsigned = str(error)
             self._retain(self.retained, self.desired.lists(), self.authority.published())
+
+    def sign_again(self) -> list[Assigned]:
+        """Has all that the hub signed by itself vouched for by the keys in force; the assignments that are to be sent.
+
+        What offline keys signed waits for them (`heliograph hub sign-request`).
+
+        Raises:
+            RefusedError: the online keys are not here.
+        """
+        trusted = self.authority.set
+        self.rollouts.sign_again()
+        return self.assignments.sign_again(lambda data, role: bool(counted(trusted, data, role)))
+
+    def _note_signed(self, type_: str, payload: bytes, keyids: list[bytes]) -> None:
+        if type_ in ("directive", "assignment", "policy", "config"):
+            self.duties.note_later(_now(), "hub", f"signed {type_}: {_words(type_, payload)}", keyids)
 
     def _retain(self, deny: dict[str, bytes], lists: Mapping[Ring, bytes], signed: Mapping[str, bytes]) -> None:
         """Denials first, then what others hang on: roots, lists, the set that names them, the head."""
@@ -330,6 +352,7 @@ class Service:
             case "hello":
                 hello = Hello.decode(payload)
                 self.fleet.check_hello(member, hello.key)
+                self.fleet.watch(member, hello)
                 await self._on_hello(member, hello)
             case "ask":
                 await self._on_ask(member, Ask.decode(payload))
@@ -472,6 +495,7 @@ class Service:
             await asyncio.sleep(FLUSH_EVERY_S)
             self.fleet.flush_counts()
             self.ledger.flush()
+            self.duties.flush()
 
     async def drop_old(self) -> None:
         """Drops records that policy keeps no longer, once a day, for ever."""
@@ -519,6 +543,16 @@ class Service:
             raise RefusedError(f"a token lives at most {DEADLINES.token_s / 86400:g} days, asked were {life_s} s")
         said = self.enrolment.add_token(site, node, token, now, life_s, protected=protected)
         return self.join_string(site, node, token, protected=said), now + life_s, said
+
+
+def _words(type_: str, payload: bytes) -> str:
+    """What was signed, for the log."""
+    fields = unpack(payload)
+    assert isinstance(fields, dict)  # the hub made it
+    names = ("site", "node", "ring", "model", "number", "action")
+    release = fields.get("release")
+    shown = [f"{name} {fields[name]}" for name in names if fields.get(name) not in (None, "")]
+    return ", ".join([*shown, *([f"release {release.hex()[:16]}"] if isinstance(release, bytes) else [])])
 
 
 def init(folder: Path, realm: str, ca: tuple[Path, Path] | None = None) -> list[str]:

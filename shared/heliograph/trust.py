@@ -177,6 +177,10 @@ class TrustedSet:
         """Roles whose files have expired, to be told to people; serving goes on whatever stands here."""
         return tuple(role for role, file in self._files.items() if now >= expiry(file.signed))
 
+    def expiries(self) -> dict[str, int]:
+        """When each file expires, by role."""
+        return {role: expiry(file.signed) for role, file in self._files.items()}
+
     def role_keys(self, role: str) -> tuple[int, dict[bytes, bytes]]:
         """(threshold, raw public key by key id) of a role.
 

@@ -13,6 +13,8 @@ from heliograph_hub.api.denials import Denials
 from heliograph_hub.api.fleet import Fleet
 from heliograph_hub.api.gaps import Gaps
 from heliograph_hub.api.guard import guarded
+from heliograph_hub.api.keys import Keys
+from heliograph_hub.api.log import logged
 from heliograph_hub.api.messages import endpoint, on_error, on_http_error
 from heliograph_hub.api.realm import Realm
 from heliograph_hub.api.releases import Releases
@@ -22,7 +24,7 @@ from heliograph_hub.operators import Tokens
 if TYPE_CHECKING:
     from heliograph_hub.service import Service
 
-SUBJECTS = (Realm, Releases, Denials, Documents, Rollouts, Assignments, Gaps, Fleet)
+SUBJECTS = (Realm, Keys, Releases, Denials, Documents, Rollouts, Assignments, Gaps, Fleet)
 
 
 def application(service: "Service", tokens: Tokens | None = None) -> Starlette:
@@ -31,7 +33,9 @@ def application(service: "Service", tokens: Tokens | None = None) -> Starlette:
         routes=[
             Route(
                 path,
-                endpoint(action) if tokens is None else guarded(method, path, action, tokens),
+                endpoint(logged(service, method, action))
+                if tokens is None
+                else guarded(method, path, logged(service, method, action), tokens),
                 methods=[method],
             )
             for subject in SUBJECTS

@@ -28,6 +28,8 @@ def guarded(method: str, path: str, action: Action, tokens: Tokens) -> Callable[
         if role not in allowed:
             return _refuse(403, f"role {role} may not {method} {path}; {_who(allowed)}")
 
+        request.state.role = role
+
         async def checked(request: Request, body: dict[str, Any]) -> Answer:
             duty = _duty(path, request, body)
             if duty is not None and role not in DUTIES.get(duty, frozenset()):

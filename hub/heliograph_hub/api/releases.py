@@ -47,9 +47,15 @@ class Releases(Part):
             raise ConfigError(f"{folder} is not an absolute path: the hub can't know what it is relative to")
         async with self._adding:
             release, bundle, is_new = await asyncio.to_thread(service.registry.add, folder, now())
-        said = []
-        if release.model not in service.authority.set.models:
-            said = service.authority.add_model(release.model, now())
+        said: list[str] = []
+        model = release.model
+        if model not in service.authority.set.models and service.authority.may_delegate:
+            said = service.authority.add_model(model, now())
+        elif model not in service.authority.set.models:
+            said = [
+                f"model {model} has no keys in this realm yet: heliograph key rotate sign-{model} --add PUBLIC,"
+                f" and so for approve-{model} and config-{model}"
+            ]
         service.announce()
         service.request_recipes(await asyncio.to_thread(service.registry.likely_pairs, release))
         return {

@@ -228,17 +228,17 @@ def request(
 
 def sign(
     file: Carrier,
-    key: Annotated[list[Path], typer.Option("--key", metavar="FILE", help="A key of ring protected; repeatable.")],
+    key: Annotated[list[str], typer.Option("--key", metavar="FILE|URI", help="A key of ring protected; repeatable.")],
     as_json: Json = False,
 ) -> None:
     """Sign what `fleet request` wrote, in the file itself. Needs no hub: carry the file to the key, and back.
 
     Example: heliograph fleet sign lab.json --key ring-protected-1.key
     """
-    from heliograph_hub.keys import load_key
+    from heliograph_hub.keys import open_keys
 
     site, rows = carried.read(file)
-    keys = [load_key(path) for path in key]
+    keys = open_keys(key)
     for one in keys:
         rows = [row.signed_by(one) for row in rows]
     carried.write(file, site, rows)

@@ -13,8 +13,8 @@ from heliograph.documents import Assignment
 from heliograph.errors import ConfigError, IntegrityError
 from heliograph.names import check_name
 from heliograph.objects import write_durably
-from heliograph.signing import PrivateKey
 from heliograph.statement import MAX_SIGNATURES, signed_bytes
+from heliograph_hub.keys import SigningKey
 
 MAX_FILE_BYTES = 8 << 20
 MAX_ASSIGNMENTS = 200
@@ -32,7 +32,7 @@ class Carried:
         """What is signed."""
         return Assignment.decode(self.payload)
 
-    def signed_by(self, key: PrivateKey) -> "Carried":
+    def signed_by(self, key: SigningKey) -> "Carried":
         """The same, with the key's signature."""
         signature = key.sign(signed_bytes("assignment", self.payload))
         return replace(self, signatures={**self.signatures, key.keyid: signature})

@@ -1,6 +1,5 @@
 """[IO] What `release deny` and `key deny` share."""
 
-from pathlib import Path
 from typing import Any
 
 from heliograph.errors import RefusedError
@@ -8,13 +7,13 @@ from heliograph_hub.client import HubClient
 from heliograph_hub.commands.terminal import print_json, say
 
 
-def deny(type_: str, asked: dict[str, Any], what: str, files: list[Path], where: str, as_json: bool) -> None:
+def deny(type_: str, asked: dict[str, Any], what: str, files: list[str], where: str, as_json: bool) -> None:
     """Has the hub word the denial, signs it here, and hands the signatures in."""
     from heliograph.protocol import DENIALS
     from heliograph.statement import signed_bytes
-    from heliograph_hub.keys import load_key
+    from heliograph_hub.keys import open_keys
 
-    keys = [load_key(file) for file in files]
+    keys = open_keys(files)
     client = HubClient(where)
     request = client.post("/v1/denials/requests", {"type": type_, **asked})
     for file, key in zip(files, keys, strict=True):

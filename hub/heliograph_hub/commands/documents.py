@@ -28,10 +28,10 @@ _STATES = {
 
 
 def set_document(
-    kind: str, file: Path, keys: list[Path], *, where: str, is_dry: bool, is_agreed: bool, as_json: bool
+    kind: str, file: Path, keys: list[str], *, where: str, is_dry: bool, is_agreed: bool, as_json: bool
 ) -> None:
     """Has the hub simulate the file, asks if a node would stop, then has it signed and published."""
-    text = _read(kind, file)
+    text = read_file(kind, file)
     client = HubClient(where)
     asked = client.post("/v1/documents/requests", {"kind": kind, "text": text})
     for line in asked["warnings"]:
@@ -114,7 +114,12 @@ def as_toml(content: dict[str, Any]) -> str:
 # --- inside ---------------------------------------------------------------------------------------------------------
 
 
-def _read(kind: str, file: Path) -> str:
+def read_file(kind: str, file: Path) -> str:
+    """The text of an operator's file.
+
+    Raises:
+        ConfigError, RefusedError: it can't be read, is too large, or is no text.
+    """
     try:
         with file.open("rb") as opened:
             data = opened.read(MAX_DOCUMENT_BYTES + 1)
@@ -128,12 +133,12 @@ def _read(kind: str, file: Path) -> str:
         raise ConfigError(f"{file} is not text: name a TOML file") from error
 
 
-def _sign(kind: str, text: str, asked: dict[str, Any], files: list[Path]) -> dict[str, str]:
+def _sign(kind: str, text: str, asked: dict[str, Any], files: list[str]) -> dict[str, str]:
     """Signatures by the named keys; with none named, the hub signs with those that it holds."""
     from heliograph.statement import signed_bytes
-    from heliograph_hub.keys import load_key
+    from heliograph_hub.keys import open_keys
 
-    keys = [load_key(file) for file in files]
+    keys = open_keys(files)
     for file, key in zip(files, keys, strict=True):
         if key.keyid.hex() not in asked["keyids"]:
             raise RefusedError(

@@ -13,8 +13,8 @@ from heliograph.documents import Directive
 from heliograph.errors import ConfigError, IntegrityError, RefusedError
 from heliograph.names import parse_release
 from heliograph.objects import write_durably
-from heliograph.signing import PrivateKey
 from heliograph.statement import MAX_SIGNATURES, signed_bytes
+from heliograph_hub.keys import SigningKey
 
 MAX_FILE_BYTES = 64 * 1024
 
@@ -36,7 +36,7 @@ class File:
         """
         return Directive.decode(self.payload)
 
-    def signed_by(self, key: PrivateKey) -> "File":
+    def signed_by(self, key: SigningKey) -> "File":
         """The same, with the key's signature.
 
         Raises:

@@ -84,11 +84,11 @@ def release_approve(name: ReleaseName, key: Keys, where: Hub = "", as_json: Json
     _do_duty("approve", name, key, where, as_json)
 
 
-def _do_duty(duty: str, name: str, files: Iterable[Path], where: str, as_json: bool) -> None:
-    from heliograph_hub.keys import load_key
+def _do_duty(duty: str, name: str, files: Iterable[str], where: str, as_json: bool) -> None:
+    from heliograph_hub.keys import open_keys
 
     model, version = parse_release(name)
-    keys = [load_key(file) for file in files]
+    keys = open_keys(files)
     client = HubClient(where)
     answer: dict[str, Any] = {}
     for file, key in zip(files, keys, strict=True):

@@ -149,18 +149,18 @@ def rollout_request(
 @app.command("sign")
 def rollout_sign(
     file: RequestFile,
-    key: Annotated[list[Path], typer.Option("--key", metavar="FILE", help="A key of ring protected; repeatable.")],
+    key: Annotated[list[str], typer.Option("--key", metavar="FILE|URI", help="A key of ring protected; repeatable.")],
     as_json: Json = False,
 ) -> None:
     """Sign what `rollout request` wrote, in the file itself. Needs no hub: carry the file to the key, and back.
 
     Example: heliograph rollout sign protected.json --key ring-protected-1.key
     """
-    from heliograph_hub.keys import load_key
+    from heliograph_hub.keys import open_keys
 
     held = offline.read(file)
     directive = held.directive
-    for one in map(load_key, key):
+    for one in open_keys(key):
         held = held.signed_by(one)
     offline.write(file, held)
     if as_json:

@@ -25,14 +25,24 @@ Hub = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 ReleaseName = Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="Such as digits@1.0.0.")]
 Keys = Annotated[
-    list[Path], typer.Option("--key", metavar="FILE", help="A key of this duty; give it once for each key that signs.")
+    list[str],
+    typer.Option(
+        "--key",
+        metavar="FILE|URI",
+        help="A key of this duty, repeatable: a file, or SCHEME:…#FILE.pub of an HSM or KMS.",
+    ),
 ]
 DenyKeys = Annotated[
-    list[Path], typer.Option("--key", metavar="FILE", help="A key of the role; give it once for each key that signs.")
+    list[str],
+    typer.Option(
+        "--key",
+        metavar="FILE|URI",
+        help="A key of the role, repeatable: a file, or SCHEME:…#FILE.pub of an HSM or KMS.",
+    ),
 ]
 DocumentKeys = Annotated[
-    list[Path] | None,
-    typer.Option("--key", metavar="FILE", help="A key of the role, repeatable; left out: the hub's own keys sign."),
+    list[str] | None,
+    typer.Option("--key", metavar="FILE|URI", help="A key of the role, repeatable; left out: the hub's own keys sign."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show who would be affected and how.")]
 Number = Annotated[int | None, typer.Option("--number", min=1, help="An older one.")]

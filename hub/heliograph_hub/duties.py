@@ -1,0 +1,67 @@
+"""[IO] Who did what at this hub, and with which keys: rows that are only ever added.
+
+Rule 1: every operator's act that changed something is one row, and so is every duty that the hub signed by itself. The
+    table refuses to change or drop a row, so that only who rewrites the file can.
+Rule 2: what is written holds no secret: names, numbers and key ids.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from heliograph_hub.database import Database, duties
+
+MAX_WHAT = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One act: `who` is `owner`, an operator's role, or `hub`."""
+
+    number: int
+    at: int
+    who: str
+    what: str
+    keyids: tuple[bytes, ...]
+
+
+class Duties:
+    """The log of one hub."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[tuple[int, str, str, bytes]] = []
+
+    def note(self, now: int, who: str, what: str, keyids: Iterable[bytes] = ()) -> None:
+        """One act; on disk when this returns, with all that waited."""
+        self.note_later(now, who, what, keyids)
+        self.flush()
+
+    def note_later(self, now: int, who: str, what: str, keyids: Iterable[bytes] = ()) -> None:
+        """One act in the midst of a transaction: on disk with the next `flush`."""
+        self._waiting.append((now, who, what[:MAX_WHAT], b"".join(sorted(keyids))))
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        with self._database.write() as connection:
+            number = connection.execute(sa.select(sa.func.max(duties.c.number))).scalar() or 0
+            for place, (at, who, what, keyids) in enumerate(waiting, start=number + 1):
+                row = {"number": place, "at": at, "who": who, "what": what, "keyids": keyids}
+                connection.execute(sa.insert(duties).values(**row))
+
+    def newest(self, limit: int, before: int | None = None) -> list[Done]:
+        """The newest acts, newest first; those below a number, if one is given."""
+        query = sa.select(duties).order_by(duties.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(duties.c.number < before)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [Done(r.number, r.at, r.who, r.what, _keyids(r.keyids)) for r in rows]
+
+
+def _keyids(joined: bytes) -> tuple[bytes, ...]:
+    return tuple(joined[at : at + 32] for at in range(0, len(joined), 32))
