@@ -187,6 +187,16 @@ def test_a_removed_name_may_be_enrolled_anew_and_begins_without_what_was_stated_
     assert [former.why for former in hub.enrolment.former_keys("lab", "pi-1")] == ["removed"]
 
 
+def test_a_removed_name_of_ring_protected_is_enrolled_anew_as_what_its_site_is_by_then(hub):
+    hub.assignments.put("lab", "protected")
+    hub.enroll()
+    hub.sign()
+    hub.enrolment.remove("lab", "pi-1", NOW)
+    hub.assignments.put("lab", "general")
+    anew = told(hub.enroll(token=b"v" * 32).statement)
+    assert anew.ring == "general", "nobody has to sign out of protected what is no node any more"
+
+
 def test_a_node_that_is_not_there_is_not_removed(hub):
     for _ in range(2):
         with pytest.raises(NotFoundError, match="no node lab/pi-1"):

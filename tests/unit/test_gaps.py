@@ -88,7 +88,7 @@ def test_a_pin_is_the_reason_of_a_gap_and_excuses_nothing():
 
 @pytest.mark.parametrize(
     ("action", "release", "gaps"),
-    [("hold", V11, []), ("return", V11, []), ("return", V12, [("1.2.0", "its fallback")])],
+    [("hold", V11, []), ("hold", V12, []), ("return", V11, []), ("return", V12, [("1.2.0", "its fallback")])],
 )
 def test_hold_asks_for_nothing_and_return_for_anything_else(action, release, gaps):
     due = replace(DUE, directives={"digits": Told(V12, action, 8, NOW)})

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,19 @@ def test_what_a_site_holds_goes_on_once_policy_takes_the_authority_from_it(tmp_p
         asyncio.run(node.orders.by_site("resume", MODEL, ""))
     node.authority = "hybrid"
     assert node.orders.why_restricted(MODEL, new) == "held by the site: stocktaking", "the site's wish still stands"
+
+
+def test_an_assignment_whose_signatures_count_no_more_says_what_the_node_is_and_orders_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path, *ordered("rollback", "report"))
+    node.assigned_by = ()
+    assert node.obey() == [] and node.delivered == []
+    node.assigned_by = (KEY,)
+    assert [number for _, number, _, _ in node.obey()] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["rollback", "drill"])
+def test_what_has_stepped_aside_already_does_not_do_so_again(tmp_path: Path, kind: str) -> None:
+    node = Node(tmp_path, *ordered(kind))
+    node.memories[MODEL] = replace(node.memories[MODEL], aside="fallback", reason="off line")
+    assert node.obey()[0][3] == "refused: digits has stepped aside already: off line"
+    assert node.delivered == []

@@ -6,6 +6,7 @@ import pytest
 
 from heliograph.documents import Spent, Way
 from heliograph.policy import Budget, Pacing, Policy
+from heliograph_hub.admission import Admission
 from heliograph_hub.pacing import (
     ASKS_PER_S,
     MAX_LATER_S,
@@ -19,6 +20,7 @@ from heliograph_hub.pacing import (
 )
 
 UTC = ZoneInfo("UTC")
+MANY = 60 * ASKS_PER_S
 NOW = 1_800_000_000
 DAY = Budget(day_bytes=1000)
 
@@ -80,3 +82,19 @@ def test_a_recipe_is_asked_for_ever_more_slowly():
         at += recipe_later_s(1, at, 0.0)
         asks += 1
     assert recipe_later_s(1, 0, 0.0) == RECIPE_LATER_S and 5 <= asks <= 12
+
+
+class Asker:
+    """One of many nodes."""
+
+    def __init__(self, n):
+        self.site, self.node = "shop", f"n-{n}"
+
+
+def test_who_has_asked_no_more_for_long_counts_no_more_among_those_who_wait():
+    admission = Admission(None, _policy, lambda site: UTC, lambda: 0.0)
+    for n in range(MANY):
+        later = admission.later(Asker(n), "digits", 0, 5.0)
+    assert later == MANY // ASKS_PER_S
+    assert admission.later(Asker(0), "digits", 0, 6.0 + 2 * MAX_LATER_S) == MIN_LATER_S
+    assert len(admission._waiting) == 1

@@ -267,3 +267,32 @@ def test_what_counts_for_the_node_is_the_newest_in_force_or_with_nothing_active_
     node.start()
     node.follow()
     assert node.belief.rules.node_policy_number([node.memory]) == 1, "2 is held back"
+
+
+def test_what_follows_a_policy_that_counts_no_more_is_in_force_at_once_whatever_fits_it(node: Node) -> None:
+    node.hear(node.policy(9))
+    node.follow()
+    node.realm.keys["policy"] = [node.realm.new_key()]
+    node.republish()
+    node.now += 1
+    node.hear(node.policy(3, hold_max_s=3600, models={MODEL: {"floor": "2.0.0"}}))
+    assert (node.match().policy, node.match().fit) == (3, "flagged"), "what it would be held back for is nobody's"
+
+
+def test_no_config_is_passed_over_for_a_number_that_was_a_thiefs(node: Node) -> None:
+    active = Pointer(OLD, NOW, 1, "proven", config=1, passed_over=10**15)
+    node.memory = Memory(MODEL, active=active)
+    node.journal.save(node.memory)
+    node.hear(node.config(1), node.config(3))
+    assert node.match().config == 3
+
+
+def test_until_a_new_rings_policy_is_here_no_older_one_is_asked_for(node: Node) -> None:
+    node.manifests[OLD] = _manifest("1.0.0", policy=Span(min=2, max=4))
+    node.start()
+    node.hear(node.policy(7))
+    assert node.belief.rules.lacks([node.memory]).policy == 6
+    node.realm.heads = Heads(policy={"canary": 7, "early": 2})
+    node.republish()
+    node.assign("early", 2)
+    assert node.belief.rules.lacks([node.memory]) == Numbers(), "6 would be of another ring"

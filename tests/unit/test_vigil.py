@@ -142,3 +142,15 @@ def test_before_any_signature_tells_the_time_nothing_is_said_of_when_a_directive
     node.is_signed, node.time, node.heard_at = True, 400 * DAY, 400 * DAY
     look()
     assert node.told == [], "it came under no time at all, so it came now"
+
+
+def test_when_a_directive_came_is_judged_anew_once_the_time_that_said_so_is_a_thiefs(node: Node) -> None:
+    node.rules = {"staleness": Staleness(within_s=DAY)}
+    node.directs, node.trusted = "1.1.0", Trusted((Target("1.0.0"), Target("1.1.0")))
+    honest, node.time = node.time, node.time + 365 * DAY
+    _, look = node.start()
+    assert look()
+    node.time = honest
+    assert look(), "it came now, not next year"
+    node.time += DAY + 1
+    assert look() and [kind for kind, _ in node.told if kind.startswith("stale")] == ["stale-begun"]
