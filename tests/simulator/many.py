@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.pool import Pool
 
 from simulator import memory
@@ -24,6 +25,7 @@ class Summary:
     met: Counter[str] = field(default_factory=Counter)
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     broken: list[Outcome] = field(default_factory=list)
+    is_hostile: bool = False
 
     def __str__(self) -> str:
         lines = [f"{self.worlds} worlds, {self.events} events, {self.worlds / max(self.seconds, 1e-9):.1f} worlds/s"]
@@ -34,8 +36,9 @@ class Summary:
         """The first broken worlds, each with its trace and the line that repeats it."""
         told = []
         for outcome in self.broken[:3]:
-            trace = run(outcome.seed, is_told=True).trace[-60:]
-            line = f"PYTHONPATH=tests python -m simulator {outcome.seed}"
+            trace = run(outcome.seed, is_told=True, is_hostile=self.is_hostile).trace[-60:]
+            how = " --hostile" * self.is_hostile
+            line = f"PYTHONPATH=tests python -m simulator {outcome.seed}{how}"
             told.append("\n".join([f"seed {outcome.seed}: {outcome.message}", *trace, f"repeat with: {line}"]))
         seeds = ", ".join(str(outcome.seed) for outcome in self.broken[:50])
         return f"{len(self.broken)} of {self.worlds} worlds broke (seeds {seeds})\n\n" + "\n\n".join(told)
@@ -52,11 +55,11 @@ def pool_of(workers: int) -> Pool:
     return multiprocessing.get_context("fork").Pool(workers, _begin)
 
 
-def run_many(seeds: Iterable[int], *, workers: int = WORKERS, stops: bool = False) -> Summary:
+def run_many(seeds: Iterable[int], *, workers: int = WORKERS, stops: bool = False, is_hostile: bool = False) -> Summary:
     """Runs the worlds of these seeds; `stops` at the first that breaks."""
-    summary, began = Summary(), time.monotonic()
+    summary, began = Summary(is_hostile=is_hostile), time.monotonic()
     with pool_of(workers) as pool:
-        for outcome in pool.imap_unordered(run, seeds, chunksize=5):
+        for outcome in pool.imap_unordered(partial(run, is_hostile=is_hostile), seeds, chunksize=5):
             summary.worlds += 1
             summary.events += outcome.events
             summary.met.update(outcome.met)

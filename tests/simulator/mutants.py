@@ -331,6 +331,22 @@ MUTANTS: Final = (
         ((CHANGES, "is_unfit = isinstance(event, LastUnfit)", "is_unfit = False"),),
     ),
     Mutant(
+        "a timestamp that has expired is good enough",
+        ("time",),
+        (("heliograph/trust.py", "return self.is_complete and now < self.fresh_until", "return self.is_complete"),),
+    ),
+    Mutant(
+        "a wall clock that nobody vouches for is believed",
+        ("end", "time"),
+        (("heliograph_site/reckoning.py", "<= wall <= self.bound(boottime_s, max_offline_s)", "<= wall"),),
+    ),
+    Mutant(
+        "the clock of a boot before goes on",
+        ("time",),
+        (("heliograph_site/reckoning.py", "        return self.at + max(0, int(boottime_s - self.boottime_s))", "        return self.at + int(abs(boottime_s - self.boottime_s))"),
+         ("heliograph_site/reckoning.py", "is_same = mark.boot == boot and mark.boottime_s <= boottime_s", "is_same = True")),
+    ),
+    Mutant(
         "the hub counts a replay twice",
         ("records",),
         (("heliograph_hub/fleet.py", 'new = end - max(seq, state["next"])', "new = end - seq"),),
@@ -357,11 +373,11 @@ def plant(mutant: Mutant, folder: Path) -> None:
         (folder / file).write_text(source.replace(old, new))
 
 
-def hunt(mutant: Mutant, folder: Path, worlds: int) -> tuple[str, int]:
+def hunt(mutant: Mutant, folder: Path, worlds: int, *options: str) -> tuple[str, int]:
     """The invariant that found the bug, and in which world; ("", worlds) if none did."""
     plant(mutant, folder)
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "simulator", "0", str(worlds), "--hunt"]
+    command = [sys.executable, "-m", "simulator", "0", str(worlds), "--hunt", *options]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )

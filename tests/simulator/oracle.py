@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from heliograph.blob import LEAF_BYTES, leaf_count, page_of
 from heliograph.documents import LANES, Deny, DenyKey
 from heliograph.names import Digest
+from heliograph.policy import Policy
+from heliograph.rules import for_model
 from heliograph.transfer import Arrival
 from heliograph.wire import pack
 from heliograph_site.happenings import (
@@ -19,6 +21,7 @@ from heliograph_site.happenings import (
     FitsAgain,
     Passed,
     RestartedAgain,
+    Resumed,
     Returned,
     Wanted,
 )
@@ -28,6 +31,7 @@ from heliograph_site.outbox import Batch
 from heliograph_site.slots import PartialBlob
 from simulator import catalogue
 from simulator.papers import RINGS
+from simulator.watch import ROUNDED_S
 
 if TYPE_CHECKING:
     from simulator.node import Moves, Node
@@ -38,6 +42,7 @@ INVARIANTS: Final = {
     "golden": "what serves gave its golden outputs on this node",
     "admitted": "what is activated was signed, approved and directed to the node's ring",
     "list": "nothing is activated before every denial that the newest timestamp names is held",
+    "set": "the metadata that a node has committed never goes back",
     "denied": "nothing known to be denied is kept, but the last, flagged; where two deny it and it is closed, nothing",
     "fallback": "what may serve next stands on the disk, was active here and did not fail",
     "saved": "memory is on disk before its command runs",
@@ -53,6 +58,7 @@ INVARIANTS: Final = {
     "served": "what answers does so with the numbers of one committed tuple",
     "handle": "what is sent goes under the handle last asked for",
     "bytes": "no more is fetched than bad weather explains",
+    "time": "no node is ahead of time or further behind than was unmeasured, takes what expired or stops by a clock",
     "records": "kept + merged + lost + receipted = written, and the hub counts each once",
 }
 
@@ -83,6 +89,7 @@ class Oracle:
         self._cuts: dict[tuple[str, str], int] = defaultdict(int)
         self._denials: dict[str, set[bytes]] = defaultdict(set)
         self._all_cuts: dict[str, int] = defaultdict(int)
+        self._versions: dict[str, dict[str, int]] = defaultdict(dict)
         self._rotten: set[tuple[str, bytes]] = set()
         self._allowed_bytes: dict[str, int] = defaultdict(int)
         self._handed_out: dict[tuple[str, bytes, str, int], tuple[int, str, int, bytes]] = {}
@@ -113,7 +120,7 @@ class Oracle:
             is_fit = after.active.verdict != "failed" and not after.active.denied
             require("fallback", is_fit or is_resort, f"{node.name} falls back on what failed or is denied")
             has_proven = any(pointer.verdict == "proven" for pointer in before.line)
-            has_proven &= not isinstance(event, ActiveUnfit | FitsAgain)  # of those that fit, it is the best
+            has_proven &= not isinstance(event, ActiveUnfit | FitsAgain | Resumed)  # of those that fit, it is the best
             is_proven = after.active.verdict == "proven"
             require("fallback", is_proven or not has_proven, f"{node.name} passes a proven release over")
         self._count_cuts(node, before, event, after)
@@ -154,6 +161,12 @@ class Oracle:
 
     def holds(self, node: "Node") -> None:
         """What must be true of a node between any two events."""
+        versions = node.belief.trusted.versions
+        for role, version in self._versions[node.name].items():
+            require(
+                "set", versions.get(role, 0) >= version, f"{node.name} went back from {role} {version} to {versions}"
+            )
+        self._versions[node.name] = dict(versions)
         held = node.belief.denials.denials.keys()
         require("denied", self._denials[node.name] <= held, f"{node.name} forgot a denial")
         self._denials[node.name].update(held)
@@ -263,7 +276,10 @@ class Oracle:
         require("handle", hub.wrong_handles == 0, f"{hub.wrong_handles} chunks went under an old handle")
         for name, node in self._world.nodes.items():
             spent, allowed = hub.content.get(name, 0), self._allowed_bytes[name]
-            require("bytes", spent <= 4 * allowed + 200_000, f"{name} was sent {spent} bytes for {allowed}")
+            is_wasted = self._world.hostile is not None  # who carries the bytes can have them sent again for ever
+            require(
+                "bytes", is_wasted or spent <= 4 * allowed + 200_000, f"{name} was sent {spent} bytes for {allowed}"
+            )
             if node.outbox is not None:
                 self._count_records(node)
 
@@ -312,8 +328,24 @@ class Oracle:
         require("golden", passed, f"{node.name} activates {release.hex()[:8]}")
         require("denied", not self.denials(node, after.active), f"{node.name} activates what is denied")
         require("verified", self._stands(node, release), f"{node.name} activates what lacks files")
+        watch, trusted = node.watch, node.belief.trusted
+        late_s = watch.true() - trusted.fresh_until
+        require("time", late_s < watch.may_lag_s or late_s < 0, f"{node.name} activates {late_s} s after expiry")
         self._were_active[key].add(release)
         self._cuts[key] = 0
+
+    def clocks(self, node: "Node", model: str, policy: Policy, *, is_alone: bool) -> None:
+        """What a node takes the time for, and what it makes of being alone."""
+        watch = node.watch
+        if not self._world.has_clocks:
+            return
+        self._world.met[f"clock: {watch.wall}"] += 1
+        lag_s = watch.true() - watch.now()
+        require("time", lag_s >= 0, f"{node.name} is {-lag_s} s ahead of time")
+        require("time", lag_s <= watch.off_s + ROUNDED_S, f"{node.name} is {lag_s} s behind, unmeasured {watch.off_s}")
+        alone_s = watch.true() - node.heard_at
+        allowed_s = for_model(policy, model).max_offline_s
+        require("time", not is_alone or alone_s > allowed_s, f"{node.name} takes itself for alone after {alone_s} s")
 
     def _stands(self, node: "Node", release: bytes) -> bool:
         known = catalogue.releases()[Digest(release)]
@@ -346,6 +378,8 @@ class Oracle:
             "the server gave": is_rotten or release in node.server.broken,
             "the manifest is gone": is_rotten,
             "returned": True,
+            "rolled back by": (node.name, "rollback", model) in self._world.hub.ordered,
+            "called off by": (node.name, "abort", model) in self._world.hub.ordered,
             "the hub declines": True,
         }
         told = next((is_true for start, is_true in causes.items() if reason.startswith(start)), False)
@@ -372,6 +406,8 @@ class Oracle:
         )
         if memory.phase not in ("idle", "stuck") and not (waits and memory.target.release == row.release):  # type: ignore[union-attr]
             return f"is still {memory.phase}"
+        if memory.aside:
+            return f"has its {memory.aside} stand in"
         why = self._untuned(node, memory, ring)
         if why:
             return why

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from simulator.clock import Clock
+from simulator.hostile import Hostile
 
 Message = tuple[str, dict[str, str], Any]
 SESSION = 200
@@ -51,7 +52,8 @@ class Link:
 class Road:
     """All links and the broker."""
 
-    def __init__(self, clock: Clock, rng: Random, weather: Weather) -> None:
+    def __init__(self, clock: Clock, rng: Random, weather: Weather, hostile: Hostile | None = None) -> None:
+        self.hostile = hostile
         self._clock, self._rng, self.weather = clock, rng, weather
         self.links: dict[str, Link] = {}
         self.retained: dict[tuple[str, str], Message] = {}
@@ -127,15 +129,19 @@ class Road:
             return False
         number = link.number
 
-        def arrive() -> None:
+        def arrive(seeming: str, what: Message) -> None:
             if link.number != number or not link.is_up or not self.is_broker_up:
                 return
             if self.is_hub_up():
-                self.to_hub(name, message)
+                self.to_hub(seeming, what)
             elif qos:
-                self._for_hub.append((name, message))
+                self._for_hub.append((seeming, what))
 
-        self._travel(arrive, qos)
+        if self.hostile is None:
+            self._travel(lambda: arrive(name, message), qos)
+            return True
+        for seeming, what, late_s in self.hostile.up(name, message, list(self.links)):
+            self._clock.after(late_s, lambda s=seeming, w=what: self._travel(lambda: arrive(s, w), qos))  # type: ignore[misc]
         return True
 
     def hub_is_back(self) -> None:
@@ -162,6 +168,13 @@ class Road:
             self.links[name].deliver(self._rng.choice(self.seen[name]))
 
     def _send_down(self, name: str, message: Message, qos: int) -> None:
+        if self.hostile is None:
+            self._carry_down(name, message, qos)
+            return
+        for to, what, late_s in self.hostile.down(name, message, list(self.links)):
+            self._clock.after(late_s, lambda t=to, w=what: self._carry_down(t, w, qos))  # type: ignore[misc]
+
+    def _carry_down(self, name: str, message: Message, qos: int) -> None:
         link = self.links[name]
         number = link.number
         if message[0] == "chunk" and self._rng.random() < self.weather.corrupt:

@@ -13,6 +13,7 @@ from heliograph_site.happenings import Event
 from heliograph_site.memory import UNDER_WAY, Memory
 from simulator import catalogue
 from simulator.clock import Clock, RestlessError
+from simulator.hostile import Hostile
 from simulator.hub import Hub, can
 from simulator.node import Died, Node
 from simulator.oracle import BrokenError, Oracle
@@ -24,6 +25,7 @@ END_S = 6 * 3600.0
 LOOK_S = 20.0
 SHM = Path("/dev/shm")
 SMALL_CAP = 72 * 1024
+ORDERS = ("rollback", "abort", "drill")
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class World:
         rows: how often each row of the machine's table was taken.
     """
 
-    def __init__(self, seed: int, folder: Path, *, is_told: bool) -> None:
+    def __init__(self, seed: int, folder: Path, *, is_told: bool, is_hostile: bool = False) -> None:
         self.rng = rng = Random(seed)
-        self.clock = Clock()
+        self.seed, self.clock = seed, Clock()
+        self.clocks_rng = Random(f"clocks {seed}")
+        self.has_clocks = self.clocks_rng.random() < 0.4
         self.is_told = is_told
         self.trace: list[str] = []
         self.rows: Counter[tuple[str, str]] = Counter()
@@ -73,7 +77,8 @@ class World:
         if rng.random() < 0.3:
             self.models = self.models[-1:]
         self.oracle = Oracle(self)
-        self.road = Road(self.clock, rng, self.weather)
+        self.hostile = Hostile(seed, self.weather) if is_hostile else None
+        self.road = Road(self.clock, rng, self.weather, self.hostile)
         least = max(self.first_releases) - 1
         self.hub = Hub(self.clock, rng, self.road, self.effect, rng.randint(least, max(least, catalogue.STEPS - 1)),
                        seed)  # fmt: skip
@@ -88,6 +93,8 @@ class World:
             self.road.links[name] = Link(node.on_message, node.on_link, topics=node.topics)
             self.clock.after(rng.uniform(0.0, 5.0), lambda node=node: self._start(node))  # type: ignore[misc]
         self.has_calmed = False
+        for _ in range(self.clocks_rng.randint(0, 3) if self.has_clocks else 0):
+            self.clock.after(self.clocks_rng.uniform(60.0, 1200.0), self._skip_a_night)
         self.papers_rng = Random(f"when {seed}")
         self.papers_to_come = 0
         self.outlaws = self.papers_rng.choice([0, 0, 3, 8])
@@ -128,6 +135,20 @@ class World:
             for _ in range(self.rng.choice([1, 1, 2])):
                 wait_s = self.rng.choice([0.0, 0.5, 5.0, 20.0])
                 self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self._strike(node, after.model))
+
+    def _skip_a_night(self) -> None:
+        """Days pass in which nothing happens but that time does, for whoever has power; then the hub signs anew."""
+        if self.has_calmed:
+            return
+        for node in self.nodes.values():
+            if self.clocks_rng.random() < 0.4:
+                self._node_dies(node, power=True)
+        days = self.clocks_rng.choice([1, 3, 6, 9])
+        self.met["nights"] += 1
+        self.tell("sun", f"{days} days pass")
+        self.clock.skipped_s += days * 86_400
+        if self.hub.is_up:
+            self.hub.republish()
 
     def _outlaw(self, node: Node, model: str) -> None:
         """A policy forbids what a machine at work serves, and often a later one doesn't any more."""
@@ -172,7 +193,7 @@ class World:
             return
         pointers = self.rng.choice([memory.kept[1:], memory.kept[1:], memory.kept[:1], (memory.target,)])
         releases = [pointer.release for pointer in pointers if pointer is not None]
-        what = self.rng.randrange(6)
+        what = self.rng.randrange(7)
         if what < 2 and releases:
             self.met["denial at a bad moment"] += 1
             self.hub.deny(releases[0], self.rng.randrange(2))
@@ -187,6 +208,9 @@ class World:
         elif what == 5 and memory.phase in UNDER_WAY:
             self.met["assignment at a bad moment"] += 1
             self.hub.assign(node.name, "early" if self.hub.rings[node.name] == "canary" else "canary")
+        elif what == 6:
+            self.met["order at a bad moment"] += 1
+            self.hub.order(node.name, self.rng.choice(ORDERS), model)
         elif memory.active is not None:
             self.met["directive at a bad moment"] += 1
             action = self.rng.choice(("hold", "return", "return"))
@@ -305,6 +329,12 @@ class World:
         self.hub.assign(name, ring)
         self.met["assignment"] += 1
         return f"{name} to ring {ring}"
+
+    def op_order(self, model: str) -> str:
+        name, kind = self.rng.choice(list(self.nodes)), self.rng.choice(ORDERS)
+        self.met[f"order {kind}"] += 1
+        self.hub.order(name, kind, model)
+        return f"{name}: {kind} {model}"
 
     # --- what the weather does ----------------------------------------------------------------------------------------
 
@@ -454,6 +484,8 @@ class World:
     def _calm(self) -> None:
         self.tell("weather", "calms down")
         self.weather.calm()
+        if self.hostile is not None:
+            self.hostile.calm()
         self.has_calmed = True
         for node in self.nodes.values():
             self.road.restore(node.name)
@@ -468,7 +500,7 @@ class World:
 
 OP_WEIGHTS = {
     "op_start": 5.0, "op_promote": 3.0, "op_premature": 1.0, "op_direct": 2.0, "op_deny": 2.0, "op_deny_key": 0.3,
-    "op_publish": 2.0, "op_assign": 0.7,
+    "op_publish": 2.0, "op_assign": 0.7, "op_order": 3.0,
 }  # fmt: skip
 WEATHER_WEIGHTS = {
     "w_cut": 3.0, "w_power": 3.0, "w_stop": 0.7, "w_server": 1.0, "w_broker": 1.0, "w_hub": 1.0, "w_replay": 1.0,
@@ -476,13 +508,13 @@ WEATHER_WEIGHTS = {
 }  # fmt: skip
 
 
-def run(seed: int, *, is_told: bool = False) -> Outcome:
+def run(seed: int, *, is_told: bool = False, is_hostile: bool = False) -> Outcome:
     """Lives a world; never raises for what goes wrong in it."""
     folder = Path(tempfile.mkdtemp(prefix=f"world-{seed}-", dir=SHM if SHM.is_dir() else None))
     world: World | None = None
     name = message = ""
     try:
-        world = World(seed, folder, is_told=is_told)
+        world = World(seed, folder, is_told=is_told, is_hostile=is_hostile)
         world.live()
     except BrokenError as violation:
         name, message = violation.name, str(violation)
