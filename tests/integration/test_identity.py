@@ -488,6 +488,33 @@ def test_a_question_without_a_fresh_challenge_or_by_another_key_gets_no_certific
     assert "not signed by the node" in capsys.readouterr().out
 
 
+def test_whoever_listens_on_the_line_reads_neither_names_nor_topics_nor_tokens(hub: Hub, tmp_path: Path) -> None:
+    heard = bytearray()
+    string = _token(hub, "secret-site/secret-node")
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                heard.extend(data)
+                writer.write(data)
+        writer.close()
+
+    async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", hub.enroll_port)
+        await asyncio.gather(pass_on(reader, far_writer), pass_on(far_reader, writer))
+
+    async def live() -> None:
+        server = await asyncio.start_server(both_ways, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            await join(replace(string, enroll_port=port), tmp_path / "node", 0, Random(1), QUICK)
+
+    asyncio.run(live())
+    assert len(heard) > 5_000
+    for secret in (b"secret", b"heliograph/", b"MQTT", string.token, read_key(tmp_path / "node").public.raw):
+        assert secret not in heard
+
+
 def test_connections_are_made_anew_every_day_and_by_then_with_the_newest_certificate(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,15 @@ def test_without_tls_nothing_is_due_and_nothing_is_shown(tmp_path: Path) -> None
     file = JoinString("127.0.0.1", 1, "demo", "lab", "pi-1", b"t" * 32, b"r" * 32).node_file(0)
     held = Credentials(tmp_path, file, KEY, lambda: NOW)
     assert (held.has_tls, held.is_due, held.is_over, held.tls()) == (False, False, False, None)
+
+
+def test_the_table_of_threats_at_the_broker_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    section = (root / "shared" / "THREATS.md").read_text("utf-8").partition("## At the broker")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    folders = ("tests/integration/test_identity.py", "tests/unit/test_enrolment.py", "tests/unit/test_tls.py")
+    there = set(re.findall(r"^def (test_\w+)", "\n".join((root / file).read_text() for file in folders), re.MULTILINE))
+    assert len(rows) >= 6
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row[-1])
+        assert named and set(named) <= there, row[0]
