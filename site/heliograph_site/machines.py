@@ -108,9 +108,10 @@ class Machines:
             return None  # nothing new until all is as it was
         happening, waiting = self._belief.wanted(model, memory)
         restricted = self._why_restricted(model, happening)
-        if restricted is not None and happening is not None and classify(memory, happening) is not None:
-            waiting = restricted
-            happening = Withdrawn(restricted) if memory.phase in UNDER_WAY else None
+        if restricted is not None and memory.phase in UNDER_WAY:
+            happening = Withdrawn(restricted)
+        elif restricted is not None and happening is not None and classify(memory, happening) is not None:
+            waiting, happening = restricted, None
         if memory.phase in ("idle", "stuck"):
             self._reporter.note(model, waiting)
         if happening is not None and classify(memory, happening) is not None:

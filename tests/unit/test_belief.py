@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from tests.realms import MODEL, NOW, Realm
 
+from golden import MANIFEST
 from heliograph.blob import sha256
 from heliograph.deny import DenySet, encode_list, list_digest
 from heliograph.documents import Assignment, Denials, Deny, DenyKey, Heads
 from heliograph.errors import TrustError
+from heliograph.manifest import Compatible, Span
 from heliograph.names import Ring
 from heliograph.protocol import topic
 from heliograph.signing import sign_statement
@@ -231,3 +233,17 @@ def test_in_a_ring_that_has_no_directive_what_is_under_way_is_stopped(node: Node
         assert happening is not None and waiting == ""
         assert isinstance(classify(memory, happening), Withdrawn)
         assert classify(Memory(MODEL), happening) is None, "and what rests goes on resting"
+
+
+def test_what_comes_and_fits_no_document_any_more_is_checked_anew_and_waits_there(node: Node) -> None:
+    needs = Compatible(config=Span(min=5))
+    manifest = MANIFEST.model_copy(update={"model": MODEL, "version": "1.0.0", "compatible": needs})
+    names = (node.realm.name, "shop", "till")
+    belief = Belief(node.journal, names, KEY, lambda: NOW, manifests={node.release: manifest}.get)
+    for phase in ("fetching", "staging"):
+        happening, waiting = belief.wanted(MODEL, Memory(MODEL, phase, 3, Target(node.release, 1)))
+        why = "documents that fit: config/digits is 0, compatible.config.min of digits@1.0.0 wants 5 or newer"
+        assert (happening, waiting) == (Withdrawn(why), why)
+    for phase in ("checking", "activating"):
+        happening, _ = belief.wanted(MODEL, Memory(MODEL, phase, 3, Target(node.release, 1)))
+        assert isinstance(happening, Directed), "there it waits by itself"

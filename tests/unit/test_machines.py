@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from heliograph.protocol import topic
+from heliograph.wire import pack
 from heliograph_site.happenings import Answer, Served, StandIn
 from heliograph_site.machine import Command
 from heliograph_site.machines import Machines
@@ -26,10 +28,12 @@ class Serving:
         self.performed: list[Command] = []
         self.told: list[str] = []
         self.answers: list[Answer] = []
+        self.noted, self.tuned = "", 0
+        self.restricted: str | None = None
         around: Any = self
         self.machines = Machines(
             node.journal, around, around, node.belief, around, around, self.spawn, self.deliver,
-            stand_in=lambda _: self.stand_in,
+            tune=self.tune, stand_in=lambda _: self.stand_in, why_restricted=lambda *_: self.restricted,
         )  # fmt: skip
 
     def now(self) -> int:
@@ -42,7 +46,10 @@ class Serving:
         pass
 
     def note(self, model: str, waiting: str) -> None:
-        pass
+        self.noted = waiting
+
+    def tune(self) -> None:
+        self.tuned += 1
 
     def append(self, lane: str, kind: str, at: int, body: dict[str, Any]) -> None:
         self.told.append(body["event"])
@@ -123,3 +130,30 @@ def test_what_stands_in_gives_way_to_what_is_committed_once_a_policy_leaves_it_o
     assert memory.aside == "" and memory.active is not None and memory.active.release == NEW
     assert memory.fallback is not None and memory.fallback.release == OLD, "refused for nothing"
     assert replace(memory, epoch=0) == replace(serving.settle(), epoch=0), "and so it stays"
+
+
+def test_what_answers_is_compared_with_the_pointer_whenever_documents_change_it(
+    runner: asyncio.Runner, node: Node
+) -> None:
+    serving = Serving(runner, node, StandIn("", ""))
+    serving.settle()
+    assert serving.tuned == 0
+    node.hear(node.policy(1), node.config(4))
+    memory = serving.settle()
+    assert memory.active is not None and (memory.active.config, memory.active.policy, serving.tuned) == (4, 1, 1)
+    assert serving.performed == [], "nothing is switched or cancelled for it"
+
+
+def test_what_people_restrict_is_not_begun_and_what_is_under_way_stops(runner: asyncio.Runner, node: Node) -> None:
+    release = node.realm.list_release("1.2.0", b"manifest")
+    node.republish()
+    directive = node.realm.sign("ring-canary", "directive", node.realm.directive(release))
+    serving = Serving(runner, node, StandIn("", ""))
+    serving.restricted = "held by the site"
+    node.belief.take(topic("desired"), {"ring": "canary"}, pack([directive]))
+    assert serving.settle().phase == "idle" and serving.noted == "held by the site"
+    serving.restricted = None
+    assert serving.settle().phase == "checking"
+    serving.restricted = "pinned"
+    memory = serving.settle()
+    assert (memory.phase, memory.target, memory.refused) == ("idle", None, ()), "refused for nothing"
