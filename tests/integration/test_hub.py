@@ -1,4 +1,4 @@
-"""The hub as a process, its commands as processes, a real Mosquitto, and a node played by hand."""
+"""The hub as a process, what operators type, a real Mosquitto, and a node played by hand."""
 
 import asyncio
 import base64
@@ -40,6 +40,7 @@ from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key
 from heliograph_hub.rollout import Worded
 from heliograph_hub.service import Service, init
+from terminals import typed
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
 STEP_S = 20.0
@@ -87,13 +88,10 @@ class Hub:
         self.run.process.wait()
 
     def command(self, *words: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [*CLI, *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**os.environ, "HELIOGRAPH_HUB": str(self.folder)},
-        )
+        if words[:2] == ("hub", "run"):  # it would run for ever, if it didn't fail
+            done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60, check=False)
+        else:
+            done = typed(*words, HELIOGRAPH_HUB=str(self.folder))
         assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
         if code:
             assert done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("heliograph: ")

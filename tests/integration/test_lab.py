@@ -18,6 +18,7 @@ import pytest
 from heliograph.errors import TransportError
 from heliograph.lab import Road, Running, load_profile, spawn, wait_until
 from heliograph.lab.link import Outages, Profile, Shape
+from terminals import Typed, typed
 
 FETCH = """
 import socket, sys, time
@@ -257,7 +258,9 @@ signal.pause()
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def lab(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def lab(folder: Path, *args: str) -> Typed | subprocess.CompletedProcess[str]:
+    if args[0] != "run":  # which would run for ever, if it didn't fail
+        return typed("lab", *args, HELIOGRAPH_LAB=str(folder))
     return subprocess.run(
         [*CLI, "lab", *args], env={**os.environ, "HELIOGRAPH_LAB": str(folder)},
         capture_output=True, text=True, timeout=60, check=False,
