@@ -20,6 +20,7 @@ from heliograph.lab import free_port, wait_until
 from heliograph.protocol import topic
 from heliograph.statement import parse
 from heliograph_hub.api.application import application
+from heliograph_hub.api.keys import Ending
 from heliograph_hub.authority import Authority
 from heliograph_hub.ceremony import ONLINE_ROLES
 from heliograph_hub.keys import load_key, load_public
@@ -414,36 +415,49 @@ def test_an_online_role_is_rotated_to_a_key_in_the_hubs_folder_and_what_it_signe
         assert {keyid for keyid, _ in signed} == set(trusted.role_keys(role)[1])
 
 
-@pytest.mark.parametrize("role", ["sign-digits", "approve-digits", "config-digits", "policy", "deny", "deny-key"])
-def test_a_duty_is_rotated_and_what_it_signed_is_signed_again_by_its_new_keys(realm: Realm, role: str) -> None:
+DUTY_ROLES = ("sign-digits", "approve-digits")
+STATEMENT_ROLES = ("config-digits", "policy", "deny", "deny-key")
+
+
+def replace_keys(realm: Realm, role: str) -> list[Path]:
+    """Words a change that gives a role other keys only; their public halves."""
+    count = STAFF[role]
+    old = [role] if count == 1 else [f"{role}-{number + 1}" for number in range(count)]
+    new = [realm.offline.make(f"{role}-{number}") for number in range(7, 7 + count)]
+    adding = [part for path in new for part in ("--add", path)]
+    removing = [part for name in old for part in ("--remove", realm.offline.id(name))]
+    realm.ok("key", "rotate", role, *adding, *removing)
+    return new
+
+
+def test_duties_are_rotated_and_their_files_are_signed_again_with_the_change(realm: Realm) -> None:
     realm.release()
+    before = realm.take(realm.node)
+    new = {role: replace_keys(realm, role) for role in DUTY_ROLES}
+    realm.carry("targets-1", "targets-2")
+    assert realm.service.rotation.asks(), "the new keys have to sign as well"
+    realm.carry("sign-digits-7", "approve-digits-7", "approve-digits-9")
+    trusted = realm.take(before)
+    for role, paths in new.items():
+        keyids = {load_public(path).keyid for path in paths}
+        assert set(trusted.role_keys(role)[1]) == keyids and set(trusted.signers(role)) <= keyids
+    assert len(trusted.releases("digits")[0].listed_by) == 2, "what was approved stays so"
+
+
+def test_statements_whose_keys_were_rotated_are_signed_again_as_they_are(realm: Realm) -> None:
     (realm.folder / "canary.toml").write_text('ring = "canary"\n')
     (realm.folder / "digits.toml").write_text('model = "digits"\n')
     toml = {"policy": str(realm.folder / "canary.toml"), "config": str(realm.folder / "digits.toml")}
     realm.carry("policy", "config-digits", "deny-1", **toml, deny="ab" * 32)
     realm.carry("deny-key-1", "deny-key-2", deny_key="cd" * 32)
     before = realm.take(realm.node)
-    old = [
-        name.stem
-        for name in sorted(realm.offline.folder.glob(f"{role}*.key"))
-        if role != "deny" or "key" not in name.stem
-    ]
-    new = [realm.offline.make(f"{role}-{number}") for number in range(7, 7 + len(old))]
-    adding = [part for path in new for part in ("--add", path)]
-    removing = [part for name in old for part in ("--remove", realm.offline.id(name))]
-    realm.ok("key", "rotate", role, *adding, *removing)
-    names = [path.stem for path in new]
-    duty_keys = names[:2] if role in ("sign-digits", "approve-digits") else []
-    realm.carry("targets-1", "targets-2", *duty_keys)
-    assert not realm.service.rotation.asks(), "published"
+    new = {role: replace_keys(realm, role) for role in STATEMENT_ROLES}
+    realm.carry("targets-1", "targets-2")
     trusted = realm.take(before)
-    assert set(trusted.role_keys(role)[1]) == {load_public(path).keyid for path in new}
-    assert len(trusted.releases("digits")[0].listed_by) == 2, "what was approved stays so"
-    if role in ("sign-digits", "approve-digits"):
-        assert set(trusted.signers(role)) <= {load_public(path).keyid for path in new}
-        return
+    for role, paths in new.items():
+        assert set(trusted.role_keys(role)[1]) == {load_public(path).keyid for path in paths}
     assert realm.hub("hub", "keys", "due") == 4, "statements wait for the new keys"
-    realm.carry(*names)
+    realm.carry(*(path.stem for paths in new.values() for path in paths if not path.stem.endswith("deny-8")))
     assert realm.hub("hub", "keys", "due") == 0
     fresh = DenySet().with_list(realm.service.denials.announced() or b"", trusted, trusted.heads.deny)
     assert fresh.count == 2, "who never saw a denial believes it by the new keys"
@@ -554,9 +568,12 @@ def test_what_is_wrong_in_a_rotation_is_said_in_one_sentence(realm: Realm, capsy
 # --- what ends --------------------------------------------------------------------------------------------------------
 
 
-def test_what_has_a_third_of_its_life_left_is_due_and_renewed_by_the_same_way(
-    made: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_due_is_what_has_less_than_a_third_of_its_life_left() -> None:
+    ending = Ending("root 1", 900, 900, "")
+    assert [ending.is_due(at) for at in (0, 600, 601, 899, 1000)] == [False, False, True, True, True]
+
+
+def test_what_ends_is_renewed_by_the_same_way(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running(made) as realm:
         realm.release()
         assert realm.hub("hub", "keys", "due") == 0
