@@ -8,7 +8,8 @@ Rule 2: several numbers of a scope are held: what is in force, what machines kee
     the number that the newest timestamp names is taken, unless it was asked for.
 Rule 3: a number counts as long as the signatures of its document do. What is in force stays so until a document that
     verifies has come since; that one needs no higher number.
-Rule 4: what is of another ring is never in force; until the new ring's policy is here, nothing is made of its lack.
+Rule 4: what is of another ring is never in force, but for the former ring's until one of the new ring's that can be
+    obeyed is here: nothing is made of its lack.
 """
 
 import logging
@@ -188,9 +189,7 @@ class Rulebook:
     def policy_ring(self) -> str:
         """The ring whose policy is in force: this node's, or until that one's is here the one that it came from."""
         ring = self._ring() or ""
-        if not self._lacks_policy():
-            return ring
-        return next((scope for (kind, scope), held in self._papers.items() if kind == "policy" and held), ring)
+        return (self._former_ring() if self._lacks_policy() else None) or ring
 
     def leave_ring(self) -> None:
         """The ring is another: once a policy of it is here, or if it has none, no other ring's matters any more."""
@@ -416,9 +415,21 @@ class Rulebook:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _lacks_policy(self) -> bool:
-        """Whether the ring has a policy of which nothing is here yet."""
+        """Whether the ring has a policy of which nothing is here yet, or nothing but what can't be obeyed.
+
+        In a first ring that one leaves number 0 in force, as in a ring without any.
+        """
         ring = self._ring()
-        return ring is not None and self._head("policy", ring) > 0 and not self._papers.get(("policy", ring))
+        if ring is None or self._head("policy", ring) == 0:
+            return False
+        held = self._papers.get(("policy", ring), {}).values()
+        is_obeyed = any(not isinstance(self._open(paper), str) for paper in held)
+        return not held or (not is_obeyed and self._former_ring() is not None)
+
+    def _former_ring(self) -> str | None:
+        """Another ring of which a policy is still held."""
+        rings = (scope for (kind, scope), held in self._papers.items() if kind == "policy" and held)
+        return next((ring for ring in rings if ring != self._ring()), None)
 
     def _fail_mode(self, model: str, release: bytes, policy: int) -> FailMode:
         rules = tuples.held_policy(self.policy(policy), model, 0)

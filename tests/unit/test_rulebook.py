@@ -248,6 +248,32 @@ def test_in_another_ring_its_own_policy_counts_and_until_it_is_here_nothing_chan
     assert {paper.scope for paper in node.journal.papers()} == {"early"}
 
 
+def test_in_another_ring_whose_policy_needs_a_newer_agent_the_former_rings_stays_in_force(node: Node) -> None:
+    node.hear(node.policy(7, models={MODEL: {"floor": "1.0.0"}}))
+    node.follow()
+    node.realm.heads = Heads(policy={"canary": 7, "early": 2})
+    node.republish()
+    node.assign("early", 2)
+    node.hear(node.policy(2, "early", min_agent="99"), ring="early")
+    for _ in range(2):
+        assert (node.match().policy, node.match().fit) == (7, "fits"), "not number 0, which has no floor"
+        [declined] = node.belief.rules.declined()
+        assert (declined.document, declined.number) == ("policy", 2)
+        coming = replace(node.memory, phase="activating", target=Target(NEW, 2))
+        assert node.belief.rules.heard(coming, Passed(5, NOW)).waits_for == "the policy of ring early"
+        node.start()
+    assert node.numbers[0] == 2, "the hub need not send it again"
+    node.hear(node.policy(3, "early"), ring="early")
+    assert node.follow().policy == 3
+    assert {paper.scope for paper in node.journal.papers()} == {"early"}
+
+
+def test_in_a_first_ring_whose_policy_needs_a_newer_agent_number_0_is_in_force(node: Node) -> None:
+    node.heads(policy=2)
+    node.hear(node.policy(2, min_agent="99"))
+    assert (node.match().policy, node.match().fit) == (0, "fits")
+
+
 def test_so_many_are_held_and_never_without_what_a_machine_needs(node: Node) -> None:
     node.hear(node.config(1))
     node.follow()
