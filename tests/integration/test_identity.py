@@ -460,28 +460,33 @@ def test_a_question_without_a_fresh_challenge_or_by_another_key_gets_no_certific
     node = enrol(hub, tmp_path, capsys, "replayed")
     names: dict[str, Any] = {"realm": "lab", "site": "replayed", "node": "n1"}
     base, key = f"{BASE}node/replayed/n1", read_key(node.folder)
-    answers: list[Certified] = []
+    answers: dict[bytes, Certified] = {}
 
     async def on_message(full: str, payload: bytes, retained: bool) -> None:
-        answers.append(Certified.decode(parse(payload).payload))
+        answer = Certified.decode(parse(payload).payload)
+        answers[answer.nonce] = answer
 
     async def live() -> None:
         client = Client(hub.port, certificate_of(hub, node), f"{base}/down/certified")
         client.mqtt._on_message = on_message
 
-        async def ask(challenge: bytes | None, by: PrivateKey = key) -> None:
+        async def ask(challenge: bytes | None, by: PrivateKey = key) -> bytes:
             renew = Renew(**names, nonce=os.urandom(16), challenge=challenge)
             await client.mqtt.publish(f"{base}/up/renew", sign_statement("renew", renew.encode(), [by]), qos=1)
+            return renew.nonce
+
+        async def answer(challenge: bytes | None) -> Certified:
+            nonce = await ask(challenge)
+            await until(lambda: nonce in answers, "the hub's answer")
+            return answers[nonce]
 
         async with client.running():
-            await ask(None)
-            await ask(b"c" * 16)
-            await ask(None, PrivateKey.generate(b"x" * 32))
-            await until(lambda: len(answers) >= 2, "two answers")
-            assert [answer.certificate for answer in answers] == [b"", b""]
-            await ask(answers[0].challenge)
-            await until(lambda: len(answers) >= 3, "the third")
-            assert answers[2].certificate == held(node.folder).certificate, "the one it has, given again"
+            strangers = await ask(None, PrivateKey.generate(b"x" * 32))
+            first = await answer(None)
+            assert first.certificate == b"" == (await answer(b"c" * 16)).certificate
+            assert strangers not in answers
+            given = (await answer(first.challenge)).certificate
+            assert given == held(node.folder).certificate, "the one it has, once more"
 
     asyncio.run(live())
     hub.operate("fleet", "show", "replayed/n1")

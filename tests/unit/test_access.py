@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from heliograph.blob import sha256
+from heliograph.cli import main
 from heliograph.documents import Certified, Enroll, Renew
 from heliograph.errors import ConfigError, RefusedError, TransportError, TrustError
 from heliograph.signing import PrivateKey, verify_own
@@ -280,3 +281,23 @@ def test_the_table_of_threats_at_the_broker_names_tests_that_exist() -> None:
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row[-1])
         assert named and set(named) <= there, row[0]
+
+
+@pytest.mark.parametrize(
+    ("says", "argv"),
+    [
+        ("says not how nodes reach the hub: name it with --host", ["hub", "run", "DIR", "--listen", "::"]),
+        ("--api-port needs TLS", ["hub", "run", "DIR", "--plain-port", "1", "--api-port", "2"]),
+        ("--ca and --ca-key go together", ["hub", "init", "DIR", "--ca", "ca.crt"]),
+        ("no host name", ["hub", "run", "DIR", "--host", "hub.exämple"]),
+    ],
+)
+def test_what_can_not_be_served_is_refused_in_one_sentence(
+    says: str, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if argv[1] == "run":
+        assert main(["hub", "init", str(tmp_path / "hub"), "--realm", "demo"]) == 0
+    capsys.readouterr()
+    assert main([part.replace("DIR", str(tmp_path / "hub")) for part in argv]) == 2
+    shown = capsys.readouterr().err
+    assert says in shown and shown.count("\n") == 1
