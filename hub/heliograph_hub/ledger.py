@@ -3,7 +3,8 @@
 Rule 1: who is let in is committed before the offer that says so is sent, so a hub that starts anew paces as before.
 Rule 2: bytes are counted for (site, node, release) by the quarter of an hour, which every time zone's days are made of.
     They are written every few seconds: a hub that is killed forgets the last of them, never more.
-Rule 3: quarters older than `KEEP_S` are added up into one row, so that totals stay and the table doesn't grow.
+Rule 3: quarters older than `KEEP_S` are added up into one row, so that totals stay and the table doesn't grow. Who
+    began and was sent nothing for as long is forgotten, and begins anew.
 
 May be used by several threads: each question and each change is one step.
 """
@@ -71,13 +72,14 @@ class Ledger:
         self._last.clear()
 
     def tidy(self, now: int) -> None:
-        """Adds up what is older than any month that still counts."""
+        """Adds up what is older than any month that still counts, and forgets who began and was sent nothing since."""
         oldest = (now - KEEP_S) // QUARTER_S
         with self._lock, self._database.write() as connection:
             where = (sent.c.quarter < oldest, sent.c.quarter != OLD)
             for row in connection.execute(sa.select(sent).where(*where)).all():
                 _add(connection, row.site, row.node, row.release, OLD, row.ring, row.bytes)
             connection.execute(sa.delete(sent).where(*where))
+            connection.execute(sa.delete(begun).where(begun.c.last_at < now - KEEP_S))
 
     def bytes_by_site(self, release: bytes) -> dict[str, int]:
         """What each site was sent of a release."""

@@ -129,6 +129,18 @@ def test_what_is_older_than_a_month_is_added_up_and_stays_counted(books):
         assert len(connection.execute(sent.select()).all()) == KEEP_S // 86_400 + 2
 
 
+def test_who_began_is_forgotten_when_nothing_was_sent_to_it_for_longer_than_a_month(books):
+    books.begin("shop/a", NOON)
+    books.begin("shop/b", NOON)
+    books.ledger.note_sent("shop", "b", "canary", ONE, 10, NOON + 86_400)
+    books.ledger.flush()
+    books.ledger.tidy(NOON + KEEP_S)
+    assert books.ledger.has_begun("shop", "a", ONE, 1)
+    books.ledger.tidy(NOON + KEEP_S + 1)
+    assert not books.ledger.has_begun("shop", "a", ONE, 1)
+    assert books.ledger.has_begun("shop", "b", ONE, 1)
+
+
 def test_a_pause_is_kept_over_a_restart_until_it_is_resumed(books):
     books.ledger.pause(Paused("digits", ONE, lets_running=True), NOON)
     books.kill()
