@@ -259,3 +259,30 @@ def test_a_node_in_protected_that_is_ahead_of_an_older_copy_waits_for_its_keys_o
 def test_a_command_is_numbered_behind_those_that_its_node_says_it_has_done(hub):
     assert hub.assignments.command("lab", "pi-1", "report", None, NOW, 5)[0] == 6
     assert hub.assignments.command("lab", "pi-1", "drill", "digits", NOW, 1 << 62)[0] == 7
+
+
+# --- after a rotation -------------------------------------------------------------------------------------------------
+
+
+def test_what_the_assign_key_signed_is_signed_again_as_it_is_once_that_is_rotated(hub):
+    hub.assignments.put("lab", "early")
+    before = hub.assignment()
+    assert hub.assignments.sign_again(lambda data, role: role == "assign") == [], (
+        "while its key counts, nothing is done"
+    )
+    (again,) = hub.assignments.sign_again(lambda data, role: False)
+    assert told(again.statement) == before == hub.assignment(), "under the same number: who has it has nothing new"
+    assert parse(again.statement).signatures
+
+
+def test_an_assignment_of_protected_is_proposed_anew_once_its_keys_are_rotated(hub):
+    hub.assignments.put("lab", "protected")
+    (waiting,) = hub.assignments.proposals("lab")
+    hub.assignments.add_signatures(waiting.payload, {key.keyid: signature(key, waiting.payload) for key in PROTECTED})
+    number = hub.assignment().number
+    assert hub.assignments.sign_again(lambda data, role: role == "ring-protected") == []
+    assert hub.assignments.proposals("lab") == []
+    assert hub.assignments.sign_again(lambda data, role: False) == [], "no online key says what a protected node is"
+    (again,) = hub.assignments.proposals("lab")
+    assert (again.document.ring, again.document.number, again.signatures) == ("protected", number + 1, ())
+    assert hub.assignments.sign_again(lambda data, role: False) == [] and len(hub.assignments.proposals("lab")) == 1
