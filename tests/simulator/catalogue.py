@@ -209,7 +209,8 @@ def files(step: int, form: int) -> tuple[int, bytes, dict[str, bytes]]:
             by = approvers(form, model) if duty == "approve" else signers(role)
             delegated[role] = ceremony.sign(ceremony.make_duty(number, entries, NOW), by)
     named = {"targets": (1, targets()), **{role: (number, data) for role, data in delegated.items()}}
-    snapshot = ceremony.sign(ceremony.make_snapshot(number, named, NOW), signers("snapshot"))
+    # Good for all nights: it is remembered. Timestamps are signed anew and last as long as they should.
+    snapshot = ceremony.sign(ceremony.make_snapshot(number, named, NOW + 60 * 86_400), signers("snapshot"))
     return number, snapshot, delegated
 
 

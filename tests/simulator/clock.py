@@ -34,13 +34,23 @@ class RestlessError(AssertionError):
 
 
 class Clock:
-    """What is due when. Equal times go in the order in which they were asked for."""
+    """What is due when. Equal times go in the order in which they were asked for.
+
+    Attributes:
+        skipped_s: nights that were skipped: true time is so much later.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.skipped_s = 0
         self.events = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
+
+    @property
+    def true_s(self) -> float:
+        """Seconds since the world began, by a clock that was never skipped."""
+        return self.now + self.skipped_s
 
     def after(self, delay_s: float, what: Callable[[], None]) -> None:
         self._number += 1

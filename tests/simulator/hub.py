@@ -9,7 +9,7 @@ from random import Random
 
 from heliograph.blob import LEAF_BYTES, page_of, sha256
 from heliograph.deny import DenySet, encode_list
-from heliograph.documents import Assignment, Chunk, Deny, DenyKey, Directive, Numbers, Records, Want
+from heliograph.documents import Assignment, Chunk, Command, Deny, DenyKey, Directive, Numbers, Records, Want
 from heliograph.errors import NotFoundError, RefusedError
 from heliograph.names import Digest, Ring
 from heliograph.policy import Config, Policy
@@ -35,6 +35,7 @@ class Hub:
         step, form: which metadata is published.
         heads: the digests of denials that each timestamp version names, for the oracle.
         denied: when each release was denied first, by (release).
+        ordered: every (node, command, model) that was ever given.
         content: bytes of chunks sent, by node.
     """
 
@@ -51,6 +52,8 @@ class Hub:
         self.statements: dict[tuple[str, str, int], bytes] = {}
         self.rings: dict[str, Ring] = {}
         self.assignments: dict[str, tuple[int, bytes]] = {}
+        self.commands: dict[str, tuple[Command, ...]] = {}
+        self.ordered: set[tuple[str, str, str]] = set()
         self.papers = Papers(Random(f"papers {seed}"))
         self.denials = DenySet()
         self.listed: list[bytes] = []
@@ -71,7 +74,7 @@ class Hub:
         self.republish()
 
     def now(self) -> int:
-        return catalogue.NOW + int(self._clock.now)
+        return catalogue.NOW + int(self._clock.true_s)
 
     # --- what operators do --------------------------------------------------------------------------------------------
 
@@ -82,7 +85,10 @@ class Hub:
         number = self.assignments.get(name, (0, b""))[0] + 1
         site, node = name.split("/")
         keyid = catalogue.key(name).public.keyid
-        document = Assignment(realm=catalogue.REALM, site=site, node=node, key=keyid, number=number, ring=ring)
+        document = Assignment(
+            realm=catalogue.REALM, site=site, node=node, key=keyid, number=number, ring=ring,
+            commands=self.commands.get(name, ()),
+        )  # fmt: skip
         self.rings[name] = ring
         self.assignments[name] = (
             number,
@@ -90,6 +96,14 @@ class Hub:
         )
         if self.is_up and name in self._road.links:
             self._road.down(name, self._assigned(name), qos=1)
+
+    def order(self, name: str, kind: str, model: str) -> None:
+        """A command in the node's assignment, after the last few that it may not have seen yet."""
+        known = self.commands.get(name, ())
+        number = known[-1].number + 1 if known else 1
+        self.commands[name] = (*known[-3:], Command(number=number, kind=kind, model=model))
+        self.ordered.add((name, kind, model))
+        self.assign(name, self.rings[name])
 
     def start(self, model: str, release: bytes, *, is_premature: bool = False) -> None:
         """A rollout; premature ones are what a thief of the rings' keys would sign.
@@ -300,7 +314,7 @@ class Hub:
         documents += [self._assigned(name), self._desired(self.rings[name])]
         documents += self.papers.answers(self.rings[name], numbers, lacks)
         self._rng.shuffle(documents)
-        self._road.down(name, ("reply", {}, (nonce, documents)), qos=1)
+        self._road.down(name, ("reply", {}, (nonce, documents, self.now())), qos=1)
 
     def _on_ask(self, name: str, run: bytes, number: int, model: str, release: bytes, bases: tuple[bytes, ...]) -> None:
         known = catalogue.releases()[Digest(release)]

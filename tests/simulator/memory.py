@@ -4,10 +4,11 @@ The same signed bytes are verified, parsed and asked about thousands of times in
 remembered here takes bytes and frozen values and gives frozen values; nothing is skipped that was not done once.
 """
 
+import gc
 from functools import lru_cache, wraps
 from typing import Any
 
-from heliograph import metadata, statement, trust
+from heliograph import metadata, statement, trust, vouching
 from heliograph.documents import Document
 from heliograph.signing import PublicKey
 from heliograph.trust import TrustedSet
@@ -25,15 +26,19 @@ def install() -> None:
     PublicKey.is_signature = lru_cache(MANY)(PublicKey.is_signature)  # type: ignore[method-assign]
     for name in ("signers", "target", "releases", "statement_keys", "why_not_listed"):
         setattr(TrustedSet, name, _by_identity(getattr(TrustedSet, name)))
+    TrustedSet.heads = property(_by_identity(TrustedSet.heads.fget))  # type: ignore[method-assign, assignment, attr-defined]
     for module in (metadata, trust):
         module.load = lru_cache(MANY)(module.load)  # type: ignore[attr-defined]
         module.signed_bytes = _by_identity(module.signed_bytes)
     statement.parse = lru_cache(MANY)(statement.parse)
+    vouching._signers = _by_identity(vouching._signers)
     plain = Document.decode.__func__  # type: ignore[attr-defined]
     Document.decode = classmethod(lru_cache(MANY)(plain))  # type: ignore[method-assign, assignment]
     belief.state_from_bytes = lru_cache(1 << 10)(belief.state_from_bytes)  # type: ignore[attr-defined]
     with_set = lru_cache(1 << 10)(belief.with_set)  # type: ignore[attr-defined]
     belief.with_set = lambda current, packed, now: with_set(current, packed, now - now % SLOT_S)  # type: ignore[attr-defined]
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)  # worlds make much and keep little of it
 
 
 def _by_identity(function: Any) -> Any:

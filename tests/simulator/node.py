@@ -19,6 +19,7 @@ from heliograph.errors import HeliographError, IntegrityError
 from heliograph.manifest import File, Manifest
 from heliograph.names import Digest
 from heliograph.protocol import topic
+from heliograph.rules import offline_action
 from heliograph.transfer import BlobFetch, Fetcher
 from heliograph.trust import state_to_bytes
 from heliograph_site.belief import Belief, News
@@ -27,6 +28,7 @@ from heliograph_site.happenings import (
     Admitted,
     Answer,
     Blocked,
+    CalledOff,
     Declined,
     Event,
     Failed,
@@ -36,22 +38,27 @@ from heliograph_site.happenings import (
     Healthy,
     Passed,
     Proved,
+    Recalled,
     Served,
     Spoiled,
     Staged,
+    StandIn,
     Started,
     Stopped,
 )
 from heliograph_site.journal import Held
 from heliograph_site.machine import Command, classify, end_of, matched, settled, step
-from heliograph_site.memory import Memory
+from heliograph_site.memory import UNDER_WAY, Memory
+from heliograph_site.orders import DRILL_BEGUN, DRILL_OVER
 from heliograph_site.outbox import Outbox
 from heliograph_site.slots import PartialBlob, Rebuild, Slots
+from heliograph_site.vigil import STANDS_IN
 from heliograph_site.weighing import weigh
 from simulator import catalogue, disk
 from simulator.clock import Bell, Steps, Task
 from simulator.road import Message
 from simulator.server import Server
+from simulator.watch import Watch
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -78,6 +85,8 @@ class Node:
     Attributes:
         serves_traffic: whether anybody asks it anything; without, nothing is ever proven.
         is_disk_full, is_disk_bad: the disk takes nothing; what is fetched rots at once.
+        done: highest number of a command that was carried out; on disk.
+        heard_at: when the hub answered last; on disk.
     """
 
     def __init__(self, world: "World", name: str, folder: Path) -> None:
@@ -89,6 +98,9 @@ class Node:
         self.journal.hold(Held("assignment", "", *world.hub.assignments[name]))
         self.slots = Slots(folder)
         self.server = Server(folder, self.journal)
+        self.done = 0
+        self.watch = Watch(world, name, world.seed, world.hub.trusted)
+        self.heard_at = self.now()
         self.serves_traffic = self.rng.random() < 0.7
         self.is_disk_full = self.is_disk_bad = self.had_bad_disk = False
         self.was_orderly = True
@@ -104,7 +116,7 @@ class Node:
         self._loops: list[Task] = []
 
     def now(self) -> int:
-        return catalogue.NOW + int(self.clock.now)
+        return self.watch.now()
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -113,9 +125,17 @@ class Node:
         self.life += 1
         self.is_alive = True
         self.run = self.rng.randbytes(8)
+        self.watch.starts()
         keyid = catalogue.key(self.name).public.keyid
         names = (catalogue.REALM, self.site, self.node)
-        self.belief = Belief(self.journal, names, keyid, self.now, manifests=self._manifest)  # type: ignore[arg-type]
+        self.belief = Belief(
+            self.journal,
+            names,
+            keyid,
+            self.now,
+            manifests=self._manifest,
+            latest=self.watch.latest,  # type: ignore[arg-type]
+        )
         self._told_lacks = Numbers()
         self.memories = {model: self.journal.load(model) for model in self.journal.models()}
         self.fetcher = Fetcher()
@@ -123,6 +143,8 @@ class Node:
         self._tasks, self._loops = {}, []
         self._arrived, self._offered, self._turn_over = Bell(), Bell(), Bell()
         self._turn: object = None
+        self._drills: set[str] = set()
+        self._ordered = Bell()
         self._asked = 0
         self._unheard: set[str] = set()
         self._heard: set[tuple[str, str]] = set()
@@ -141,7 +163,8 @@ class Node:
             self.happen(model, started)
         self.obey(self.belief.denials)
         self._derive_all()
-        for loop in (self._connecting(), self._greeting(), self._ticking(), self._watching(), self._recording()):
+        for loop in (self._connecting(), self._greeting(), self._ticking(), self._watching(), self._recording(),
+                     self._ordering()):  # fmt: skip
             self._spawn(loop)
 
     def _manifest(self, release: bytes) -> Manifest | None:
@@ -157,6 +180,7 @@ class Node:
             self.outbox.close()
             self.outbox = None
         if power:
+            self.watch.loses_power()
             self.server.die()
             torn = disk.tear(self.slots.incoming, self.rng)
             self.world.met["torn writes"] += torn
@@ -227,6 +251,7 @@ class Node:
     def greet(self) -> None:
         """Says hello."""
         self._nonce = self.rng.randbytes(16)
+        self.watch.asked()
         version, deny = self.belief.trusted.versions.get("timestamp", 0), self.belief.denials.digest
         lacks = self._told_lacks = self.belief.rules.lacks(self.memories.values())
         self.belief.rules.asked(lacks)
@@ -237,6 +262,7 @@ class Node:
     def _ticking(self) -> Steps:
         while True:
             yield 60.0
+            self.watch.save_if_due()
             self._derive_all()
             self._ask_for_older()
 
@@ -322,8 +348,12 @@ class Node:
     def _on_news(self, news: News) -> None:
         if news.denials is not None:
             self.obey(news.denials)
+        self.watch.see(self.belief.trusted)
+        self.heard_at = max(self.heard_at, min(self.belief.trusted.at, self.now()))
         if news.hello:
             self.greet()
+        if news.assigned:
+            self._ordered.ring()
         if news.ring:
             self.road.subscribe(self.name, ("policy", str(self.belief.ring)))
             self.road.subscribe(self.name, ("desired", str(self.belief.ring)))
@@ -338,12 +368,16 @@ class Node:
             self._heard = heard
             self._ask_for_older()
 
-    def _on_reply(self, nonce: bytes, documents: list[Message]) -> None:
+    def _on_reply(self, nonce: bytes, documents: list[Message], at: int) -> None:
         if nonce != self._nonce:
             return
+        self.watch.answered(at, self.belief.trusted)
+        self.heard_at = self.now()
         for message in sorted(documents, key=lambda message: message[0] != "deny"):
             self.on_message(message)
         self._nonce = None
+        if any(memory.aside for memory in self.memories.values()):
+            self._derive_all()
 
     def _on_offer(self, run: bytes, number: int, model: str, release: bytes, word: str, what: Any) -> None:
         if run == self.run and self._asks.get(number, 0) is None:
@@ -407,6 +441,7 @@ class Node:
 
         def save() -> None:
             self.journal.save(after)
+            self.watch.save()
             for move in (*moves, *more):
                 self.world.stepped(self, *move)
             self.world.oracle.settled_on(self, (*moves, *more))
@@ -422,6 +457,9 @@ class Node:
         held = weigh(memory, self.belief.denials)
         if classify(memory, held) is not None:
             return held
+        stand_in = self._stand_in(memory.model)
+        if classify(memory, stand_in) is not None:
+            return stand_in
         return self._wanted(memory.model) if memory.phase in ("idle", "stuck") else None
 
     def obey(self, denials: DenySet) -> None:
@@ -460,6 +498,8 @@ class Node:
             held = weigh(self.memories[memory.model], self.belief.denials)
             if classify(self.memories[memory.model], held) is not None:
                 self.happen(memory.model, held)
+        for model in tuple(self.memories):
+            self.happen(model, self._stand_in(model))
         for model in dict.fromkeys((*self.belief.models, *self.memories)):
             happening = self._wanted(model)
             if happening is not None:
@@ -467,11 +507,64 @@ class Node:
 
     def _wanted(self, model: str) -> Happening | None:
         memory = self.memories.get(model) or self.journal.load(model)
+        if self._stand_in(model).aside:
+            return None
         happening, _ = self.belief.wanted(model, memory)
         if happening is not None and classify(memory, happening) is not None:
             self.memories.setdefault(model, memory)
             return happening
         return None
+
+    # --- what people order, and being alone ---------------------------------------------------------------------------
+
+    def _stand_in(self, model: str) -> StandIn:
+        if model in self._drills:
+            return StandIn("fallback", DRILL_BEGUN)
+        memory, rules = self.memories.get(model), self.belief.rules
+        is_ruled = memory is not None and memory.policy
+        policy = rules.policy(memory.policy) if is_ruled else rules.node_policy(self.memories.values())  # type: ignore[union-attr]
+        offline = offline_action(policy, model, self.heard_at, self.now())
+        self.world.oracle.clocks(self, model, policy, is_alone=offline is not None)
+        if offline is None:
+            return StandIn("", "the hub is heard")
+        self.world.met[f"alone for too long: {offline.action}"] += 1
+        return StandIn(STANDS_IN[offline.action], offline.reason)
+
+    def _ordering(self) -> Steps:
+        while True:
+            assigned = self.belief.assignment
+            todo = [command for command in (assigned.commands if assigned else ()) if command.number > self.done]
+            if not todo:
+                yield self._ordered
+                continue
+            number, kind, model = todo[0].number, todo[0].kind, str(todo[0].model)
+
+            def write_down(number: int = number) -> None:
+                self.done = number
+
+            self._do("order written down", write_down)
+            memory = self.memories.get(model)
+            if memory is None:
+                continue
+            can_fall_back = memory.active is not None and memory.fallback is not None and not memory.aside
+            if kind == "abort" and memory.phase in UNDER_WAY:
+                self.happen(model, CalledOff(f"called off by command {number}"))
+            elif kind == "rollback" and can_fall_back:
+                self.happen(model, Recalled(f"rolled back by command {number}"))
+            elif kind == "drill" and can_fall_back and memory.phase == "idle":
+                yield from self._drill(model)
+
+    def _drill(self, model: str) -> Steps:
+        self._drills.add(model)
+        self.happen(model, StandIn("fallback", DRILL_BEGUN))
+        for _ in range(24):
+            if self.memories[model].aside != "fallback" or self.memories[model].phase == "idle":
+                break
+            yield POLL_S
+        self._drills.discard(model)
+        self.happen(model, StandIn("", DRILL_OVER))
+
+    # --- commands of machines -----------------------------------------------------------------------------------------
 
     def _begin(self, command: Command, memory: Memory) -> None:
         old = self._tasks.pop(memory.model, None)
@@ -505,7 +598,7 @@ class Node:
             self.world.met["stale answer"] += 1
             self.clock.after(self.rng.uniform(0.0, 200.0), hear)
 
-    # --- commands -----------------------------------------------------------------------------------------------------
+    # --- performing ---------------------------------------------------------------------------------------------------
 
     def _check(self, memory: Memory) -> Steps:
         assert memory.target is not None, "checking has a target"

@@ -5,6 +5,7 @@ Ranges come from two sides: some releases of the catalogue state them, and a pol
 
 from random import Random
 
+from heliograph.deadlines import DEADLINES
 from heliograph.documents import Numbers
 from heliograph.manifest import Compatible, Span
 from heliograph.names import Digest, Ring
@@ -14,6 +15,8 @@ from simulator import catalogue
 from simulator.road import Message
 
 HOLDS = (0, 0, 120, 600, 1800)
+# Longer than a node that hears the hub is silent, so that calm ends what being alone began.
+OFF_LINE_S = (2 * int(DEADLINES.check_in_s), 30 * 86_400, int(1.2 * DEADLINES.check_in_s))
 RINGS: tuple[Ring, ...] = ("canary", "early")
 
 
@@ -44,7 +47,8 @@ class Papers:
         fail_mode = self._rng.choice([None, None, "safe", "closed"])
         policy = Policy(
             realm=catalogue.REALM, ring=ring, number=number, at=at, hold_max_s=hold_max_s, fail_mode=fail_mode,
-            models=models,
+            models=models, max_offline_s=self._rng.choice(OFF_LINE_S),
+            at_max_offline=self._rng.choice(["serve", "fall-back", "stop"]),
         )  # fmt: skip
         self.policies[ring][number] = policy
         signed = catalogue.signed("policy", policy.encode(), catalogue.signers("policy"))
