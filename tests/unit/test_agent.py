@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from golden import MANIFEST
 from heliograph import trust
 from heliograph.blob import sha256
-from heliograph.documents import Assignment, Heads, Offer, OlderDenials, Reply
+from heliograph.documents import Assignment, Heads, Numbers, Offer, OlderDenials, Reply
 from heliograph.errors import TransportError, TrustError
-from heliograph.policy import Policy, Telemetry
+from heliograph.manifest import Compatible, Span
+from heliograph.policy import Config, Policy, Telemetry
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph.wire import pack
@@ -23,7 +25,7 @@ from heliograph_site.happenings import Failed, Passed, Staged, Started
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held
 from heliograph_site.machine import step
-from heliograph_site.memory import Memory, Target
+from heliograph_site.memory import Memory, Pointer, Target
 from realms import MODEL, NOW, Realm
 
 KEY = PrivateKey.generate(b"k" * 32)
@@ -213,3 +215,56 @@ def test_what_may_not_leave_the_site_is_left_out_from_the_first_record_after_a_s
     assert again.outbox.batch("metric", 9999) is None
     again.journal.close()
     again.outbox.close()
+
+
+def test_what_a_policy_says_of_telemetry_counts_as_soon_as_it_is_taken(agent: Agent, realm: Realm) -> None:
+    document = Policy(realm="demo", ring="canary", number=1, at=NOW, telemetry=Telemetry(lanes=("audit",)))
+    full = topic("policy").build("demo", ring="canary")
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as agent._group:
+            consuming = agent._group.create_task(agent._consume())
+            await agent.on_message(full, realm.sign("policy", "policy", document), False)
+            for _ in range(50):
+                await asyncio.sleep(0)  # the consumer takes it
+            consuming.cancel()
+
+    asyncio.run(scenario())
+    agent.record("incident", "broken", {})
+    assert agent.outbox.batch("incident", 9999) is None
+
+
+def test_the_server_is_given_the_numbers_of_the_pointer_until_it_has_them(agent: Agent) -> None:
+    tuned: list[tuple[bytes, int, int]] = []
+
+    class Server:
+        async def tune(self, model: str, release: bytes, row: Any) -> None:
+            tuned.append((release, row.config, row.policy))
+
+    agent._server = Server()  # type: ignore[assignment]  # of a server, what this asks
+    active = Pointer(b"a" * 32, NOW, config=4, policy=2)
+    agent._machines.memories[MODEL] = Memory(MODEL, active=active)
+    for row in ({"config": 3, "policy": 2}, {"config": 4, "policy": 1}, {"config": 4, "policy": 2}):
+        asyncio.run(agent._retune({MODEL: {"active": active.release.hex(), **row}}))
+    asyncio.run(agent._retune({MODEL: {"active": "ff" * 32, "config": 3, "policy": 2}}))
+    assert tuned == [(active.release, 4, 2)] * 2, "not what has them already, nor another release"
+
+
+def test_an_older_document_is_asked_for_once_and_taken_when_it_comes(agent: Agent, realm: Realm) -> None:
+    fits = MANIFEST.model_copy(update={"model": MODEL, "compatible": Compatible(config=Span(min=2, max=4))})
+    agent._belief.rules._load_manifest = lambda release: fits
+    agent._machines.memories[MODEL] = Memory(MODEL, active=Pointer(b"a" * 32, NOW))
+    config = {n: realm.sign(f"config-{MODEL}", "config", Config(realm="demo", model=MODEL, number=n, at=NOW))
+              for n in (3, 7)}  # fmt: skip
+    row, names = topic("config"), {"model": MODEL}
+    realm.list_release("1.0.0", b"manifest")
+    agent._belief.take(topic("set"), {}, realm.publish().pack())
+    agent._belief.take(row, names, config[7])
+    assert not agent._belief.take(row, names, config[3]).models, "nobody asked for it"
+    agent._ask_for_older()
+    assert agent._link._hello_now.is_set()
+    assert agent.hello(NONCE).lacks == Numbers(config={MODEL: 4})
+    agent._link._hello_now.clear()
+    agent._ask_for_older()
+    assert not agent._link._hello_now.is_set(), "it was asked for already"
+    assert agent._belief.take(row, names, config[3]).models

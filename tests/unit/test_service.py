@@ -1,11 +1,13 @@
 """How a hub begins whose set can't be signed anew: denials are announced, and what was signed before goes on."""
 
+import asyncio
+
 import pytest
 
 from heliograph import documents as doc
 from heliograph.errors import TrustError
-from heliograph.signing import PrivateKey
-from heliograph.statement import signed_bytes
+from heliograph.signing import PrivateKey, sign_statement
+from heliograph.statement import parse, signed_bytes
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key
 from heliograph_hub.service import Service
@@ -54,4 +56,37 @@ def test_a_hub_that_can_sign_begins_with_nothing_to_say(tmp_path):
     service = Service(tmp_path, 1)
     service.begin()
     assert service.unsigned == "" and "heliograph/v1/test/tuf/set" in service.retained
+    service.database.close()
+
+
+def test_numbers_that_a_node_has_and_an_older_copy_of_the_hub_lost_are_counted_on_from(tmp_path):
+    init_realm(tmp_path, "test", 1_795_000_000)
+    service = Service(tmp_path, 1)
+    key = PrivateKey.generate(b"k" * 32)
+    sent = []
+
+    async def send(name, site, node, payload):
+        sent.append((name, payload))
+
+    service._send = send
+    service.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    service.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
+    reported = doc.Reported(
+        realm="test", site="lab", node="pi-1", run=b"r" * 8, n=1, estimate=1_795_000_000, agent="0", schemas={},
+        ring="general", assignment=7, tuf={}, deny=doc.Denials(), bytes_received=0, models={},
+    )  # fmt: skip
+    hello = doc.Hello(
+        run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, tuf=service.authority.set.versions,
+        numbers=doc.Numbers(directives={"digits": 4}, assignment=7),
+    )  # fmt: skip
+
+    async def say():
+        await service._handle("reported", "lab", "pi-1", sign_statement("reported", reported.encode(), [key]))
+        await service._handle("hello", "lab", "pi-1", hello.encode())
+
+    asyncio.run(say())
+    [assigned] = [payload for name, payload in sent if name == "assigned"]
+    assert doc.Assignment.decode(parse(assigned).payload).number == 8
+    assert service.fleet.node("lab", "pi-1").assignment == 8
+    assert service.rollouts._said == {("general", "digits"): 4}
     service.database.close()
