@@ -4,6 +4,7 @@ True time is the test's own. The hub is honest here; what a stolen key signs sta
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -437,3 +438,21 @@ def test_a_hub_that_says_2040_moves_no_node_beyond_what_is_signed_offline(node: 
     node.see()
     assert node.agent.now() == node.now() and node.accepts and node.serves
     node.stop()
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_wrong_clocks_names_tests_that_exist_and_says_what_does_not_count() -> None:
+    root = Path(__file__).parents[2]
+    section = (root / "shared" / "THREATS.md").read_text("utf-8").partition("## Wrong clocks")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    files = [Path(__file__).with_name(name) for name in re.findall(r"`(test_\w+\.py)`", section)]
+    there = set(re.findall(r"^def (test_\w+)", "\n".join(file.read_text() for file in files), re.MULTILINE))
+    assert len(rows) >= 6
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row[-1])
+        assert named and set(named) <= there, row[0]
+    for place in ("shared/THREATS.md", "shared/FORMATS.md", "shared/ARCHITECTURE.md", "README.md"):
+        words = " ".join((root / place).read_text("utf-8").split())
+        assert "ithout a real-time clock, powered-off time doesn't count towards the freeze bound" in words, place
