@@ -23,7 +23,7 @@ from heliograph_site.agent import Agent, _LinkChanged
 from heliograph_site.folder import NodeFile
 from heliograph_site.happenings import Failed, Passed, Staged, Started
 from heliograph_site.joining import put_in_place
-from heliograph_site.journal import Held
+from heliograph_site.journal import Held, Paper
 from heliograph_site.machine import step
 from heliograph_site.memory import Memory, Pointer, Target
 from realms import MODEL, NOW, Realm
@@ -92,6 +92,19 @@ def test_only_the_reply_to_the_last_hello_tells_the_time(agent: Agent, realm: Re
 def test_a_stolen_timestamp_key_can_not_reply_a_far_year(agent: Agent, realm: Realm) -> None:
     take(agent, reply(realm, at=YEAR_2040))
     assert agent.now() <= NOW + ceremony.LIFE_S["targets"] + 60 < YEAR_2040
+
+
+def test_a_far_time_that_a_stolen_timestamp_key_replied_ends_with_its_rotation(agent: Agent, realm: Realm) -> None:
+    take(agent, reply(realm, at=YEAR_2040))
+    assert agent.now() > NOW + 300 * 86_400
+    root, files = realm.rotate("timestamp"), realm.publish().pack()
+    documents = (("tuf/root/2", root), ("tuf/set", files))
+    asyncio.run(agent._on_document(topic("root").build("demo", number=2), root))
+    assert agent.now() < NOW
+    told = Reply(**NAMES, nonce=NONCE, at=NOW + 60, heads=Heads(), documents=documents)
+    take(agent, realm.sign("timestamp", "reply", told))
+    assert NOW + 60 <= agent.now() < NOW + 120 and agent._time.heard_at <= agent.now()
+    assert agent._belief.trusted.is_complete
 
 
 def test_a_head_tells_that_the_hub_is_there_only_when_it_is_sent_now_and_signed(agent: Agent, realm: Realm) -> None:
@@ -268,3 +281,12 @@ def test_an_older_document_is_asked_for_once_and_taken_when_it_comes(agent: Agen
     agent._ask_for_older()
     assert not agent._link._hello_now.is_set(), "it was asked for already"
     assert agent._belief.take(row, names, config[3]).models
+
+
+def test_what_came_under_a_time_that_counts_no_more_came_when_that_is_seen(agent: Agent, tmp_path: Path) -> None:
+    agent.journal.shelve(Paper("config", MODEL, 1, b"statement", YEAR_2040))
+    agent.outbox.close()
+    again = Agent(tmp_path / "till")
+    assert [paper.came <= again.now() for paper in again.journal.papers()] == [True]
+    again.journal.close()
+    again.outbox.close()

@@ -322,3 +322,21 @@ def test_until_a_new_rings_policy_is_here_no_older_one_is_asked_for(node: Node) 
     node.republish()
     node.assign("early", 2)
     assert node.belief.rules.lacks([node.memory]) == Numbers(), "6 would be of another ring"
+
+
+def test_what_came_under_a_thiefs_time_came_now_in_the_same_order_and_is_held_back_from_now_on(node: Node) -> None:
+    node.manifests[OLD] = _manifest("1.0.0", policy=Span(max=1))
+    node.start()
+    honest, node.now = node.now, node.now + 10**8
+    node.hear(node.policy(1))
+    node.follow()
+    node.hear(node.policy(2))
+    node.now += 5
+    node.hear(node.policy(3))
+    node.now = honest
+    node.belief.rules.restamp()
+    came = {paper.number: paper.came for paper in node.journal.papers()}
+    assert came == {1: honest - 2, 2: honest - 1, 3: honest}
+    assert node.match().policy == 1
+    node.now += 3600
+    assert node.match().policy == 3, "not in three years"
