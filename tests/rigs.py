@@ -70,8 +70,8 @@ def prepare(folder: Path) -> Path:
 def _vouch(realm: Realm, bundle: Path, model: str, version: str) -> None:
     keys, hub = realm.hub_dir / "keys", str(realm.hub_dir)
     release_add(bundle, hub)
-    release_sign(f"{model}@{version}", [keys / f"sign-{model}.key"], hub)
-    release_approve(f"{model}@{version}", [keys / f"approve-{model}-{n}.key" for n in (1, 2)], hub)
+    release_sign(f"{model}@{version}", [f"{keys}/sign-{model}.key"], hub)
+    release_approve(f"{model}@{version}", [f"{keys}/approve-{model}-{n}.key" for n in (1, 2)], hub)
 
 
 class Road:
@@ -287,13 +287,13 @@ class Rig:
         return self.realm.hub_dir / "keys" / f"{name}.key"
 
     def deny(self, release: str, *numbers: int) -> None:
-        keys = [self.key(f"deny-{number}") for number in numbers]
+        keys = [str(self.key(f"deny-{number}")) for number in numbers]
         release_deny(release, keys, "wrong labels", str(self.realm.hub_dir))
 
     def deny_key(self, name: str, keep: list[str]) -> None:
         """Denies the key of this name, by two keys that may."""
         keyid = load_key(self.key(name)).keyid.hex()
-        keys = [self.key(f"deny-key-{number}") for number in (1, 2)]
+        keys = [str(self.key(f"deny-key-{number}")) for number in (1, 2)]
         key_deny(keyid, keys, keep, "stolen", str(self.realm.hub_dir))
 
     def records(self, lane: str, kind: str) -> list[dict[str, Any]]:

@@ -352,7 +352,7 @@ class Fleet:
         self.flush_counts()
         with self._database.read() as connection:
             rows = connection.execute(sa.select(counts).where(counts.c.what == WENT_BACK, counts.c.site != "")).all()
-        return {(row.site, row.node): (row.count, row.last) for row in rows}
+        return {(row.site, row.node): (int(row._mapping["count"]), row.last) for row in rows}
 
     def _counts(self, site: str, node: str) -> dict[str, dict[str, Any]]:
         self.flush_counts()

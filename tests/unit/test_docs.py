@@ -35,7 +35,9 @@ def test_the_topic_table_names_every_topic_and_the_formats_every_field_of_releas
 def _entries() -> dict[str, typer.core.TyperCommand]:
     """`release add` and the like, from the commands themselves."""
     found: dict[str, typer.core.TyperCommand] = {}
-    to_open = [(entry.name, typer.main.get_command(entry.load())) for entry in entry_points(group="heliograph.commands")]
+    to_open = [
+        (entry.name, typer.main.get_command(entry.load())) for entry in entry_points(group="heliograph.commands")
+    ]
     while to_open:
         path, group = to_open.pop()
         for name, command in getattr(group, "commands", {}).items():
