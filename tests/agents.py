@@ -22,7 +22,7 @@ from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock
 from heliograph_site.joining import join
 from heliograph_site.serving.tuned import Tuned
-from heliograph_site.tasks import Pace
+from heliograph_site.surroundings import Pace
 
 QUICK = Deadlines(
     offer_s=5.0, activation_s=5.0, receipt_s=2.0, reply_s=2.0, check_in_s=30.0, enroll_s=3.0, chunk_base_s=1.0
@@ -188,6 +188,8 @@ class Node:
         self.server = ScriptedServer()
         self.ahead_s = 0.0
         """How much more time has passed for it than really has."""
+        self.wall: Callable[[], float] | None = None
+        """Its wall clock, if it has one."""
 
     @contextlib.asynccontextmanager
     async def running(self, deadlines: Deadlines = QUICK) -> AsyncIterator[Agent]:
@@ -201,6 +203,7 @@ class Node:
                 pace=PACE,
                 timing=TIMING,
                 clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + self.ahead_s,
+                wall=self.wall,
             )
             task = asyncio.ensure_future(agent.run(stop))
             try:
