@@ -24,7 +24,7 @@ from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString
 from heliograph_site.joining import _Ceremony, put_in_place
 from heliograph_site.journal import Held
-from heliograph_site.tasks import Pace
+from heliograph_site.surroundings import Pace
 
 SEED = b"test-only key of the node, no se"
 QUICK = Deadlines(check_in_s=600.0)

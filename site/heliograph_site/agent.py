@@ -73,7 +73,8 @@ from heliograph_site.rulebook import Rulebook
 from heliograph_site.serving.control import ServerControl
 from heliograph_site.serving.tuned import Tuned, tuned
 from heliograph_site.slots import Slots
-from heliograph_site.tasks import Pace, Server, Switched, Tasks
+from heliograph_site.surroundings import Pace, Server, Switched
+from heliograph_site.tasks import Tasks
 from heliograph_site.vigil import Vigil
 
 log = logging.getLogger("heliograph.agent")

@@ -14,8 +14,6 @@ Source: FORMATS.md, "journal".
 """
 
 import sqlite3
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,107 +23,13 @@ from typing import Any, Self, cast
 from heliograph.documents import Phase, Verdict
 from heliograph.errors import ConfigError, StorageError
 from heliograph.wire import pack, unpack
+from heliograph_site.database import open_database
 from heliograph_site.memory import Aside, FailMode, Memory, Pointer, Refused, Standing, Target
 from heliograph_site.reckoning import TimeMark
+from heliograph_site.schema import migrations
 from heliograph_site.served import Counted
 
-
-@contextmanager
-def _hidden(*modules: str) -> Iterator[None]:
-    """Makes importing these modules fail meanwhile, unless they are loaded already."""
-    absent = [name for name in modules if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is how Python marks "can't be imported"
-    try:
-        yield
-    finally:
-        for name in absent:
-            del sys.modules[name]
-
-
-# sqlite-utils loads them, where installed, only to map their types to columns: 25 MB that the agent has no use for.
-with _hidden("numpy", "pandas"):
-    from sqlite_utils import Database as Database
-    from sqlite_utils import Migrations as Migrations
-
 JOURNAL_FILE = "journal.sqlite"
-BUSY_S = 10.0
-UP_TO_DATE_S = 1.0
-"""So long a reader waits for the writer that makes a file, or brings it up to date."""
-LOOK_S = 0.02
-_OF_THE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY)
-"""What SQLite says when not the file is wrong but its surroundings are, for now."""
-
-migrations = Migrations("journal")
-
-
-@migrations(name="0001")
-def _first(db: Database) -> None:
-    db.conn.execute(
-        "CREATE TABLE machine (model TEXT PRIMARY KEY, phase TEXT NOT NULL, epoch INTEGER NOT NULL,"
-        " target BLOB, target_number INTEGER, full_only INTEGER NOT NULL, refused BLOB NOT NULL, reason TEXT NOT NULL)"
-    )
-    db.conn.execute(
-        "CREATE TABLE pointer (model TEXT NOT NULL, slot TEXT NOT NULL CHECK (slot IN ('active', 'fallback')),"
-        " release BLOB NOT NULL, config INTEGER NOT NULL, policy INTEGER NOT NULL, activated_at INTEGER NOT NULL,"
-        " verdict TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (model, slot))"
-    )
-    db.conn.execute(
-        "CREATE TABLE document (kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,"
-        " statement BLOB NOT NULL, PRIMARY KEY (kind, name))"
-    )
-    db.conn.execute('CREATE TABLE "release" (digest BLOB PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL)')
-    db.conn.execute("CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
-
-
-@migrations(name="0002")
-def _evidence(db: Database) -> None:
-    """A third slot, and with each target and pointer the path it was listed under and the keys that vouched for it."""
-    for column in (
-        "target_path TEXT NOT NULL DEFAULT ''",
-        "target_vouchers BLOB NOT NULL DEFAULT x''",
-        "tries INTEGER NOT NULL DEFAULT 0",
-        "cuts INTEGER NOT NULL DEFAULT 0",
-        "is_healthy INTEGER NOT NULL DEFAULT 0",
-    ):
-        db.conn.execute(f"ALTER TABLE machine ADD COLUMN {column}")
-    db.conn.execute("ALTER TABLE pointer RENAME TO pointer_1")
-    db.conn.execute(
-        "CREATE TABLE pointer (model TEXT NOT NULL,"
-        " slot TEXT NOT NULL CHECK (slot IN ('active', 'fallback', 'earlier')),"
-        " release BLOB NOT NULL, config INTEGER NOT NULL, policy INTEGER NOT NULL, activated_at INTEGER NOT NULL,"
-        " verdict TEXT NOT NULL, number INTEGER NOT NULL, path TEXT NOT NULL DEFAULT '',"
-        " vouchers BLOB NOT NULL DEFAULT x'', fail_mode TEXT NOT NULL DEFAULT 'safe',"
-        " proven INTEGER NOT NULL DEFAULT 0, denied TEXT NOT NULL DEFAULT '', PRIMARY KEY (model, slot))"
-    )
-    db.conn.execute(
-        "INSERT INTO pointer (model, slot, release, config, policy, activated_at, verdict, number)"
-        " SELECT model, slot, release, config, policy, activated_at, verdict, number FROM pointer_1"
-    )
-    db.conn.execute("DROP TABLE pointer_1")
-
-
-@migrations(name="0003")
-def _papers(db: Database) -> None:
-    """Policies and configs, several to a scope; with each machine the policy in force and what is outside of it."""
-    db.conn.execute(
-        "CREATE TABLE paper (kind TEXT NOT NULL CHECK (kind IN ('policy', 'config')), scope TEXT NOT NULL,"
-        " number INTEGER NOT NULL, statement BLOB NOT NULL, came INTEGER NOT NULL,"
-        " newest_until INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (kind, scope, number))"
-    )
-    db.conn.execute("ALTER TABLE machine ADD COLUMN policy INTEGER NOT NULL DEFAULT 0")
-    db.conn.execute("ALTER TABLE pointer ADD COLUMN is_unfit INTEGER NOT NULL DEFAULT 0")
-    db.conn.execute("ALTER TABLE pointer ADD COLUMN passed_over INTEGER NOT NULL DEFAULT 0")
-
-
-@migrations(name="0004")
-def _spent(db: Database) -> None:
-    """Bytes of content that came for a release on a day of the site, as `2026-11-22`."""
-    db.conn.execute(
-        "CREATE TABLE spent (day TEXT NOT NULL, release BLOB NOT NULL, bytes INTEGER NOT NULL,"
-        " PRIMARY KEY (day, release)) WITHOUT ROWID"
-    )
-
-
 _INSERT_POINTER = (
     "INSERT INTO pointer (model, slot, release, activated_at, number, verdict, config, policy,"
     " path, vouchers, fail_mode, proven, denied, is_unfit, passed_over)"
@@ -166,54 +70,6 @@ class Paper:
     statement: bytes
     came: int
     newest_until: int = 0
-
-
-def open_database(path: Path, known: Migrations, *, read_only: bool = False, older: bool = False) -> Database:
-    """Opens a SQLite file durably (WAL, `synchronous=FULL`) and migrates it; read-only, it is left as it is.
-
-    `older`: the reader makes do with what any earlier version wrote.
-
-    Raises:
-        ConfigError: not a database, damaged, absent (read-only), or written by a newer version.
-        StorageError: the disk is full, or doesn't do its job.
-    """
-    if read_only and not path.exists():
-        raise ConfigError(f"{path} does not exist: is this a node's folder, and did the node run once?")
-    try:
-        target = f"{path.resolve().as_uri()}?mode=ro" if read_only else str(path)
-        # Every use is serialised by its owner; a thread may run a long write while the loop waits for it.
-        conn = sqlite3.connect(target, uri=read_only, timeout=BUSY_S, check_same_thread=False)
-        db = Database(conn, execute_plugins=False)
-        applied = {migration.name for migration in known.applied(db)}
-        newer = applied - {migration.name for migration in known._migrations}
-        if newer:
-            raise ConfigError(
-                f"{path} was written by a newer version (schema {max(newer)}): install that version or a later one"
-            )
-        if read_only:
-            deadline = time.monotonic() + UP_TO_DATE_S
-            while not older and known.pending(db) and time.monotonic() < deadline:
-                time.sleep(LOOK_S)
-            if not older and known.pending(db):
-                raise ConfigError(f"{path} has an older schema: run the node once to bring it up to date")
-            return db
-        conn.execute("PRAGMA journal_mode=WAL")
-        conn.execute("PRAGMA synchronous=FULL")
-        if conn.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("quick_check found damage")
-        known.apply(db)
-    except (sqlite3.DatabaseError, sqlite3.OperationalError) as error:
-        if is_of_the_disk(error):
-            raise StorageError(
-                f"{path} can't be used now: {error}; see to the disk, its space and its rights"
-            ) from error
-        raise ConfigError(f"{path} can't be used: {error}; move it away to start anew, or restore a copy") from error
-    return db
-
-
-def is_of_the_disk(error: sqlite3.Error) -> bool:
-    """Whether space, rights or the device are to blame, so that the same may go well later."""
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _OF_THE_DISK
 
 
 class Journal:

@@ -29,7 +29,7 @@ from heliograph.wire import pack, unpack
 from heliograph_site.happenings import CalledOff, Directed, Happening, Recalled, StandIn
 from heliograph_site.journal import Journal
 from heliograph_site.memory import UNDER_WAY, Memory
-from heliograph_site.tasks import Pace, Switched
+from heliograph_site.surroundings import Pace, Switched
 
 log = logging.getLogger("heliograph.agent")
 

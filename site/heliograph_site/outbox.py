@@ -27,8 +27,8 @@ from heliograph.documents import LANES, Lane
 from heliograph.policy import Telemetry
 from heliograph.rules import keep_from, redacted
 from heliograph.wire import pack, unpack
+from heliograph_site.database import Database, Migrations, open_database
 from heliograph_site.decay import PERIODS_S, Piece, merge, subject
-from heliograph_site.journal import Database, Migrations, open_database
 
 OUTBOX_FILE = "outbox.sqlite"
 DEFAULT_CAP_BYTES = 8 << 20

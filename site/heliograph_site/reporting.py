@@ -21,7 +21,7 @@ from heliograph_site.memory import Memory, Pointer
 from heliograph_site.outbox import Outbox
 from heliograph_site.rulebook import Rulebook
 from heliograph_site.served import COUNTS, Counted, slots
-from heliograph_site.tasks import Pace
+from heliograph_site.surroundings import Pace
 
 log = logging.getLogger("heliograph.agent")
 

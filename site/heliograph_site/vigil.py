@@ -20,7 +20,7 @@ from heliograph_site.happenings import StandIn
 from heliograph_site.journal import Journal
 from heliograph_site.memory import Aside, Memory
 
-_STANDS_IN: Mapping[OfflineAction, Aside] = {"serve": "", "fall-back": "fallback", "stop": "stopped"}
+STANDS_IN: Mapping[OfflineAction, Aside] = {"serve": "", "fall-back": "fallback", "stop": "stopped"}
 OFFLINE, STALE, CLOCK = "offline", "stale", "clock-suspect"
 
 
@@ -67,7 +67,7 @@ class Vigil:
         offline = self.offline(model)
         if offline is None:
             return StandIn("", "the hub is heard")
-        return StandIn(_STANDS_IN[offline.action], offline.reason)
+        return StandIn(STANDS_IN[offline.action], offline.reason)
 
     def flag(self, model: str) -> str:
         """What people must know of a model that has been alone for too long; empty if it hasn't."""

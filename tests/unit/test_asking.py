@@ -25,7 +25,8 @@ from heliograph_site.machine import Command
 from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
-from heliograph_site.tasks import Pace, Tasks
+from heliograph_site.surroundings import Pace
+from heliograph_site.tasks import Tasks
 
 HERE = Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={"tflite": "2.14.0"})
 CONTENT = b"model"

@@ -10,7 +10,7 @@ from heliograph import deny, manifest, signing, sketch, statement, trust
 from heliograph.delta import file, recipe
 from heliograph.protocol import DENIALS, SCHEMAS, STATEMENTS, TOPICS
 from heliograph_hub import database
-from heliograph_site import journal, outbox
+from heliograph_site import outbox, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (ROOT / "shared" / "FORMATS.md").read_text()
@@ -83,7 +83,7 @@ def test_what_is_migrated_is_told_with_its_newest_schema_and_every_table_of_the_
     section = FORMATS.partition("\n## Hub database, schema ")[2].partition("\n## ")[0]
     assert section.startswith(f"{database.SCHEMA_VERSION}\n")
     assert set(database.metadata.tables) - set(re.findall(r"`([a-z_]+)`", section)) == set()
-    for name, known in (("journal", journal.migrations), ("outbox", outbox.migrations)):
+    for name, known in (("journal", schema.migrations), ("outbox", outbox.migrations)):
         newest = max(migration.name for migration in known._migrations)
         assert f"`{name}.sqlite`, schema {newest} " in FORMATS, name
 

@@ -18,7 +18,7 @@ from heliograph_site.journal import Journal
 from heliograph_site.machine import classify, step
 from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.orders import Orders
-from heliograph_site.tasks import Pace, Switched
+from heliograph_site.surroundings import Pace, Switched
 
 MODEL, A, B, C = "digits", b"a" * 32, b"b" * 32, b"c" * 32
 KEY = b"k" * 32

@@ -18,7 +18,7 @@ from heliograph_site.journal import Journal
 from heliograph_site.memory import Memory
 from heliograph_site.outbox import Outbox
 from heliograph_site.reporting import Reporter
-from heliograph_site.tasks import Pace
+from heliograph_site.surroundings import Pace
 
 RUN = b"run-0001"
 

@@ -34,7 +34,8 @@ from heliograph_hub.rollout import Paused, Signed
 from heliograph_site.happenings import Admitted
 from heliograph_site.memory import Memory, Target
 from heliograph_site.slots import Slots
-from heliograph_site.tasks import Pace, Tasks
+from heliograph_site.surroundings import Pace
+from heliograph_site.tasks import Tasks
 
 START = 1_800_000_000
 HOUR = 3600

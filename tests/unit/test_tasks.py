@@ -23,7 +23,8 @@ from heliograph_site.machine import Command
 from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.serving.tuned import Tuned
 from heliograph_site.slots import Slots
-from heliograph_site.tasks import Pace, Tasks
+from heliograph_site.surroundings import Pace
+from heliograph_site.tasks import Tasks
 
 HERE = Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={"tflite": "2.14.0"})
 TLS_STRING = JoinString("hub", 8883, "lab", "shop-1", "till-2", b"t" * 32, b"r" * 32, False, b"p" * 32, 8884)
