@@ -101,6 +101,7 @@ def test_a_far_time_that_a_stolen_timestamp_key_replied_ends_with_its_rotation(a
     documents = (("tuf/root/2", root), ("tuf/set", files))
     asyncio.run(agent._on_document(topic("root").build("demo", number=2), root))
     assert agent.now() < NOW
+    agent._link.nonce = NONCE
     told = Reply(**NAMES, nonce=NONCE, at=NOW + 60, heads=Heads(), documents=documents)
     take(agent, realm.sign("timestamp", "reply", told))
     assert NOW + 60 <= agent.now() < NOW + 120 and agent._time.heard_at <= agent.now()
