@@ -364,13 +364,12 @@ class Belief:
         before = self.assignment
         if assignment.number <= self._assignment_number():
             return News()
-        self._assigned = Held("assignment", "", assignment.number, payload)
-        self._journal.hold(self._assigned)
-        self.assignment = assignment
         is_other_ring = before is None or before.ring != assignment.ring
+        self._assigned = Held("assignment", "", assignment.number, payload)
+        self._journal.hold(self._assigned, drop="directive" if is_other_ring else "")
+        self.assignment = assignment
         if is_other_ring:
             log.info("assigned to ring %s", assignment.ring)
-            self._journal.drop("directive")
             self.rules.leave_ring()
             self._directives.clear()
             self._unverified = None

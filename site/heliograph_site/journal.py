@@ -208,9 +208,13 @@ class Journal:
 
     # --- signed documents and names -----------------------------------------------------------------------------------
 
-    def hold(self, *documents: Held) -> None:
-        """Keeps these documents, each in place of the one of the same kind and name, in one transaction."""
+    def hold(self, *documents: Held, drop: str = "") -> None:
+        """Keeps these documents, each in place of the one of the same kind and name, in one transaction.
+
+        `drop` is a kind that is forgotten with it: a node that changes its ring obeys no directive of the old one.
+        """
         with self._db.atomic():
+            self._conn.execute("DELETE FROM document WHERE kind = ?", (drop,))
             for held in documents:
                 self._conn.execute(
                     "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?)",
@@ -223,11 +227,6 @@ class Journal:
             "SELECT kind, name, number, statement FROM document WHERE kind = ? ORDER BY name", (kind,)
         )
         return tuple(Held(*row) for row in rows)
-
-    def drop(self, kind: str) -> None:
-        """Forgets the documents of a kind: a node that changes its ring obeys no directive of the old one."""
-        with self._db.atomic():
-            self._conn.execute("DELETE FROM document WHERE kind = ?", (kind,))
 
     def papers(self) -> tuple[Paper, ...]:
         """Every policy and config held, by kind and scope, the newest first."""

@@ -247,3 +247,16 @@ def test_what_comes_and_fits_no_document_any_more_is_checked_anew_and_waits_ther
     for phase in ("checking", "activating"):
         happening, _ = belief.wanted(MODEL, Memory(MODEL, phase, 3, Target(node.release, 1)))
         assert isinstance(happening, Directed), "there it waits by itself"
+
+
+def test_a_new_ring_and_the_end_of_the_old_ones_directives_are_one_transaction(node: Node) -> None:
+    assignment = Assignment(realm=node.realm.name, site="shop", node="till", key=KEY, number=2, ring="early")
+    written: list[str] = []
+    node.journal._conn.set_trace_callback(written.append)
+    node.belief.take(topic("assigned"), NODE, node.realm.sign("assign", "assignment", assignment))
+    node.journal._conn.set_trace_callback(None)
+    begun = [line.split()[0] for line in written if line.startswith(("BEGIN", "COMMIT", "DELETE FROM doc", "INSERT"))]
+    assert begun[:4] == ["BEGIN", "DELETE", "INSERT", "COMMIT"], "a kill in between would leave the old ring's work"
+    assert node.journal.held("directive") == () and node.belief.wanted(MODEL, Memory(MODEL)) == (
+        Directed("", Target(b"", 0)), "",
+    )  # fmt: skip
