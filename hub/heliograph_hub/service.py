@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -581,7 +581,7 @@ def init_ceremony(
     if key_folders:
         begun = init_offline(folder, realm, read_public_keys(key_folders), thresholds, _now())
         if not (folder / HUB_FILE).exists():
-            _furnish(folder, realm, ca)
+            begun = replace(begun, said=(*begun.said, *_furnish(folder, realm, ca)))
     return continue_offline(folder, signed, _now()) if signed or not key_folders else begun
 
 
