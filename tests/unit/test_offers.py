@@ -178,6 +178,8 @@ def test_a_want_is_for_the_release_that_the_ring_installs_among_those_that_share
     assert set(hub.registry.owners(shared)) == {hub.old.digest, hub.new.digest}
     assert hub.admission.purpose(A, hub.registry.owners(shared), hub.told) == hub.new.digest
     assert hub.admission.purpose(A, hub.registry.owners(own), hub.told) == hub.old.digest
+    for owners in ((hub.old.digest, hub.new.digest), (hub.new.digest, hub.old.digest)):
+        assert hub.admission.purpose(A, owners, hub.told) == hub.new.digest, "in whatever order they are known"
     assert hub.registry.owners(hub.new.digest) == (hub.new.digest,), "its manifest"
     assert hub.admission.purpose(A, hub.registry.owners(Digest(b"?" * 32)), hub.told) is None
 

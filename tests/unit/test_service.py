@@ -85,8 +85,16 @@ def test_numbers_that_a_node_has_and_an_older_copy_of_the_hub_lost_are_counted_o
         await service._handle("hello", "lab", "pi-1", hello.encode())
 
     asyncio.run(say())
-    [assigned] = [payload for name, payload in sent if name == "assigned"]
+    told = [payload for name, payload in sent if name == "assigned"]
+    assigned = told[0]
     assert doc.Assignment.decode(parse(assigned).payload).number == 8
     assert service.fleet.node("lab", "pi-1").assignment == 8
     assert service.rollouts._said == {("general", "digits"): 4}
+    assert len(told) == 1
+    reported = reported.model_copy(update={"n": 2})
+    asyncio.run(say())
+    assert [payload for name, payload in sent if name == "assigned"] == [assigned] * 2, "until it says that it has it"
+    reported = reported.model_copy(update={"n": 3, "assignment": 8})
+    asyncio.run(say())
+    assert len([name for name, _ in sent if name == "assigned"]) == 2
     service.database.close()

@@ -290,3 +290,14 @@ def test_what_the_server_said_of_the_release_before_proves_nothing(tmp_path: Pat
     tasks = Tasks(around, slots, None, server, HERE, Random(1), Deadlines(), Pace(poll_s=0.01))
     memory = Memory("digits", "proving", 3, Target(release, 1), active=Pointer(release, 5, 1))
     assert asyncio.run(tasks.perform(Command.PROVE, memory)) == Proved(3, "unproven")
+
+
+@pytest.mark.parametrize(("rule", "returns"), [("extend", False), ("return", True)])
+def test_policy_unproven_is_said_with_the_verdict(tmp_path: Path, rule: str, returns: bool) -> None:
+    slots, around = Slots(tmp_path), by_policy(unproven=rule)
+    plain = manifest(Variant(name="plain", files=("m",))).model_copy(update={"soak": Soak(min_s=0, max_s=0)})
+    release = slots.store.put(plain.encode())
+    server = Answers(release, *[{"active": release.hex(), "state": "ready", "requests": 0}] * 1000)
+    tasks = Tasks(around, slots, None, server, HERE, Random(1), Deadlines(), Pace(poll_s=0.01))
+    memory = Memory("digits", "proving", 3, Target(release, 1), active=Pointer(release, 5, 1))
+    assert asyncio.run(tasks.perform(Command.PROVE, memory)) == Proved(3, "unproven", returns)
