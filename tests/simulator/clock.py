@@ -27,6 +27,8 @@ class Bell:
 
 MAX_EVENTS = 60_000
 """More than any world needs that comes to rest."""
+MAX_HOSTILE_EVENTS = 400_000
+"""The same where a broker repeats what it likes and loses what must then be asked for again."""
 
 
 class RestlessError(AssertionError):
@@ -40,7 +42,8 @@ class Clock:
         skipped_s: nights that were skipped: true time is so much later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_events: int = MAX_EVENTS) -> None:
+        self._max_events = max_events
         self.now = 0.0
         self.skipped_s = 0
         self.events = 0
@@ -61,8 +64,8 @@ class Clock:
         while self._queue and self._queue[0][0] <= until:
             self.now, _, what = heapq.heappop(self._queue)
             self.events += 1
-            if self.events > MAX_EVENTS:
-                raise RestlessError(f"{MAX_EVENTS} events, and no rest")
+            if self.events > self._max_events:
+                raise RestlessError(f"{self._max_events} events, and no rest")
             guard(what)
         self.now = until
 

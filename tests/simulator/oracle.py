@@ -293,7 +293,7 @@ class Oracle:
     def denials(self, node: "Node", pointer: Pointer) -> int:
         """By how many people the release is denied, as far as the node was told; a denial by key counts as two."""
         found: set[object] = set()
-        for digest in node.belief.denials.denials:
+        for digest in _verified(node):
             document, by = self._world.hub.truth[digest]
             match document:
                 case Deny(releases=releases) if pointer.release in releases:
@@ -305,7 +305,7 @@ class Oracle:
         return len(found)
 
     def _by_digest(self, node: "Node", release: bytes) -> bool:
-        known = (self._world.hub.truth[digest][0] for digest in node.belief.denials.denials)
+        known = (self._world.hub.truth[digest][0] for digest in _verified(node))
         return any(isinstance(document, Deny) and release in document.releases for document in known)
 
     # --- judging ------------------------------------------------------------------------------------------------------
@@ -478,3 +478,8 @@ class Oracle:
                 if (key[0], key[2]) == (node.name, lane):
                     numbers = [number for first, count, _ in rows for number in range(first, first + count)]
                     require("records", len(numbers) == len(set(numbers)), f"{node.name} {lane}: counted twice")
+
+
+def _verified(node: "Node") -> list[bytes]:
+    """Denials that the node believes: one whose signatures were spoilt on the way is only kept in mind."""
+    return [digest for digest, denial in node.belief.denials.denials.items() if denial.is_verified]

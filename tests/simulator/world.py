@@ -12,7 +12,7 @@ from heliograph.names import Digest, Ring
 from heliograph_site.happenings import Event
 from heliograph_site.memory import UNDER_WAY, Memory
 from simulator import catalogue
-from simulator.clock import Clock, RestlessError
+from simulator.clock import MAX_EVENTS, MAX_HOSTILE_EVENTS, Clock, RestlessError
 from simulator.hostile import Hostile
 from simulator.hub import Hub, can
 from simulator.node import Died, Node
@@ -51,7 +51,7 @@ class World:
 
     def __init__(self, seed: int, folder: Path, *, is_told: bool, is_hostile: bool = False) -> None:
         self.rng = rng = Random(seed)
-        self.seed, self.clock = seed, Clock()
+        self.seed, self.clock = seed, Clock(MAX_HOSTILE_EVENTS if is_hostile else MAX_EVENTS)
         self.clocks_rng = Random(f"clocks {seed}")
         self.has_clocks = self.clocks_rng.random() < 0.4
         self.is_told = is_told
@@ -93,7 +93,8 @@ class World:
             self.road.links[name] = Link(node.on_message, node.on_link, topics=node.topics)
             self.clock.after(rng.uniform(0.0, 5.0), lambda node=node: self._start(node))  # type: ignore[misc]
         self.has_calmed = False
-        for _ in range(self.clocks_rng.randint(0, 3) if self.has_clocks else 0):
+        self.nights = self.clocks_rng.randint(1, 3) if self.has_clocks else 0
+        if self.clocks_rng.random() < 0.3:
             self.clock.after(self.clocks_rng.uniform(60.0, 1200.0), self._skip_a_night)
         self.papers_rng = Random(f"when {seed}")
         self.papers_to_come = 0
@@ -121,6 +122,11 @@ class World:
             self.tell(node.name, f"{before.phase} -> {after.phase}  {name}  {release}  {reason}".rstrip())
         self.oracle.stepped(node, before, event, after)
         is_at_work = after.phase not in (before.phase, "idle") and not self.has_calmed
+        if self.nights and is_at_work and after.phase == "staging" and self.clocks_rng.random() < 0.6:
+            # What it has is all that it is shown; when the night is over, that may have expired.
+            self.road.cut(node.name)
+            self.clock.after(self.clocks_rng.uniform(0.0, 1.0), self._skip_a_night)
+            self.clock.after(self.clocks_rng.uniform(60.0, 900.0), lambda: self.road.restore(node.name))
         if self.outlaws and is_at_work and self.papers_rng.random() < 0.3:
             self.outlaws -= 1
             self.papers_to_come += 1
@@ -138,10 +144,11 @@ class World:
 
     def _skip_a_night(self) -> None:
         """Days pass in which nothing happens but that time does, for whoever has power; then the hub signs anew."""
-        if self.has_calmed:
+        if self.has_calmed or not self.nights:
             return
+        self.nights -= 1
         for node in self.nodes.values():
-            if self.clocks_rng.random() < 0.4:
+            if self.clocks_rng.random() < 0.3:
                 self._node_dies(node, power=True)
         days = self.clocks_rng.choice([1, 3, 6, 9])
         self.met["nights"] += 1

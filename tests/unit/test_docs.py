@@ -101,7 +101,7 @@ def test_the_folder_map_names_real_folders() -> None:
         assert (ROOT / folder).is_dir(), folder
     named = {kind.strip() for kind in README.split("| `tests` |")[1].split("|")[0].split(",")}
     present = {path.parent.name for path in (ROOT / "tests").glob("*/*.py")}
-    assert named == present - {"simulator"}
+    assert named == present - {"simulator", "fuzzing"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
