@@ -650,7 +650,7 @@ class Agent:
             log.exception("a message on %s met a fault of ours", full)
             self._incidents.add("fault", full, type(error).__name__)
 
-    async def _on_document(self, full: str, payload: bytes, is_live: bool = False) -> None:
+    async def _on_document(self, full: str, payload: bytes, is_live: bool = False, *, is_answer: bool = False) -> None:
         found = parse_topic(full, self._file.realm)
         if found is None:
             raise UnknownTypeError("no such topic in this version")
@@ -662,7 +662,7 @@ class Agent:
                 if names["ring"] == self.ring:  # one list, whatever else a broker sends
                     self._missed = {full: payload}
             case "deny" | "root" | "head" | "set" | "desired" | "assigned" | "policy" | "config":
-                await self._on_news(self._belief.take(row, names, payload))
+                await self._on_news(self._belief.take(row, names, payload, is_answer=is_answer))
                 if row.name == "head" and is_live:  # the hub repeats it whenever it comes back
                     self._link.on_hub_back()
                     self._downloads.on_hub_back()
@@ -744,7 +744,7 @@ class Agent:
             if found is not None and found[0].name in ("reply", "offer", "receipt", "certified"):
                 self._incidents.add("refused", full, "a reply carries no answers")
                 continue
-            await self._guard(full, self._on_document(full, payload))
+            await self._guard(full, self._on_document(full, payload, is_answer=True))
         if not reply.more:
             self._link.answered()
             await self._catch_up()

@@ -194,10 +194,11 @@ class Belief:
             is_protected=self.is_protected,
         )
 
-    def take(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
+    def take(self, row: Topic, names: dict[str, str], payload: bytes, *, is_answer: bool = False) -> News:
         """Takes a document of the rows deny, root, head, set, desired, assigned, policy, config; on disk on return.
 
-        Denials are not on disk yet: the caller saves those in the news, and then says so by `holds`.
+        Denials are not on disk yet: the caller saves those in the news, and then says so by `holds`. `is_answer`: it
+        came in the hub's answer to this node's last hello.
 
         Raises:
             TrustError, IntegrityError: it is not to be believed; what else it held may have been kept.
@@ -219,7 +220,7 @@ class Belief:
             case "assigned":
                 return self._take_assigned(row, names, payload)
             case "policy" | "config":
-                return News(models=self.rules.take(row, names, payload))
+                return News(models=self.rules.take(row, names, payload, is_answer=is_answer))
             case _:
                 raise AssertionError(f"{row.name} is none of these")
 

@@ -104,8 +104,11 @@ class Rulebook:
 
     # --- what comes ---------------------------------------------------------------------------------------------------
 
-    def take(self, row: Topic, names: dict[str, str], payload: bytes) -> bool:
+    def take(self, row: Topic, names: dict[str, str], payload: bytes, *, is_answer: bool = False) -> bool:
         """Takes a policy or config; on disk when this returns. Whether it is news.
+
+        `is_answer`: it came in the hub's answer to what was `asked` last. Only that says that nothing between it and
+        the number asked for was published; what a broker repeats says nothing of the kind.
 
         Raises:
             TrustError, IntegrityError: it is not to be believed.
@@ -119,14 +122,14 @@ class Rulebook:
         is_asked = number <= asked
         known = held.get(number)
         if known is not None and known.statement == payload:
-            if not is_asked or known.newest_until >= asked:
+            if not (is_asked and is_answer) or known.newest_until >= asked:
                 return False
             self._keep(replace(known, newest_until=asked))
             return True
         newest = max((paper.number for paper in held.values() if self._is_signed(paper)), default=0)
         if not is_asked and (number <= newest or number < self._head(kind, scope)):
             return False
-        self._keep(Paper(kind, scope, number, payload, self._now(), asked if is_asked else 0))
+        self._keep(Paper(kind, scope, number, payload, self._now(), asked if is_asked and is_answer else 0))
         if kind == "policy":
             self.leave_ring()
         log.info("%s %s %d has come", kind, scope, number)

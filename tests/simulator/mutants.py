@@ -65,9 +65,9 @@ MUTANTS: Final = (
         (
             (
                 NODE,
-                '            self._do("journal save", save)\n',
-                "            if command is not None:\n                self._begin(command, after)\n"
-                '            self._do("journal save", save)\n',
+                '        self._do("journal save", save)\n',
+                "        if command is not None:\n            self._begin(command, after)\n"
+                '        self._do("journal save", save)\n',
             ),
         ),
     ),
@@ -186,8 +186,8 @@ MUTANTS: Final = (
         (
             (
                 NODE,
-                "self.server.serve(memory.model, release))",
-                "self.server.serve(memory.model, self.server.standby.get(memory.model, release)))",
+                "self.server.serve(memory.model, release, self._tuned(memory)))",
+                "self.server.serve(memory.model, self.server.standby.get(memory.model, release), self._tuned(memory)))",
             ),
         ),
     ),
@@ -213,7 +213,7 @@ MUTANTS: Final = (
         (
             (
                 "heliograph_site/belief.py",
-                "if memory.phase in UNDER_WAY and self.trusted.is_fresh(now):",
+                "if memory.phase in UNDER_WAY and self.trusted.is_fresh(latest):",
                 "if memory.target is not None and memory.target.release == directive.release and memory.phase in UNDER_WAY:",
             ),
         ),

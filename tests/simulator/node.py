@@ -318,7 +318,7 @@ class Node:
 
     # --- what the link brings -----------------------------------------------------------------------------------------
 
-    def on_message(self, message: Message) -> None:
+    def on_message(self, message: Message, *, is_answer: bool = False) -> None:
         """One message; whatever is wrong with it ends there."""
         if not self.is_alive:
             return
@@ -337,12 +337,12 @@ class Node:
                         self._do("receipt", lambda: outbox.receipt(*body))
                         self._sent.pop(body[1], None)
                 case _:
-                    self._on_document(kind, names, body)
+                    self._on_document(kind, names, body, is_answer=is_answer)
         except HeliographError as error:
             self.world.tell(self.name, f"refuses {kind}: {error}")
 
-    def _on_document(self, kind: str, names: dict[str, str], payload: bytes) -> None:
-        news = self._do("document", lambda: self.belief.take(topic(kind), names, payload))
+    def _on_document(self, kind: str, names: dict[str, str], payload: bytes, *, is_answer: bool = False) -> None:
+        news = self._do("document", lambda: self.belief.take(topic(kind), names, payload, is_answer=is_answer))
         self._on_news(news)
 
     def _on_news(self, news: News) -> None:
@@ -374,7 +374,7 @@ class Node:
         self.watch.answered(at, self.belief.trusted)
         self.heard_at = self.now()
         for message in sorted(documents, key=lambda message: message[0] != "deny"):
-            self.on_message(message)
+            self.on_message(message, is_answer=True)
         self._nonce = None
         if any(memory.aside for memory in self.memories.values()):
             self._derive_all()

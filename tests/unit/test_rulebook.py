@@ -60,13 +60,13 @@ class Node:
         document = Config(realm=self.realm.name, model=MODEL, number=number, at=NOW, **fields)
         return self.realm.sign(f"config-{MODEL}", "config", document)
 
-    def hear(self, *payloads: bytes, ring: Ring = "canary") -> list[bool]:
+    def hear(self, *payloads: bytes, ring: Ring = "canary", is_answer: bool = False) -> list[bool]:
         """Whether each was news."""
         news = []
         for payload in payloads:
             kind = unpack(payload)[1]
             names: dict[str, str] = {"ring": ring} if kind == "policy" else {"model": MODEL}
-            news.append(self.belief.take(topic(kind), names, payload).models)
+            news.append(self.belief.take(topic(kind), names, payload, is_answer=is_answer).models)
         return news
 
     def heads(self, policy: int = 0, config: int = 0) -> None:
@@ -183,9 +183,21 @@ def test_an_older_config_that_would_fit_what_comes_is_asked_for(node: Node) -> N
     why = node.belief.rules.why_unfit(coming)
     assert why is not None and "4 or older" in why
     node.belief.rules.asked(lacks)
-    node.hear(node.config(3))
+    node.hear(node.config(3), is_answer=True)
     assert node.belief.rules.why_unfit(coming) is None
     assert node.belief.rules.lacks([coming]) == Numbers(), "3 is the newest up to 4"
+
+
+def test_an_older_document_that_a_broker_repeats_does_not_pass_for_the_answer_that_was_asked_for(node: Node) -> None:
+    node.manifests[NEW] = _manifest("1.1.0", config=Span(min=2, max=4))
+    node.start()
+    node.hear(node.config(7))
+    coming = replace(node.memory, phase="checking", target=Target(NEW, 2))
+    node.belief.rules.asked(node.belief.rules.lacks([coming]))
+    node.hear(node.config(2))
+    assert node.belief.rules.lacks([coming]).config == {MODEL: 4}, "whether 3 or 4 was published, nobody has said"
+    node.hear(node.config(2), is_answer=True)
+    assert node.belief.rules.lacks([coming]) == Numbers()
 
 
 def test_what_passed_is_activated_with_the_newest_that_fits_it_or_waits_in_words(node: Node) -> None:
