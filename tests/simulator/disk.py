@@ -67,7 +67,8 @@ class Journal:
     def save_trusted(self, state: bytes) -> None:
         self._trusted = state
 
-    def hold(self, *documents: Held) -> None:
+    def hold(self, *documents: Held, drop: str = "") -> None:
+        self._held = {key: held for key, held in self._held.items() if key[0] != drop}
         self._held |= {(held.kind, held.name): held for held in documents}
 
     def held(self, kind: str) -> tuple[Held, ...]:
