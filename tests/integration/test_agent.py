@@ -542,7 +542,7 @@ def test_status_says_everything_while_the_agent_is_stopped(
     assert main(["node", "status", str(node.folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert set(facts) == {
-        "site", "node", "link", "bytes_received", "models", "trust", "documents", "outbox", "http",
+        "site", "node", "link", "bytes_received", "models", "trust", "documents", "outbox", "http", "certificate",
     }  # fmt: skip
     assert (facts["site"], facts["node"], facts["link"], facts["models"]) == ("status", "n1", "down", {})
     assert facts["trust"]["deny"] == {"count": 0, "digest": None}

@@ -295,7 +295,7 @@ def test_a_second_server_in_the_folder_is_refused(calm: Node) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [('http_host = "0.0.0.0"', "not a loopback"), ("http_port = 99999", "not a port"), ("=", "can't be read"),
+    [('http_host = "0.0.0.0"', "not a loopback"), ("http_port = 99999", "not a port"), ("=", "is not TOML"),
      (None, "node join")],
 )  # fmt: skip
 def test_a_folder_that_can_not_be_served_is_told_why(tmp_path: Path, text: str | None, says: str) -> None:
