@@ -445,7 +445,9 @@ class Oracle:
             return f"is on policy {active.policy} of {newest}"
         best = papers.best(memory.model, active.release, ring)
         if best is None:
-            return "" if active.is_unfit else "fits nothing and isn't flagged"
+            # No published config fits; what was activated before there was any may go on fitting as it is.
+            is_fit = papers.fits(memory.model, active.release, active.config, ring, newest)
+            return "" if active.is_unfit or is_fit else "fits nothing and isn't flagged"
         if best > max(active.config, active.passed_over):
             return f"is on config {active.config} of {best}"
         serving = node.server.serving.get(memory.model) == active.release
