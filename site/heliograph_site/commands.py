@@ -149,6 +149,8 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(f"metadata: {versions or 'none'}", highlight=False)
     digest = f", digest {deny['digest'][:16]}" if deny["digest"] else ""
     console.print(f"denials: {deny['count']}{digest}", highlight=False)
+    if facts["trust"]["clock"]:
+        console.print(f"clock: {facts['trust']['clock']}", highlight=False)
 
 
 def _documents(facts: dict[str, Any]) -> list[str]:
