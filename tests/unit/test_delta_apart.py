@@ -122,3 +122,15 @@ def test_a_bomb_meets_the_kernels_bounds_in_the_child(tmp_path: Path) -> None:
     assert b"MemoryError" in confined("held = []\nwhile True: held.append(bytes(1 << 16))").stderr
     assert confined("while True: pass").returncode == -signal.SIGXCPU
     assert b"File too large" in confined(f"import os; os.write(os.open({str(tmp_path / 'x')!r}, 65), b'x')").stderr
+
+
+def test_the_child_stands_under_its_bounds_while_it_works(pair: Pair) -> None:
+    segment, frame = largest()
+    apart = pair.apart(OLD, frame)
+    apart.rebuild(segment)
+    assert apart._child is not None
+    limits = Path(f"/proc/{apart._child.pid}/limits").read_text()
+    for name in ("Max cpu time", "Max address space", "Max file size"):
+        line = next(line for line in limits.splitlines() if line.startswith(name))
+        assert line.removeprefix(name).split()[0] != "unlimited", line
+    apart.close()

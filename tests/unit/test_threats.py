@@ -81,3 +81,8 @@ def test_a_key_of_many_parts_is_refused_and_text_with_many_dots_is_not() -> None
         with pytest.raises(ConfigError, match="dotted name"):
             parse_toml(f"{key} = 1", "file")
     assert parse_toml('a = "one. two. three. and so on, sentence by sentence. ' + "more words. " * 40 + '"', "file")
+
+
+def test_a_manifest_of_many_maps_is_refused_while_it_is_unpacked() -> None:
+    with pytest.raises(HeliographError, match="too many maps and arrays"):
+        PARSERS["manifest"].parse(b"\xdd\0\0\xc3\x50" + b"\x80" * 50_000)
