@@ -507,7 +507,8 @@ class Node:
 
     def _wanted(self, model: str) -> Happening | None:
         memory = self.memories.get(model) or self.journal.load(model)
-        if self._stand_in(model).aside:
+        stand_in = self._stand_in(model)
+        if stand_in.aside and (memory.aside or classify(memory, stand_in) is not None):
             return None
         happening, _ = self.belief.wanted(model, memory)
         if happening is not None and classify(memory, happening) is not None:

@@ -157,3 +157,16 @@ def test_what_people_restrict_is_not_begun_and_what_is_under_way_stops(runner: a
     serving.restricted = "pinned"
     memory = serving.settle()
     assert (memory.phase, memory.target, memory.refused) == ("idle", None, ()), "refused for nothing"
+
+
+def test_where_nothing_can_stand_in_directives_are_obeyed_as_ever(runner: asyncio.Runner, node: Node) -> None:
+    release = node.realm.list_release("1.2.0", b"manifest")
+    node.republish()
+    node.memory = replace(node.memory, fallback=None)
+    node.journal.save(node.memory)
+    serving = Serving(runner, node, OFFLINE)
+    for number, action, phase in ((1, "install", "checking"), (2, "hold", "idle")):
+        directive = node.realm.directive(release, number=number).model_copy(update={"action": action})
+        signed = node.realm.sign("ring-canary", "directive", directive)
+        node.belief.take(topic("desired"), {"ring": "canary"}, pack([signed]))
+        assert serving.settle().phase == phase
