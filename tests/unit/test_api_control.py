@@ -1,6 +1,7 @@
 """Policies and configs as operators and nodes meet them: the API's answers, and what a hub tells nodes of them."""
 
 import asyncio
+import time
 import tomllib
 from contextlib import contextmanager
 from threading import Thread
@@ -158,7 +159,7 @@ def test_a_config_needs_its_model_and_is_signed_by_the_models_own_role(hub):
     words = "no keys for config/digits in this realm: the first release of a model brings them"
     kind, error = hub.refused("/v1/documents/requests", {"kind": "config", "text": 'model = "digits"'})
     assert kind == "NotFoundError" and words in error
-    hub.service.authority.add_model("digits", 1_795_000_000)
+    hub.service.authority.add_model("digits", int(time.time()))
     assert hub.set('model = "digits"\n[thresholds]\nalarm = 0.5\n', "config")["number"] == 1
     statement = hub.service.retained["heliograph/v1/test/config/digits"]
     row, names = parse_topic("heliograph/v1/test/config/digits", "test")
@@ -201,7 +202,7 @@ def test_what_this_realm_has_not_got_is_only_warned_of(hub):
         "policy field models.faces: this realm has no model faces yet",
         "policy field models.digits: this realm has no model digits yet",
     ]
-    hub.service.authority.add_model("digits", 1_795_000_000)
+    hub.service.authority.add_model("digits", int(time.time()))
     assert hub.request(text)["warnings"][1] == (
         "policy field models.digits.security: this realm has no release digits@1.2.0 yet"
     )
@@ -225,7 +226,7 @@ def test_signatures_brought_by_file_count_and_those_of_other_keys_do_not(hub):
 
 def test_a_reply_brings_what_is_newer_and_the_older_one_that_is_asked_for_by_number(hub):
     hub.enrol()
-    hub.service.authority.add_model("digits", 1_795_000_000)
+    hub.service.authority.add_model("digits", int(time.time()))
     for seconds in (1, 2, 3):
         hub.set(f'ring = "general"\nhold_max_s = {seconds}\n')
     hub.set('ring = "early"\n')
@@ -321,7 +322,7 @@ def test_nothing_is_signed_but_what_the_file_says_whatever_the_hub_sends(hub, tm
 
     app = Starlette(routes=[Route("/v1/documents/requests", answer, methods=["POST"])])
     with served(app) as url, pytest.raises(TrustError, match="the hub sent another policy than the file states"):
-        policy_set(file, [hub.folder / "keys" / "policy.key"] if with_key else None, where=url)
+        policy_set(file, [str(hub.folder / "keys" / "policy.key")] if with_key else None, where=url)
     assert signed == ["/v1/documents/requests"]
 
 

@@ -62,8 +62,8 @@ def hub(tmp_path_factory):
     keys = folder / "hub" / "keys"
     with served(application(service)) as url:
         release_add(bundle, url)
-        release_sign(NAME, [keys / "sign-digits.key"], url)
-        release_approve(NAME, [keys / "approve-digits-1.key", keys / "approve-digits-2.key"], url)
+        release_sign(NAME, [str(keys / "sign-digits.key")], url)
+        release_approve(NAME, [str(keys / "approve-digits-1.key"), str(keys / "approve-digits-2.key")], url)
         yield url, keys
     service.database.close()
 
@@ -95,12 +95,12 @@ def test_a_rollout_goes_to_protected_by_a_file_and_is_paused_aborted_and_returne
     rollout_request(NAME, file, "install", url)
     with pytest.raises(RefusedError, match="has no signatures"):
         rollout_add(file, url)
-    rollout_sign(file, [keys / "ring-protected-1.key"])
+    rollout_sign(file, [str(keys / "ring-protected-1.key")])
     assert "signed: install digits@1.0.0, digest" in capsys.readouterr().err
     rollout_add(file, url)
     assert capsys.readouterr().out == "install digits@1.0.0: 1 of 2 signatures, 1 more to go\n"
     assert _states(url)[0][3] == "waiting"
-    rollout_sign(file, [keys / "ring-protected-2.key"])
+    rollout_sign(file, [str(keys / "ring-protected-2.key")])
     rollout_add(file, url)
     assert capsys.readouterr().out.endswith("install digits@1.0.0: ring protected is told\n")
     assert _states(url)[0] == ["released"] * 4
@@ -115,7 +115,7 @@ def test_a_rollout_goes_to_protected_by_a_file_and_is_paused_aborted_and_returne
     rollout_return(NAME, "canary", url)
     assert _states(url) == (["returned", "aborted", "aborted", "released"], [3, 2, 2, 2])
     rollout_request(NAME, file, "hold", url)
-    rollout_sign(file, [keys / "ring-protected-1.key", keys / "ring-protected-2.key"])
+    rollout_sign(file, [str(keys / "ring-protected-1.key"), str(keys / "ring-protected-2.key")])
     rollout_add(file, url)
     assert _states(url)[0][3] == "aborted"
     rollout_start(NAME, url)
@@ -140,7 +140,7 @@ def test_a_file_that_was_changed_on_the_way_is_not_signed(tmp_path, change, word
     file = tmp_path / "protected.json"
     file.write_text(json.dumps(change(value)))
     with pytest.raises(ConfigError, match=words):
-        rollout_sign(file, [tmp_path / "absent.key"])
+        rollout_sign(file, [str(tmp_path / "absent.key")])
 
 
 def test_only_protecteds_directives_are_signed_by_file(hub, tmp_path):
@@ -152,4 +152,4 @@ def test_only_protecteds_directives_are_signed_by_file(hub, tmp_path):
     file = tmp_path / "canary.json"
     file.write_text(json.dumps(value))
     with pytest.raises(RefusedError, match="a directive of ring canary, not of protected"):
-        rollout_sign(file, [keys / "ring-canary.key"])
+        rollout_sign(file, [str(keys / "ring-canary.key")])
