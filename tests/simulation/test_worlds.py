@@ -1,7 +1,8 @@
 """Worlds in bad weather: whatever the seed, everything in `simulator.oracle.INVARIANTS` holds.
 
 CI runs 2,000 worlds, `scripts/test --full` another 100,000. What breaks is told with its seed, its trace and the line
-that repeats it.
+that repeats it. What broke once is kept as a bug to plant (`simulator.mutants`) and not as its seed: whenever the order
+changes in which worlds draw chance, every seed is another world.
 """
 
 import signal
@@ -16,28 +17,16 @@ from simulator.world import run
 WORLDS = 2_000
 SHARDS, SHARD_WORLDS = 50, 2_000
 
-# What broke once, and why; each holds since then.
-REGRESSIONS = {
-    114: "activated for ever what a directive for a release that is not signed had superseded",
-    12: "answered by the release before, which the journal named no more, when superseded right after the flip",
-    143: "answered by what was denied, unflagged, because its fallback could not be served",
-    4: "went by the number of an older directive for what was under way",
-    2: "went by the number of an older directive for what was active",
-    115: "waited for ever for the directive of another ring than the node's",
-}
-
-# A machine that gave a target up and has a fallback beside it meets these in one world of some thousands.
-RARE = {("stuck", name) for name in ("ActiveLost", "ActiveDenied", "FallbackDenied", "LastClosed", "Returned")}
-
-# A fallback that fits where what is active does not, in the short phases; a test of their own takes each of these rows.
-RARE |= {(phase, "ActiveUnfit") for phase in (*UNDER_WAY, "stuck")} | {
-    (phase, "FitsAgain") for phase in ("idle", "fetching", "staging", "activating")
-}
-
-# Nobody signs a command in these worlds yet. What they do bring about must not stand here.
-UNLIVED = {(row.phase, row.event.__name__) for row in TABLE if row.event.__name__ in {
-    "SteppedAside", "StoodDown", "Resumed", "Aborted",
-}} | {(phase, "Returned") for phase in UNDER_WAY}  # fmt: skip
+# Met fewer than ten times by a thousand worlds: a machine that gave a target up beside a fallback, and what befalls an
+# active release in the seconds in which another is on its way. `tests/unit/test_machine_rows.py` takes each of them.
+RARE = {("stuck", name) for name in (
+    "ActiveLost", "ActiveDenied", "ActiveUnfit", "FallbackDenied", "FitsAgain", "LastClosed", "Resumed", "Returned",
+    "StoodDown", "Withdrawn",
+)} | {(phase, name) for phase in UNDER_WAY[1:] for name in (
+    "ActiveDenied", "ActiveLost", "ActiveUnfit", "FallbackDenied", "FitsAgain", "LastClosed", "Returned",
+)} | {("checking", name) for name in ("ActiveDenied", "ActiveUnfit", "Returned")} | {
+    ("idle", "ActiveUnfit"), ("idle", "FitsAgain"), ("rolling-back", "ActiveUnfit"),
+}  # fmt: skip
 
 # fmt: off
 WEATHER = {
@@ -47,12 +36,13 @@ WEATHER = {
     "broker restart, state kept", "broker restart, state lost", "resumed", "delta", "assignment", "denial",
     "policy", "config", "policy at a bad moment", "older document asked for", "waits for documents that fit",
     "denial of a key", "denial at a bad moment", "worker breaks at a bad moment", "directive at a bad moment",
-    "assignment at a bad moment",
+    "assignment at a bad moment", "order at a bad moment", "order rollback", "order abort", "order drill",
+    "alone for too long: serve", "alone for too long: fall-back", "alone for too long: stop",
     "directive hold", "directive return", "directive install", "directive without duties",
     *(f"crash {when} {what}" for when in ("before", "after") for what in (
         "journal save", "journal save of denials", "leaf write", "object write", "segment write", "check", "switch",
         "collect", "document", "publish hello", "publish ask", "publish want", "publish records", "outbox append",
-        "outbox batch", "receipt",
+        "outbox batch", "receipt", "order written down",
     )),
     "crash commit of records", "crash receipt",
 }
@@ -71,16 +61,9 @@ def test_every_world_holds_and_together_they_meet_every_weather_and_every_row() 
     missed = WEATHER - {what for what, count in summary.met.items() if count}
     assert not missed, f"{WORLDS} worlds never met {sorted(missed)}"
     rows = {(row.phase, row.event.__name__) for row in TABLE}
-    never = rows - RARE - UNLIVED - summary.rows.keys()
+    never = rows - RARE - summary.rows.keys()
     assert not never, f"{WORLDS} worlds never took {sorted(never)}"
-    lived = UNLIVED & summary.rows.keys()
-    assert not lived, f"worlds did take {sorted(lived)}"
     print("rows taken fewer than 5 times:", sorted(row for row in rows if summary.rows[row] < 5))
-
-
-@pytest.mark.parametrize("seed", REGRESSIONS)
-def test_what_broke_once_holds(seed: int) -> None:
-    settle_or_tell(run_many([seed]))
 
 
 def test_a_seed_gives_the_same_world_every_time() -> None:

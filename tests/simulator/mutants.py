@@ -182,7 +182,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "rolling back goes to what answered before instead of what is named",
-        ("pointer", "denied", "end"),
+        ("pointer", "denied", "reason", "end"),
         (
             (
                 NODE,
