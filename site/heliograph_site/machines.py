@@ -103,7 +103,11 @@ class Machines:
     def _wanted(self, model: str) -> Happening | None:
         memory = self.memories.get(model) or self._journal.load(model)
         stand_in = self._possible(memory, self._stand_in(model))
-        if isinstance(stand_in, StandIn) and stand_in.aside and (memory.aside or classify(memory, stand_in) is not None):
+        if (
+            isinstance(stand_in, StandIn)
+            and stand_in.aside
+            and (memory.aside or classify(memory, stand_in) is not None)
+        ):
             self._reporter.note(model, stand_in.reason)
             return None  # nothing new until all is as it was
         happening, waiting = self._belief.wanted(model, memory)
