@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from simulator.mutants import MUTANTS, Mutant, StaleError, hunt, plant
+from simulator.mutants import MUTANTS, SEEN, Mutant, StaleError, hunt, plant
 
 WORLDS = 400
 """A mutant that so many worlds don't find is one that they can't see."""
 
 
 def test_there_are_enough_of_them_and_each_has_a_name_of_its_own() -> None:
-    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 15
+    names = {mutant.name for mutant in MUTANTS}
+    assert len(names) == len(MUTANTS) >= 15
+    assert SEEN.keys() <= names
 
 
 @pytest.mark.timeout(900)  # a busy machine must not be mistaken for a mutant that lives

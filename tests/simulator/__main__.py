@@ -1,4 +1,7 @@
-"""`python -m simulator SEED [COUNT [--hunt]] [--hostile]`: one world's trace; how COUNT fared; the first broken one."""
+"""`python -m simulator SEED [COUNT [--hunt [SEED]]] [--hostile]`: one world's trace; how COUNT fared; the first broken.
+
+A hunt tries the world named after it before all others.
+"""
 
 import sys
 
@@ -19,8 +22,8 @@ def main() -> int:
         print(outcome.message or f"all held in {outcome.events} events")
         return 1 if outcome.message else 0
     first, count = int(sys.argv[1]), int(sys.argv[2])
-    if sys.argv[3:] == ["--hunt"]:
-        for seed in range(first, first + count):
+    if sys.argv[3:4] == ["--hunt"]:
+        for seed in (*map(int, sys.argv[4:]), *range(first, first + count)):
             if (outcome := run(seed, is_hostile=is_hostile)).violation:
                 print(f"{outcome.message}\nbroken {seed} {outcome.violation}")
                 return 1
