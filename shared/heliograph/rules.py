@@ -33,7 +33,7 @@ from heliograph.policy import (
 
 Who = Literal["hub", "site"]
 """`site`: a person or a program at the node itself, or at its site's console."""
-Action = Literal["rollback", "hold", "abort", "drill", "choose", "forget", "report"]
+Action = Literal["rollback", "hold", "abort", "drill", "forget", "report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def offline_action(policy: Policy, model: str, heard_at: int, now: int) -> Offli
 _SITE_MAY: dict[Authority, frozenset[Action]] = {
     "central": frozenset({"report"}),
     "hybrid": frozenset({"report", "rollback", "hold", "abort", "forget"}),
-    "local": frozenset({"report", "rollback", "hold", "abort", "forget", "drill", "choose"}),
+    "local": frozenset({"report", "rollback", "hold", "abort", "forget", "drill"}),
 }
 
 

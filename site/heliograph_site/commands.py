@@ -1,4 +1,4 @@
-"""[IO] `heliograph node`: join, run, status; and what a site does by itself: rollback, hold, resume."""
+"""[IO] `heliograph node`: join, run, status; and what a site does by itself: rollback, hold, resume, drill."""
 
 import asyncio
 import json
@@ -105,6 +105,15 @@ def node_resume(model: Model, folder: Folder, reason: Why = "") -> None:
     Example: heliograph node resume digits ./pi-1
     """
     _tell_agent(folder, "resume", model, reason)
+
+
+@node.command("drill")
+def node_drill(model: Model, folder: Folder, reason: Why = "") -> None:
+    """Roll back on purpose and forward again, measured, where policy lets the site; programs are answered meanwhile.
+
+    Example: heliograph node drill digits ./pi-1 --reason "before the season"
+    """
+    _tell_agent(folder, "drill", model, reason)
 
 
 def _tell_agent(folder: Path, action: str, model: str, reason: str) -> None:

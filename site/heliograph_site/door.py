@@ -18,7 +18,8 @@ from heliograph.unix import bind, short_path
 DOOR_SOCKET = "agent.sock"
 MAX_LINE_BYTES = 4096
 READ_S = 5.0
-ANSWER_S = 30.0
+ANSWER_S = 180.0
+"""A drill goes back and forward again before it answers."""
 _PEER = struct.Struct("3i")
 
 Obey = Callable[[str, str, str], Awaitable[str]]

@@ -131,19 +131,21 @@ class Orders:
             await self._wake.wait()
 
     async def by_site(self, action: str, model: str, reason: str) -> str:
-        """What a person at the site wants: `rollback`, `hold` or `resume`; returns what came of it.
+        """What a person at the site wants: `rollback`, `hold`, `resume` or `drill`; returns what came of it.
 
         Raises:
             RefusedError: policy gives the site no authority for it, or the machine can't, in one sentence.
         """
         words = f"by the site: {reason[:MAX_REASON]}" if reason else "by the site"
-        needed: Action = "rollback" if action == "rollback" else "hold"
+        needed: Action = "rollback" if action == "rollback" else "drill" if action == "drill" else "hold"
         if self._turn.locked():
             raise RefusedError("another order is being carried out: try again when it is done")
         async with self._turn:
             try:
-                if action not in ("rollback", "hold", "resume"):
-                    raise RefusedError(f"{action[:40]!r} is nothing that a site can do: rollback, hold or resume")
+                if action not in ("rollback", "hold", "resume", "drill"):
+                    raise RefusedError(
+                        f"{action[:40]!r} is nothing that a site can do: rollback, hold, resume or drill"
+                    )
                 if model not in self._node.memories:
                     raise RefusedError(f"there is no model {model[:40]!r} on this node")
                 why = rules.why_may_not(self._node.policy_of(model), model, "site", needed)
@@ -154,6 +156,8 @@ class Orders:
                         outcome = await self._rollback(model, words)
                     case "hold":
                         outcome = await self._hold(model, words)
+                    case "drill":
+                        outcome = await self._drill(model, 0)
                     case _:
                         outcome = await self._resume(model)
             except RefusedError as error:
@@ -258,7 +262,7 @@ class Orders:
         self._node.journal.save_state("holds", pack(self.holds))
 
     async def _drill(self, model: str, number: int) -> str:
-        """To the fallback and forward again, measured; under whatever load there is."""
+        """To the fallback and forward again, measured; under whatever load there is. `number` 0: the site's own."""
         memory = self._node.memories[model]
         self._require_fallback(memory)
         if memory.phase != "idle":

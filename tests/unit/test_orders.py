@@ -13,7 +13,7 @@ from heliograph.documents import Assignment, Command
 from heliograph.errors import RefusedError
 from heliograph.policy import Authority, Policy
 from heliograph.wire import pack
-from heliograph_site.happenings import Directed, Happening
+from heliograph_site.happenings import Directed, Happening, StandIn
 from heliograph_site.journal import Journal
 from heliograph_site.machine import classify, step
 from heliograph_site.memory import Memory, Pointer, Target
@@ -140,6 +140,23 @@ def test_a_drill_whose_fallback_never_serves_fails_and_what_is_committed_is_aske
     assert node.memories[MODEL].aside == "fallback" and not node.orders.is_drilling(MODEL)
 
 
+def test_a_site_with_the_authority_for_it_does_a_drill_and_is_told_what_it_took(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.authority = "local"
+
+    async def soon(model: str, release: bytes, before: object) -> Switched:
+        return Switched(release, 0.5, 0)
+
+    node.orders._switched_to = soon  # type: ignore[method-assign]
+    bodies: list[tuple[str, dict[str, Any]]] = []
+    node.record = lambda lane, kind, body: bodies.append((f"{lane} {kind}", body))  # type: ignore[method-assign]
+    outcome = asyncio.run(node.orders.by_site("drill", MODEL, "before the season"))
+    assert outcome == "back in 0.5 ms, forward in 0.5 ms, 0 requests failed"
+    assert [kind for kind, _ in bodies] == ["audit drill", "audit ordered"]
+    assert (bodies[0][1]["number"], bodies[0][1]["passed"]) == (0, True), "no command's: the site's own"
+    assert node.delivered == [StandIn("fallback", "a drill"), StandIn("", "the drill is over")]
+
+
 def test_a_drill_is_refused_in_words_where_the_documents_held_leave_the_fallback_out(tmp_path: Path) -> None:
     node = Node(tmp_path, *ordered("drill"))
 
@@ -161,7 +178,9 @@ def test_a_drill_is_refused_in_words_where_the_documents_held_leave_the_fallback
         ("hybrid", "rollback", ""),
         ("hybrid", "hold", ""),
         ("local", "rollback", ""),
-        ("local", "fly", "'fly' is nothing that a site can do: rollback, hold or resume"),
+        ("local", "fly", "'fly' is nothing that a site can do: rollback, hold, resume or drill"),
+        ("central", "drill", "drill by the site is not allowed: authority of digits is central (policy 7)"),
+        ("hybrid", "drill", "drill by the site is not allowed: authority of digits is hybrid (policy 7)"),
     ],
 )
 def test_policy_authority_says_what_a_site_may_do(tmp_path: Path, authority: Authority, action: str, says: str) -> None:

@@ -135,7 +135,7 @@ def test_who_may_act_on_a_site(authority: Authority, action: rules.Action) -> No
 
 def test_the_authority_of_a_model_goes_before_the_rings() -> None:
     policy = a_policy(authority="central", models=for_digits(authority="local"))
-    assert rules.why_may_not(policy, "digits", "site", "choose") is None
+    assert rules.why_may_not(policy, "digits", "site", "drill") is None
     assert rules.why_may_not(policy, "faces", "site", "rollback") is not None
 
 
