@@ -249,7 +249,7 @@ def test_an_answer_does_not_wait_for_a_delayed_acknowledgement(calm: Node) -> No
             connection.request("POST", INFER, json.dumps(bundles.sample_request()))
             assert connection.getresponse().read()
             took.append(time.perf_counter() - began)
-    assert sorted(took[-20:])[2] < 0.035, "Nagle's algorithm costs each of them 40 ms; a busy machine some of them"
+    assert sorted(took[-20:])[10] < 0.035, "Nagle's algorithm costs 40 ms"
 
 
 def test_a_coded_body_is_refused(calm: Node) -> None:
