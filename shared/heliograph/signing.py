@@ -15,7 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nacl.exceptions import BadSignatureError
+from nacl.bindings import (
+    crypto_box_seal_open,
+    crypto_sign_ed25519_pk_to_curve25519,
+    crypto_sign_ed25519_sk_to_curve25519,
+)
+from nacl.exceptions import BadSignatureError, CryptoError
 from nacl.exceptions import ValueError as NaclValueError
 from nacl.signing import SigningKey, VerifyKey
 from securesystemslib.exceptions import UnverifiedSignatureError
@@ -23,7 +28,7 @@ from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import KEY_FOR_TYPE_AND_SCHEME, Key, SecretsHandler, Signature, Signer
 
 from heliograph.blob import sha256
-from heliograph.errors import ConfigError, TrustError
+from heliograph.errors import ConfigError, IntegrityError, TrustError
 from heliograph.statement import SIGNATURE_BYTES, Statement, encode, signed_bytes
 
 KEY_FILE_VERSION: Literal[1] = 1
@@ -88,6 +93,18 @@ class PrivateKey:
     def sign(self, data: bytes) -> bytes:
         """The signature over `data`, 64 bytes; deterministic."""
         return self._key.sign(data).signature
+
+    def open_box(self, box: bytes) -> bytes:
+        """What was sealed to this key by a libsodium sealed box (`heliograph.sealing.grant_box`); a secret.
+
+        Raises:
+            IntegrityError: sealed to another key, or damaged.
+        """
+        try:
+            private = crypto_sign_ed25519_sk_to_curve25519(bytes(self._key) + self.public.raw)
+            return crypto_box_seal_open(box, crypto_sign_ed25519_pk_to_curve25519(self.public.raw), private)
+        except (CryptoError, TypeError, ValueError):
+            raise IntegrityError(f"box of {len(box)} bytes doesn't open with key {self.keyid.hex()[:16]}") from None
 
     def signer(self) -> "TufSigner":
         """The same key as `Metadata.sign` takes it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import conversation
-from heliograph import deny, manifest, signing, sketch, statement, trust
+from heliograph import deny, manifest, sealing, signing, sketch, statement, trust
 from heliograph.delta import file, recipe
 from heliograph.protocol import DENIALS, SCHEMAS, STATEMENTS, TOPICS
 from heliograph_hub import database
@@ -22,6 +22,7 @@ VERSIONS = {
     "signing.KEY_FILE_VERSION": ("key file", signing.KEY_FILE_VERSION),
     "file.VERSION": ("delta file", file.VERSION),
     "recipe.RECIPE_FORMAT": ("recipe", recipe.RECIPE_FORMAT),
+    "sealing.SEAL_FORMAT": ("seal", sealing.SEAL_FORMAT),
     "trust.SET_FORMAT": ("tuf metadata and set message", trust.SET_FORMAT),
     "trust.STATE_FORMAT": ("trust state row", trust.STATE_FORMAT),
     "deny.STATE_FORMAT": ("deny set row", deny.STATE_FORMAT),
@@ -59,7 +60,7 @@ def test_every_section_about_a_format_with_a_version_has_its_row_and_says_the_sa
         assert what == "schema" or version == number, title
 
 
-@pytest.mark.parametrize("title", ["Blob geometry", "Object store", "Journal and outbox", "Bundle", "incoming"])
+@pytest.mark.parametrize("title", ["Blob geometry", "Sealed blob", "Object store", "Journal and outbox", "Bundle", "incoming"])
 def test_every_other_section_has_its_row_too(title: str) -> None:
     assert f"## {title}" in FORMATS
     assert set(title.lower().split(" and ")) <= set(growth())
