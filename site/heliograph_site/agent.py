@@ -20,8 +20,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
@@ -31,37 +30,33 @@ from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import (
     Ask,
     Assignment,
-    Certified,
     Denials,
     Document,
     Hello,
     Lane,
     LaneReceipt,
-    Numbers,
     Offer,
-    OlderDenials,
-    Receipt,
-    Reply,
     Spent,
 )
 from heliograph.economy import Wait
-from heliograph.errors import HeliographError, RefusedError, StorageError, TransportError, TrustError
+from heliograph.errors import HeliographError, StorageError, TransportError
 from heliograph.manifest import Manifest
 from heliograph.mqtt import Timing
 from heliograph.names import Digest, Ring
 from heliograph.policy import Policy
-from heliograph.protocol import SCHEMAS, below_realm, parse_topic, topic
+from heliograph.protocol import SCHEMAS, parse_topic
 from heliograph.trust import Target
-from heliograph.vouching import UnknownTypeError, counted
 from heliograph_site import hardware
 from heliograph_site.allowance import Allowance
-from heliograph_site.belief import Belief, News
+from heliograph_site.belief import Belief
 from heliograph_site.door import keep_door
 from heliograph_site.estimate import Estimate
 from heliograph_site.fetching import Downloads
 from heliograph_site.folder import agent_lock, read_node_file
-from heliograph_site.happenings import Answer, GivenUp, Happening, StandIn, Started
-from heliograph_site.identity import Credentials, KeyFile, KeyStore
+from heliograph_site.happenings import Answer, Happening, StandIn, Started
+from heliograph_site.hearing import Hearing
+from heliograph_site.identity import Credentials, KeyStore, key_store
+from heliograph_site.inbox import Answered, Inbox, LinkChanged, LookAgain, Message, Older, Ordered, ReplyIsLate, Ticked
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.link import Link
 from heliograph_site.machines import Machines
@@ -76,61 +71,13 @@ from heliograph_site.slots import Slots
 from heliograph_site.surroundings import Pace, Server, Switched
 from heliograph_site.tasks import Tasks
 from heliograph_site.vigil import Vigil
+from heliograph_site.watch import Watch
 
 log = logging.getLogger("heliograph.agent")
 
-INBOX_LENGTH = 256
 CONTROL_SOCKET = "control.sock"
 TICK_S = 30.0
 """How often directives are looked at again because time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    topic: str
-    payload: bytes
-    is_live: bool
-    """Sent just now, not kept by the broker from before."""
-
-
-@dataclass(frozen=True, slots=True)
-class _LinkChanged:
-    is_up: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    model: str
-    happening: Happening
-
-
-@dataclass(frozen=True, slots=True)
-class _Older:
-    blob: bytes
-    """What the list of denials had no room for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _ReplyIsLate:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Tick:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Ordered:
-    model: str
-    happening: Happening
-    followed: asyncio.Future[bool]
-    """Whether anything did."""
-
-
-@dataclass(frozen=True, slots=True)
-class _LookAgain:
-    pass
 
 
 class _StopRequestedError(Exception):
@@ -162,7 +109,7 @@ class Agent:
         self._deadlines, self._pace = deadlines, pace or Pace()
         self._folder = folder
         self._file = read_node_file(folder)
-        key = (keys or KeyFile(folder)).load()
+        key = (keys or key_store(folder, self._file.key_store)).load()
         self._keyid = key.keyid
         self._names = {"site": self._file.site, "node": self._file.node}
         self.run_id = os.urandom(8)
@@ -180,7 +127,6 @@ class Agent:
             latest=lambda: self._time.latest(self.policy.max_offline_s),
         )
         self._untuned = asyncio.Event()
-        self._told_lacks = Numbers()
         self._server: Server = server or ServerControl(folder / CONTROL_SOCKET)
         self._hardware = hardware.detect()
         received_before = self.journal.counter("bytes_received")
@@ -195,9 +141,7 @@ class Agent:
         self._tasks = Tasks(
             self, self._slots, self._downloads, self._server, self._hardware, self._rng, deadlines, self._pace
         )
-        self._inbox: asyncio.Queue[
-            _Message | _LinkChanged | _Answer | _Older | _ReplyIsLate | _Tick | _Ordered | _LookAgain
-        ] = asyncio.Queue(INBOX_LENGTH)
+        self._inbox = Inbox()
         self._group: asyncio.TaskGroup | None = None
         self._machines = Machines(
             self.journal,
@@ -214,14 +158,27 @@ class Agent:
         )
         self.outbox.telemetry = self.policy.telemetry  # before anything is recorded
         self._vigil = Vigil(self.journal, self._time, self._belief, self.policy_of, self.record, self._why_suspect)
-        self._see_time(self._belief.trusted.at, self._belief.trusted.told_by)  # it may be newer than what was stored
-        self._time.heard(self._belief.trusted.at)
         self._orders = Orders(self, self._order, deadlines, self._pace)
-        self._older: tuple[OlderDenials, asyncio.Task[None]] | None = None
-        self._late: asyncio.Task[None] | None = None
-        self._is_back = False
-        """Whether all that was missed is known, or the hub is too late to tell."""
-        self._missed: dict[str, bytes] = {}
+        self._hearing = Hearing(
+            self.names,
+            self._inbox,
+            self._time,
+            self._belief,
+            self._machines,
+            self._link,
+            self._downloads,
+            self._orders,
+            self._vigil,
+            self._reporter,
+            self._incidents,
+            self._spawn,
+            deadlines,
+        )
+        self._hearing.see_time(self._belief.trusted.at, self._belief.trusted.told_by)  # newer than stored, perhaps
+        self._time.heard(self._belief.trusted.at)
+        self._watch = Watch(
+            self._server, self._machines, self._reporter, self._inbox, self.tuned, self._untuned, self._pace
+        )
 
     # --- what others ask of it ----------------------------------------------------------------------------------------
 
@@ -318,14 +275,14 @@ class Agent:
 
     async def derive(self) -> None:
         """Has the levels of every model looked at again."""
-        await self._inbox.put(_LookAgain())
+        await self._inbox.put(LookAgain())
 
     def _stands_in(self, model: str) -> StandIn:
         return StandIn("fallback", DRILL_BEGUN) if self._orders.is_drilling(model) else self._vigil.stand_in(model)
 
     async def _order(self, model: str, happening: Happening) -> bool:
         followed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        await self._inbox.put(_Ordered(model, happening, followed))
+        await self._inbox.put(Ordered(model, happening, followed))
         return await followed
 
     def took_for(self, release: bytes) -> int:
@@ -420,7 +377,7 @@ class Agent:
 
     async def tell(self, model: str, answer: Answer) -> None:
         """A task's answer, taken by the model's machine when its turn comes."""
-        await self._inbox.put(_Answer(model, answer))
+        await self._inbox.put(Answered(model, answer))
 
     def record(self, lane: Lane, kind: str, body: dict[str, Any]) -> None:
         """Keeps for the hub what happened."""
@@ -471,7 +428,7 @@ class Agent:
                 spawn(self._link.greet(), name="hello")
                 spawn(self._link.keep_certified(), name="certificate")
                 spawn(self._tick(), name="time")
-                spawn(self._watch(), name="watch")
+                spawn(self._watch.run(), name="watch")
                 spawn(self._orders.run(), name="orders")
                 spawn(keep_door(self._folder, self._orders.by_site), name="door")
                 for name, work in self._reporter.loops():
@@ -500,50 +457,7 @@ class Agent:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(min(TICK_S, self._deadlines.check_in_s))
-            await self._inbox.put(_Tick())
-
-    async def _watch(self) -> None:
-        """Looks at the server: counters for the hub, and what it gave up for the machine."""
-        due = time.monotonic() + self._pace.metric_s
-        while True:
-            try:
-                async with asyncio.timeout(self._pace.watch_s):
-                    await self._untuned.wait()
-            except TimeoutError:
-                pass
-            self._untuned.clear()
-            try:
-                rows = (await self._server.status()).get("models", {})
-                await self._retune(rows)
-            except TransportError:
-                continue
-            for model, memory in list(self._machines.memories.items()):
-                row = rows.get(model) or {}
-                active = memory.active
-                if active is None or row.get("active") != active.release.hex():
-                    continue
-                if row.get("state") == "failed":
-                    reason = str(row.get("reason") or "the server gave it up")
-                    await self._inbox.put(_Answer(model, GivenUp(active.release, reason)))
-            if time.monotonic() >= due:
-                due = time.monotonic() + self._pace.metric_s
-                self._reporter.metrics(rows)
-
-    async def _retune(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Has the server answer with the numbers of the pointers, where it serves their releases with others.
-
-        Raises:
-            TransportError: no answer from the server; it is compared again.
-        """
-        for model, memory in list(self._machines.memories.items()):
-            row, active = rows.get(model) or {}, memory.active
-            if active is None or row.get("active") != active.release.hex():
-                continue
-            if (row.get("config"), row.get("policy")) != (active.config, active.policy):
-                try:
-                    await self._server.tune(model, active.release, self.tuned(model))
-                except RefusedError as error:
-                    log.info("not tuned: %s", error)  # it serves another by now: that one came with its config
+            await self._inbox.put(Ticked())
 
     # --- what the link brings -----------------------------------------------------------------------------------------
 
@@ -553,12 +467,12 @@ class Agent:
         if found is not None and found[0].name == "chunk":
             await self._downloads.on_chunk(payload)
         else:
-            await self._inbox.put(_Message(full, payload, not retained))
+            await self._inbox.put(Message(full, payload, not retained))
 
     async def on_link(self, is_up: bool) -> None:
         """The link came or went."""
         await self._downloads.on_link(is_up)
-        await self._inbox.put(_LinkChanged(is_up))
+        await self._inbox.put(LinkChanged(is_up))
 
     async def on_cut(self) -> None:
         """A connection is over."""
@@ -572,8 +486,6 @@ class Agent:
             for lane, (run, next_seq) in self.outbox.acked().items()
         }
         self._time.asked(nonce)
-        lacks = self._told_lacks = self._belief.rules.lacks(self._machines.memories.values())
-        self._belief.rules.asked(lacks)
         return Hello(
             run=self.run_id,
             nonce=nonce,
@@ -584,7 +496,7 @@ class Agent:
             deny=self.denials,
             numbers=self._belief.numbers(),
             acked=acked,
-            lacks=lacks,
+            lacks=self._hearing.lacks(),
             key=self._keyid,
         )
 
@@ -601,184 +513,36 @@ class Agent:
         while True:
             self.outbox.telemetry = self.policy.telemetry
             match await self._inbox.get():
-                case _Message(full, payload, is_live):
-                    await self._guard(full, self._on_document(full, payload, is_live))
-                case _LinkChanged(is_up):
+                case Message(full, payload, is_live):
+                    await self._hearing.guard(full, self._hearing.on_document(full, payload, is_live))
+                case LinkChanged(is_up):
                     log.info("link is %s", "up" if is_up else "down")
                     self.journal.save_link(is_up)
                     self.save_counters()
                     self._link.on_change(is_up)
                     self._reporter.on_link(is_up)
-                    self._is_back = False
-                    if is_up:
-                        if self._late is not None:
-                            self._late.cancel()  # it counted from an earlier connection
-                        self._late = self._spawn(self._wait_for_reply(), "first reply")
-                case _Answer(model, happening):
+                    self._hearing.on_link(is_up)
+                case Answered(model, happening):
                     await self._machines.step(model, self._machines.as_heard(model, happening))
-                case _Older(blob):
-                    await self._guard("deny/all", self._on_older(blob))
-                case _ReplyIsLate():
-                    await self._catch_up()
-                case _Ordered(model, happening, followed):
+                case Older(blob):
+                    await self._hearing.guard("deny/all", self._hearing.on_older(blob))
+                case ReplyIsLate():
+                    await self._hearing.catch_up()
+                case Ordered(model, happening, followed):
                     before = self._machines.memories[model]
                     await self._machines.step(model, happening)
                     if not followed.done():
                         followed.set_result(self._machines.memories[model] != before)
-                case _LookAgain():
+                case LookAgain():
                     await self._machines.derive_all()
-                case _Tick():
+                case Ticked():
                     self._time.save_if_due()
                     self._allowance.flush()
                     self.outbox.expire(self.now())
                     if self._vigil.look(self._machines.memories.values()):
                         self._reporter.say()
                     await self._machines.derive_all()
-                    self._ask_for_older()
-
-    async def _guard(self, full: str, handling: Awaitable[None]) -> None:
-        """Has a message handled; whatever is wrong with it is recorded and ends there."""
-        try:
-            await handling
-        except UnknownTypeError as error:
-            self._incidents.add("unknown", full, str(error))
-        except HeliographError as error:
-            self._incidents.add("refused", full, str(error))
-        except sqlite3.Error:
-            raise  # memory can't be kept: nothing may be done on it
-        except Exception as error:  # the one place: no message may stop the agent, whatever it does to a parser
-            log.exception("a message on %s met a fault of ours", full)
-            self._incidents.add("fault", full, type(error).__name__)
-
-    async def _on_document(self, full: str, payload: bytes, is_live: bool = False, *, is_answer: bool = False) -> None:
-        found = parse_topic(full, self._file.realm)
-        if found is None:
-            raise UnknownTypeError("no such topic in this version")
-        row, names = found
-        if names.items() & self._names.items() != self._names.items() and "node" in names:
-            raise TrustError("a topic of another node")
-        match row.name:
-            case "desired" if not self._is_back:
-                if names["ring"] == self.ring:  # one list, whatever else a broker sends
-                    self._missed = {full: payload}
-            case "deny" | "root" | "head" | "set" | "desired" | "assigned" | "policy" | "config":
-                await self._on_news(self._belief.take(row, names, payload, is_answer=is_answer))
-                if row.name == "head" and is_live:  # the hub repeats it whenever it comes back
-                    self._link.on_hub_back()
-                    self._downloads.on_hub_back()
-            case "reply" | "offer" | "receipt" | "certified":
-                document = self._belief.open(row, names, payload)
-                if isinstance(document, Reply):
-                    await self._on_reply(document, counted(self._belief.trusted, payload, "timestamp"))
-                else:
-                    self._on_answer(document)
-            case _:
-                raise UnknownTypeError(f"{row.name} is nothing that this version reads")
-
-    async def _on_news(self, news: News) -> None:
-        if news.denials is not None:
-            await self._machines.obey(news.denials)
-            self._reporter.say()
-        if news.older is not None:
-            self._fetch_older(news.older)
-        if news.at is not None:
-            self._see_time(*news.at)
-            self._time.heard(news.at[0])
-        self._see_time(self._belief.trusted.at, self._belief.trusted.told_by)
-        self._time.heard(self._belief.trusted.at)
-        if news.hello:
-            self._link.greet_now()
-        if news.assigned:
-            self._orders.look()
-            self._reporter.say()
-        if news.ring:
-            self._link.renew()
-        if news.again is not None:
-            await self._guard(news.again[0], self._on_document(*news.again))
-        if news.models or news.assigned:
-            await self._machines.derive_all()
-            self._link.hear(self.models)
-            self._reporter.say()
-            self._ask_for_older()
-
-    def _ask_for_older(self) -> None:
-        """Says hello if it would ask for older documents than the last one did."""
-        lacks = self._belief.rules.lacks(self._machines.memories.values())
-        if lacks not in (self._told_lacks, Numbers()):
-            self._link.greet_now()
-
-    def _on_answer(self, document: object) -> None:
-        match document:
-            case Receipt(run=run, lane=lane, next=next_seq):
-                self._reporter.on_receipt(run, lane, next_seq)
-            case Certified():
-                self._link.on_certified(document)
-            case Offer():
-                self._link.on_offer(document)
-            case _:
-                raise AssertionError("rows carry nothing else")
-
-    def _see_time(self, at: int, keyids: tuple[bytes, ...]) -> None:
-        """Takes a time that these keys signed, and nothing more from keys that count no more."""
-        if self._time.judge(*self._belief.trusted.role_keys("timestamp")):
-            log.warning("the time that keys signed which count no more is forgotten")
-        self._time.saw(at, keyids)
-        if self._time.is_signed:
-            self._belief.rules.restamp()
-
-    async def _on_reply(self, reply: Reply, keyids: tuple[bytes, ...]) -> None:
-        self._link.check_reply(reply)
-        at = self._belief.trusted.within(reply.at)
-        self._see_time(at, keyids)
-        self._time.answered(reply.nonce, at, keyids)
-        self._time.heard(self.now())
-        for receipt in reply.acked:
-            self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)
-        prefix = topic("set").build(self._file.realm).removesuffix("tuf/set")
-        deny = below_realm(topic("deny").build(self._file.realm))
-        deny_first = sorted(reply.documents, key=lambda document: document[0] != deny)
-        for below, payload in deny_first:
-            own = topic("assigned").build(self._file.realm, **self._names)
-            full = own if below == "assigned" else prefix + below
-            found = parse_topic(full, self._file.realm)
-            if found is not None and found[0].name in ("reply", "offer", "receipt", "certified"):
-                self._incidents.add("refused", full, "a reply carries no answers")
-                continue
-            await self._guard(full, self._on_document(full, payload, is_answer=True))
-        if not reply.more:
-            self._link.answered()
-            await self._catch_up()
-            self._vigil.look(self._machines.memories.values())
-            if any(memory.aside for memory in self._machines.memories.values()):
-                await self._machines.derive_all()
-
-    async def _wait_for_reply(self) -> None:
-        await asyncio.sleep(self._deadlines.reply_s)
-        await self._inbox.put(_ReplyIsLate())
-
-    async def _catch_up(self) -> None:
-        """Takes the directives that waited for what goes before them."""
-        self._is_back = True
-        missed, self._missed = self._missed, {}
-        for full, payload in missed.items():
-            await self._guard(full, self._on_document(full, payload))
-
-    def _fetch_older(self, older: OlderDenials) -> None:
-        """Gets the blob that the newest list of denials names; that of an older list is of no more use."""
-        if self._older is not None:
-            named, task = self._older
-            if named == older and not task.done():
-                return
-            task.cancel()
-
-        async def fetch() -> None:
-            blob = await self._downloads.small(Digest(older.sha256), older.length)
-            await self._inbox.put(_Older(blob))
-
-        self._older = older, self._spawn(fetch(), "older denials")
-
-    async def _on_older(self, blob: bytes) -> None:
-        await self._on_news(self._belief.with_older(blob))
+                    self._hearing.ask_for_older()
 
 
 def main() -> int:

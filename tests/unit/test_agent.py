@@ -19,9 +19,10 @@ from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph.wire import pack
 from heliograph_hub import ceremony
-from heliograph_site.agent import Agent, _LinkChanged
+from heliograph_site.agent import Agent
 from heliograph_site.folder import NodeFile
 from heliograph_site.happenings import Failed, Passed, Staged, Started
+from heliograph_site.inbox import LinkChanged
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held, Paper
 from heliograph_site.machine import step
@@ -48,7 +49,7 @@ def agent(tmp_path: Path, realm: Realm) -> Iterator[Agent]:
 
 
 def take(agent: Agent, payload: bytes) -> None:
-    asyncio.run(agent._on_document(topic("reply").build("demo", site="shop", node="till"), payload))
+    asyncio.run(agent._hearing.on_document(topic("reply").build("demo", site="shop", node="till"), payload))
 
 
 def reply(realm: Realm, nonce: bytes = NONCE, at: int = NOW + 60) -> bytes:
@@ -99,7 +100,7 @@ def test_a_far_time_that_a_stolen_timestamp_key_replied_ends_with_its_rotation(a
     assert agent.now() > NOW + 300 * 86_400
     root, files = realm.rotate("timestamp"), realm.publish().pack()
     documents = (("tuf/root/2", root), ("tuf/set", files))
-    asyncio.run(agent._on_document(topic("root").build("demo", number=2), root))
+    asyncio.run(agent._hearing.on_document(topic("root").build("demo", number=2), root))
     assert agent.now() < NOW
     agent._link.nonce = NONCE
     told = Reply(**NAMES, nonce=NONCE, at=NOW + 60, heads=Heads(), documents=documents)
@@ -117,11 +118,11 @@ def test_a_head_tells_that_the_hub_is_there_only_when_it_is_sent_now_and_signed(
         lost: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
         agent._link._asks[1] = lost, float("-inf")  # an ask of long ago
         full = topic("head").build("demo")
-        await agent._on_document(full, head, is_live=False)
+        await agent._hearing.on_document(full, head, is_live=False)
         with pytest.raises(TrustError):
-            await agent._on_document(full, forged, is_live=True)
+            await agent._hearing.on_document(full, forged, is_live=True)
         assert not lost.done()
-        await agent._on_document(full, head, is_live=True)
+        await agent._hearing.on_document(full, head, is_live=True)
         assert isinstance(lost.exception(), TransportError)
 
     asyncio.run(scenario())
@@ -131,10 +132,10 @@ def test_of_the_lists_that_wait_for_the_reply_only_the_newest_of_the_own_ring_is
     async def scenario() -> None:
         own = topic("desired").build("demo", ring="canary")
         for payload in (b"old", b"new"):
-            await agent._on_document(own, payload)
+            await agent._hearing.on_document(own, payload)
         for n in range(300):
-            await agent._on_document(topic("desired").build("demo", ring=f"ring-{n}"), bytes(1000))
-        assert agent._missed == {own: b"new"}, "a broker may send what it likes"
+            await agent._hearing.on_document(topic("desired").build("demo", ring=f"ring-{n}"), bytes(1000))
+        assert agent._hearing._missed == {own: b"new"}, "a broker may send what it likes"
 
     asyncio.run(scenario())
 
@@ -145,11 +146,11 @@ def test_a_reply_is_late_by_the_connection_that_is_up_and_by_no_earlier_one(agen
             consuming = agent._group.create_task(agent._consume())
             waiting = []
             for is_up in (True, False, True):
-                await agent._inbox.put(_LinkChanged(is_up))
+                await agent._inbox.put(LinkChanged(is_up))
                 for _ in range(10):
                     await asyncio.sleep(0)  # the consumer takes it
-                assert agent._late is not None
-                waiting.append(agent._late)
+                assert agent._hearing._late is not None
+                waiting.append(agent._hearing._late)
             async with asyncio.timeout(5):
                 await asyncio.wait({waiting[0]})  # it would have told that the reply is late, counted from the first
             assert waiting[0].cancelled() and not waiting[2].done()
@@ -172,7 +173,7 @@ def test_what_a_newer_list_of_denials_lacks_is_fetched_instead_of_what_the_older
         agent._downloads.small = small  # type: ignore[method-assign]  # a road on which only the newer one is had
         async with asyncio.TaskGroup() as agent._group:
             for content in (b"old", b"old", b"new"):
-                agent._fetch_older(OlderDenials(length=len(content), sha256=sha256(content)))
+                agent._hearing._fetch_older(OlderDenials(length=len(content), sha256=sha256(content)))
                 await asyncio.sleep(0)
             async with asyncio.timeout(5):
                 assert getattr(await agent._inbox.get(), "blob", None) == b"new"
@@ -255,12 +256,12 @@ def test_the_server_is_given_the_numbers_of_the_pointer_until_it_has_them(agent:
         async def tune(self, model: str, release: bytes, row: Any) -> None:
             tuned.append((release, row.config, row.policy))
 
-    agent._server = Server()  # type: ignore[assignment]  # of a server, what this asks
+    agent._watch._server = Server()  # type: ignore[assignment]  # of a server, what this asks
     active = Pointer(b"a" * 32, NOW, config=4, policy=2)
     agent._machines.memories[MODEL] = Memory(MODEL, active=active)
     for row in ({"config": 3, "policy": 2}, {"config": 4, "policy": 1}, {"config": 4, "policy": 2}):
-        asyncio.run(agent._retune({MODEL: {"active": active.release.hex(), **row}}))
-    asyncio.run(agent._retune({MODEL: {"active": "ff" * 32, "config": 3, "policy": 2}}))
+        asyncio.run(agent._watch.retune({MODEL: {"active": active.release.hex(), **row}}))
+    asyncio.run(agent._watch.retune({MODEL: {"active": "ff" * 32, "config": 3, "policy": 2}}))
     assert tuned == [(active.release, 4, 2)] * 2, "not what has them already, nor another release"
 
 
@@ -275,11 +276,11 @@ def test_an_older_document_is_asked_for_once_and_taken_when_it_comes(agent: Agen
     agent._belief.take(topic("set"), {}, realm.publish().pack())
     agent._belief.take(row, names, config[7])
     assert not agent._belief.take(row, names, config[3]).models, "nobody asked for it"
-    agent._ask_for_older()
+    agent._hearing.ask_for_older()
     assert agent._link._hello_now.is_set()
     assert agent.hello(NONCE).lacks == Numbers(config={MODEL: 4})
     agent._link._hello_now.clear()
-    agent._ask_for_older()
+    agent._hearing.ask_for_older()
     assert not agent._link._hello_now.is_set(), "it was asked for already"
     assert agent._belief.take(row, names, config[3]).models
 

@@ -22,6 +22,7 @@ from heliograph_hub import ceremony
 from heliograph_site.agent import Agent
 from heliograph_site.estimate import SAVE_EVERY_S
 from heliograph_site.folder import NodeFile
+from heliograph_site.identity import keep_in
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import JOURNAL_FILE, Held, Journal, Paper
 from heliograph_site.memory import Memory, Pointer
@@ -69,7 +70,7 @@ class Node:
         first = trust.with_set(self.realm.bootstrap(), self.realm.publish().pack(), NOW)
         assignment = self.realm.sign("assign", "assignment", Assignment(**NAMES, number=1, ring="canary"))
         file = NodeFile(realm="demo", site="shop", node="till", host="127.0.0.1", port=1, root="0" * 64)
-        put_in_place(self.folder, file.encode(), KEY, first, Held("assignment", "", 1, assignment))
+        put_in_place(self.folder, file.encode(), keep_in("file", KEY), first, Held("assignment", "", 1, assignment))
         policy = Policy(realm="demo", ring="canary", number=1, at=NOW, at_max_offline="stop")
         signed = self.realm.sign("policy", "policy", policy)
         with Journal(self.folder / JOURNAL_FILE) as journal:
@@ -103,7 +104,7 @@ class Node:
 
     def take(self, name: str, payload: bytes, **names: Any) -> None:
         full = topic(name).build("demo", **names)
-        asyncio.run(self.agent._on_document(full, payload))
+        asyncio.run(self.agent._hearing.on_document(full, payload))
 
     def see(self, *names: str, at: int | None = None) -> None:
         """What the hub retains, signed now or then, and whether the node takes it or not."""

@@ -122,8 +122,8 @@ PLANTED: tuple[tuple[str, str, str, str, str], ...] = (
     ),
     (
         "a head tells no time",
-        "heliograph_site/agent.py",
-        "self._see_time(*news.at)",
+        "heliograph_site/hearing.py",
+        "self.see_time(*news.at)",
         "pass",
         f"{MATRIX}[none-withheld_while_heads_come]",
     ),

@@ -84,7 +84,7 @@ def agent(tmp_path: Path, realm: Realm) -> Iterator[Agent]:
     put_in_place(tmp_path / "till", file.encode(), KEY, trusted, Held("assignment", "", 1, assignment))
     agent = Agent(tmp_path / "till")
     agent._link.nonce = NONCE
-    agent._is_back = True
+    agent._hearing._is_back = True
     yield agent
     agent.journal.close()
     agent.outbox.close()
@@ -116,7 +116,7 @@ def tell(agent: Agent, name: str, payload: bytes, **names: str) -> list[tuple[st
     """Gives the agent a message; returns (kind, reason) of what it recorded as not obeyed."""
     full = name if name.startswith("heliograph/") else topic(name).build("demo", **(scope(topic(name)) | names))
     before = agent._incidents.count
-    asyncio.run(agent._guard(full, agent._on_document(full, payload)))
+    asyncio.run(agent._hearing.guard(full, agent._hearing.on_document(full, payload)))
     batch = agent.outbox.batch("incident", 60_000)
     rows = batch.rows if batch is not None else ()
     count = agent._incidents.count - before
@@ -211,7 +211,7 @@ def test_a_reply_with_documents_of_unknown_topics_brings_the_others(agent: Agent
 
     async def scenario() -> None:
         payload = newer(realm, topic("reply"), documents=documents, mood="good")
-        await agent._on_document(topic("reply").build("demo", **NODE), payload)
+        await agent._hearing.on_document(topic("reply").build("demo", **NODE), payload)
 
     asyncio.run(scenario())
     assert agent._belief.models == (MODEL,)
