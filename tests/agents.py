@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from heliograph.cli import main
+from heliograph.connection import Timing
 from heliograph.deadlines import Deadlines
 from heliograph.errors import RefusedError, TransportError, WaitError
 from heliograph.lab import Running, free_port, spawn
-from heliograph.mqtt import Timing
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock
 from heliograph_site.joining import join

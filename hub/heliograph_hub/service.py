@@ -22,6 +22,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from heliograph.blob import sha256
+from heliograph.connection import Broker
 from heliograph.deadlines import DEADLINES
 from heliograph.documents import (
     Ask,
@@ -48,7 +49,7 @@ from heliograph.errors import (
     TrustError,
 )
 from heliograph.mosquitto import CLIENT_PREFIX
-from heliograph.mqtt import Broker, Mqtt
+from heliograph.mqtt import Mqtt
 from heliograph.names import Digest, Ring
 from heliograph.objects import ObjectStore, write_durably
 from heliograph.policy import Policy, no_policy

@@ -26,6 +26,7 @@ from random import Random, SystemRandom
 from typing import Any
 
 import heliograph
+from heliograph.connection import Timing
 from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import (
     Ask,
@@ -41,7 +42,6 @@ from heliograph.documents import (
 from heliograph.economy import Wait
 from heliograph.errors import HeliographError, StorageError, TransportError
 from heliograph.manifest import Manifest
-from heliograph.mqtt import Timing
 from heliograph.names import Digest, Ring
 from heliograph.policy import Policy
 from heliograph.protocol import SCHEMAS, parse_topic

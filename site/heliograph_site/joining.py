@@ -21,19 +21,20 @@ from pathlib import Path
 from random import Random
 
 from heliograph.blob import sha256
+from heliograph.connection import Broker
 from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import Assignment, Certified, Enroll
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, RefusedError, TransportError, TrustError
 from heliograph.mosquitto import CLIENT_PREFIX
-from heliograph.mqtt import Broker, Mqtt
+from heliograph.mqtt import Mqtt
 from heliograph.objects import sync_directory, write_durably
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey
 from heliograph.tls import Tls, fetch_ca
 from heliograph.trust import TrustedSet, bootstrap, state_to_bytes, with_root, with_set
 from heliograph.vouching import open_document
-from heliograph_site.folder import NODE_FILE, JoinString, write_key
-from heliograph_site.identity import write_ca, write_certificate
+from heliograph_site.folder import NODE_FILE, JoinString, KeptIn
+from heliograph_site.identity import KeptKey, keep_in, write_ca, write_certificate
 from heliograph_site.journal import JOURNAL_FILE, Held, Journal
 from heliograph_site.renewal import Renewal
 
@@ -74,22 +75,24 @@ async def join(
     rng: Random,
     deadlines: Deadlines = DEADLINES,
     say: Callable[[str], None] = lambda line: None,
+    kept_in: KeptIn = "file",
 ) -> Assignment:
     """Enrols a new node and returns what it is; its folder is on disk then.
 
     With a token that says protected this waits without limit, since people have to sign; `say` is told so.
 
     Raises:
-        ConfigError: the folder is in use or can't be made; the token is still good.
+        ConfigError: the folder is in use or can't be made, or there is no TPM to keep the key; the token is still good.
         TransportError: broker or hub don't answer.
         IntegrityError: the realm's root isn't the one that the join string names.
         RefusedError: a node has joined there already, or the hub did not take the token.
     """
     check_free(folder)
-    # Whoever can't write the folder shouldn't spend the token on finding out.
+    # Whoever can't write the folder or keep the key shouldn't spend the token on finding out.
     make_beside(folder).rmdir()
-    file = string.node_file(http_port)
+    file = string.node_file(http_port, kept_in)
     key = PrivateKey.generate(os.urandom(32))
+    kept = await asyncio.to_thread(keep_in, kept_in, key)
     ceremony = _Ceremony(string, key)
     names = {"site": string.site, "node": string.node}
     subscriptions = [(topic(name).filter(string.realm), 1) for name in ("root", "set")]
@@ -140,7 +143,7 @@ async def join(
         await asyncio.wait({running})
     assert ceremony.trusted is not None and ceremony.assignment is not None, "enrolled under what is trusted"
     held = Held("assignment", "", ceremony.assignment.number, ceremony.statement)
-    put_in_place(folder, file.encode(), key, ceremony.trusted, held, ca, certified)
+    put_in_place(folder, file.encode(), kept, ceremony.trusted, held, ca, certified)
     return ceremony.assignment
 
 
@@ -155,7 +158,7 @@ def is_loopback(host: str) -> bool:
 def put_in_place(
     folder: Path,
     node_file: bytes,
-    key: PrivateKey,
+    key: KeptKey,
     trusted: TrustedSet,
     assignment: Held,
     ca: bytes = b"",
@@ -169,7 +172,7 @@ def put_in_place(
     folder = folder.absolute()
     beside = make_beside(folder)
     try:
-        write_key(beside, key)
+        key.write(beside)
         if ca:
             write_ca(beside, ca)
         if certified is not None:

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
 
+from heliograph.connection import Broker, Timing
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Ask, Certified, Document, Hello, Offer, Reply, Want
 from heliograph.errors import HeliographError, TransportError, TrustError
 from heliograph.mosquitto import CLIENT_PREFIX
-from heliograph.mqtt import Broker, Mqtt, Timing
+from heliograph.mqtt import Mqtt
 from heliograph.names import Ring
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey, sign_statement

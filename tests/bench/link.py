@@ -23,12 +23,13 @@ from random import Random
 from typing import Any
 
 from heliograph.blob import LEAF_BYTES, PAGE_SPAN_BYTES, describe, page_of
+from heliograph.connection import Broker
 from heliograph.documents import Chunk, Want
 from heliograph.errors import TransportError
 from heliograph.lab import Road, free_port, load_profile, start_mosquitto
 from heliograph.lab.link import Profile
 from heliograph.mosquitto import Listener
-from heliograph.mqtt import Broker, Mqtt
+from heliograph.mqtt import Mqtt
 from heliograph.sender import Sender
 from heliograph.transfer import BlobFetch, Fetcher
 

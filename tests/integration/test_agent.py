@@ -16,9 +16,10 @@ import pytest
 
 from agents import QUICK, TIMING, Hub, Node, at_rest_with, delivered, enrol, until
 from heliograph.cli import main
+from heliograph.connection import Broker
 from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError
 from heliograph.lab import Proxy, Running, spawn
-from heliograph.mqtt import Broker, Mqtt
+from heliograph.mqtt import Mqtt
 from heliograph.names import Digest
 from heliograph.protocol import topic
 from heliograph_hub.client import HubClient

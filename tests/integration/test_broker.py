@@ -14,10 +14,10 @@ from typing import Literal
 
 import pytest
 
+from heliograph.connection import Broker as Address
 from heliograph.errors import ConfigError
 from heliograph.lab import free_port, is_listening, wait_until
 from heliograph.mosquitto import Listener
-from heliograph.mqtt import Broker as Address
 from heliograph.mqtt import Mqtt
 from heliograph_hub.broker import Broker
 

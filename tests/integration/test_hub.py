@@ -21,13 +21,14 @@ import bundles
 from heliograph import documents as doc
 from heliograph import trust, vouching
 from heliograph.blob import sha256
+from heliograph.connection import Broker
 from heliograph.delta import recipe
 from heliograph.delta.patch import rebuild_segment
 from heliograph.deny import DenySet
 from heliograph.errors import RefusedError, TransportError, TrustError
 from heliograph.lab import free_port, spawn, wait_until
 from heliograph.manifest import Manifest
-from heliograph.mqtt import Broker, Mqtt
+from heliograph.mqtt import Mqtt
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.sketch import Sketch

@@ -16,12 +16,13 @@ import pytest
 
 from agents import QUICK, TIMING, Hub, Node, at_rest_with, enrol, until
 from heliograph.cli import main
+from heliograph.connection import Broker
 from heliograph.documents import Certified, Renew
 from heliograph.errors import IntegrityError, RefusedError, TransportError, TrustError
 from heliograph.lab import Proxy
 from heliograph.metadata import time_text
 from heliograph.mosquitto import CLIENT_PREFIX
-from heliograph.mqtt import Broker, Mqtt
+from heliograph.mqtt import Mqtt
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import parse
 from heliograph.tls import Tls, pem_of

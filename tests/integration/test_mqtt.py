@@ -11,10 +11,11 @@ from random import Random
 import pytest
 
 from heliograph.acl import acl_text
+from heliograph.connection import MAX_UNSENT_BYTES, RECEIVE_MAXIMUM, Broker, Timing
 from heliograph.errors import TransportError
 from heliograph.lab import Proxy, Running, free_port, spawn, start_iotcore, start_mosquitto, wait_until
 from heliograph.mosquitto import Listener
-from heliograph.mqtt import MAX_UNSENT_BYTES, RECEIVE_MAXIMUM, Broker, Mqtt, Timing
+from heliograph.mqtt import Mqtt
 
 QUICK = Timing(connect_s=3.0, publish_s=5.0, first_retry_s=0.05, longest_retry_s=0.2)
 
@@ -191,7 +192,8 @@ def test_a_message_whose_handler_did_not_return_comes_again(mosquitto: int, vers
 
 PROGRAM = """
 import asyncio, random, sys
-from heliograph.mqtt import Broker, Mqtt
+from heliograph.connection import Broker
+from heliograph.mqtt import Mqtt
 
 async def hang(topic, payload, retained):
     print("has", payload, flush=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from heliograph import mqtt
+from heliograph import connection
 from heliograph.acl import EXAMPLE_REALM, acl_text
 from heliograph.errors import ConfigError
 from heliograph.mosquitto import EXAMPLE_DOORS, EXAMPLE_FOLDER, MAX_PACKET_BYTES, Listener, configuration
@@ -104,4 +104,4 @@ def test_a_listener_with_passwords_lets_nobody_in_without() -> None:
 
 
 def test_broker_and_client_agree_on_the_largest_packet() -> None:
-    assert mqtt.MAX_PACKET_BYTES == MAX_PACKET_BYTES
+    assert connection.MAX_PACKET_BYTES == MAX_PACKET_BYTES

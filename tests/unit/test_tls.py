@@ -10,8 +10,9 @@ from random import Random
 
 import pytest
 
+from heliograph.connection import Broker, Connection, Timing
 from heliograph.errors import TransportError, TrustError
-from heliograph.mqtt import Broker, Mqtt, Timing, _Link
+from heliograph.mqtt import Mqtt
 from heliograph.signing import PrivateKey
 from heliograph.tls import Tls, fetch_ca, pem_of
 from heliograph_hub.certificates import BROKER_LIFE_S, CertificateAuthority, make_ca
@@ -63,7 +64,7 @@ async def connects(port: int, tls: Tls, host: str = "127.0.0.1") -> str:
         pass
 
     client = Mqtt(Broker(host, port, tls=tls), "h.x", [], Random(1), on_message, on_link, timing=Timing(connect_s=3.0))
-    link = client._link = _Link(client)
+    link = client._link = Connection(client._visit(), client._received)
     try:
         await link.open(())
     except TransportError as error:
