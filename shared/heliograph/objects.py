@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from heliograph.blob import Digest, sha256
 from heliograph.errors import IntegrityError, NotFoundError
+from heliograph.source import read_exactly
 
 COPY_BYTES = 1 << 20
 """Files are hashed and copied in runs of this size."""
@@ -235,18 +236,3 @@ class ObjectStore:
 
     def _missing(self, digest: Digest) -> NotFoundError:
         return NotFoundError(f"object {digest.hex()} is not in {self.root}")
-
-
-def read_exactly(fd: int, offset: int, length: int) -> bytes:
-    """`length` bytes of an open file from `offset`; the file position doesn't move.
-
-    Raises:
-        IntegrityError: the file ends before.
-    """
-    data = os.pread(fd, length, offset)
-    while len(data) < length:
-        more = os.pread(fd, length - len(data), offset + len(data))
-        if not more:
-            raise IntegrityError(f"file ends at {offset + len(data)}, wanted {length} bytes from {offset}")
-        data += more
-    return data

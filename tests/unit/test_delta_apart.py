@@ -17,9 +17,12 @@ from heliograph.delta.diff import make
 from heliograph.delta.patch import dictionary
 from heliograph.delta.recipe import COPY, DICT, FULL, Segment, UnknownOpError
 from heliograph.errors import IntegrityError
+from heliograph.sealing import seal_range
+from heliograph.source import Source
 
 MIB = 1 << 20
 OLD = Random(1).randbytes(9 * MIB)
+OLD_KEY, PATCH_KEY = b"o" * 32, b"p" * 32
 
 
 class Pair:
@@ -29,11 +32,19 @@ class Pair:
         self.fds: list[int] = []
         self.folder = folder
 
+    def sealed(self, old: bytes, patch: bytes, bounds: Bounds = BOUNDS) -> Apart:
+        """Both as a node keeps those of a confidential release."""
+        for name, key, data in (("old", OLD_KEY, old), ("patch", PATCH_KEY, patch)):
+            (self.folder / name).write_bytes(seal_range(key, 0, data))
+            self.fds.append(os.open(self.folder / name, os.O_RDONLY))
+        base, other = self.fds[-2:]
+        return Apart(Source(base, 0, OLD_KEY, len(old)), Source(other, 0, PATCH_KEY, len(patch)), bounds)
+
     def apart(self, old: bytes, patch: bytes, bounds: Bounds = BOUNDS, start: int = 0) -> Apart:
         for name, data in (("old", old), ("patch", patch)):
             (self.folder / name).write_bytes(data)
             self.fds.append(os.open(self.folder / name, os.O_RDONLY))
-        return Apart(*self.fds[-2:], start, bounds)
+        return Apart(Source(self.fds[-2]), Source(self.fds[-1], start), bounds)
 
 
 @pytest.fixture
@@ -82,6 +93,31 @@ def test_the_largest_segment_fits_the_bounds_and_one_that_needs_more_is_refused_
     tight.close()
 
 
+def test_sealed_bases_and_patches_are_opened_in_the_child_within_the_same_bounds(pair: Pair) -> None:
+    segment, frame = largest()
+    apart = pair.sealed(OLD, frame)
+    copy = Segment(5000, COPY, ((4000, 5000),), (0, 0), short_digest(OLD[4000:9000]))
+    assert apart.rebuild(copy) == OLD[4000:9000]
+    assert short_digest(apart.rebuild(segment)) == segment.digest16
+    assert apart.peak_rss_bytes() <= 64 * MIB
+    assert apart._child is not None
+    for name in ("cmdline", "environ"):
+        told = Path(f"/proc/{apart._child.pid}/{name}").read_bytes()
+        assert OLD_KEY not in told and PATCH_KEY not in told
+    apart.close()
+
+
+def test_a_sealed_patch_that_was_garbled_is_refused_clearly(pair: Pair) -> None:
+    out = b"right" * 1000
+    frame = zstandard.ZstdCompressor().compress(out)
+    apart = pair.sealed(OLD, frame)
+    segment = Segment(len(out), FULL, (), (0, len(frame)), short_digest(out))
+    (pair.folder / "patch").write_bytes(bytes(len(frame) + 16))
+    with pytest.raises(IntegrityError, match="sealed leaf 0 doesn't open with this key"):
+        apart.rebuild(segment)
+    apart.close()
+
+
 def test_wrong_bytes_are_refused_and_the_next_segment_still_comes(pair: Pair) -> None:
     out = b"right" * 1000
     frame = zstandard.ZstdCompressor().compress(out)
@@ -92,7 +128,7 @@ def test_wrong_bytes_are_refused_and_the_next_segment_still_comes(pair: Pair) ->
         (Segment(len(out), FULL, (), (len(frame), len(bomb)), short_digest(out)), "unpack to 4194304 bytes"),
         (Segment(len(out), FULL, (), (1, len(frame)), short_digest(out)), "not a zstd frame|unpack to"),
         (Segment(len(out), FULL, (), (0, len(frame)), bytes(16)), "does not match its digest"),
-        (Segment(len(out), FULL, (), (len(frame), 1 << 20), short_digest(out)), "patch bytes, expected"),
+        (Segment(len(out), FULL, (), (len(frame), 1 << 20), short_digest(out)), "file ends at"),
     ):
         with pytest.raises(IntegrityError, match=why):
             apart.rebuild(wrong)

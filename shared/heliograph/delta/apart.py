@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from heliograph.blob import short_digest
-from heliograph.delta.child import ANSWER, DONE, MAX_REASON_BYTES, TOO_LARGE, UNKNOWN, request
+from heliograph.delta.child import ANSWER, DONE, MAX_REASON_BYTES, TOO_LARGE, UNKNOWN, keys, request
 from heliograph.delta.patch import rebuild_segment
 from heliograph.delta.recipe import COPY, Segment, UnknownOpError
 from heliograph.errors import IntegrityError, StorageError
-from heliograph.objects import read_exactly
+from heliograph.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,12 @@ _PIPE_BYTES = 1 << 18
 class Apart:
     """The base and patch of one file, and the child that joins them.
 
-    Both descriptors are open for reading, the caller's to close, and used until `close`.
+    The descriptors of both are the caller's to close, and used until `close`. Keys of sealed ones go to the child over
+    its stdin, never in argv or the environment.
     """
 
-    def __init__(self, base: int, patch: int | None, start: int = 0, bounds: Bounds = BOUNDS) -> None:
-        """`start` is where the patch begins in its file."""
-        self._base, self._patch, self._start, self._bounds = base, patch, start, bounds
+    def __init__(self, base: Source, patch: Source | None, bounds: Bounds = BOUNDS) -> None:
+        self._base, self._patch, self._bounds = base, patch, bounds
         self._child: subprocess.Popen[bytes] | None = None
 
     def rebuild(self, segment: Segment) -> bytes | bytearray:
@@ -61,7 +62,7 @@ class Apart:
             StorageError: no child could be started.
         """
         if segment.op == COPY:
-            return rebuild_segment(segment, lambda at, size: read_exactly(self._base, at, size), b"")
+            return rebuild_segment(segment, self._base.read, b"")
         child = self._child = self._child or self._started()
         assert child.stdin is not None and child.stdout is not None, "both are pipes"
         deadline = time.monotonic() + self._bounds.wall_s
@@ -101,21 +102,28 @@ class Apart:
             self._ended()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        patch = self._base if self._patch is None else self._patch
-        numbers = (self._base, patch, self._start, self._bounds.memory_bytes, self._bounds.cpu_s)
+        sources = (self._base, self._patch or self._base)
+        is_sealed = any(source.key for source in sources)
+        fds = tuple(source.fd for source in sources)
+        numbers = (*fds, sources[1].start, self._bounds.memory_bytes, self._bounds.cpu_s, int(is_sealed))
         try:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "heliograph.delta.child", *map(str, numbers)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 pipesize=_PIPE_BYTES,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(self._base, patch),
+                pass_fds=fds,
                 env={**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONDONTWRITEBYTECODE": "1"},
             )
         except OSError as error:
             raise StorageError(f"no process to rebuild segments in: {error.strerror}") from error
+        if is_sealed:
+            assert child.stdin is not None, "it is a pipe"
+            with suppress(BrokenPipeError):  # the first request will say how it ended
+                child.stdin.write(keys(*sources))
+        return child
 
     def _ended(self) -> str:
         """Ends the child, if it hasn't yet, and says how it did."""

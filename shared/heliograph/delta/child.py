@@ -1,14 +1,15 @@
 """[IO] The process in which a codec meets patch bytes: few rights, bounded memory and CPU time, one file at a time.
 
-`python -P -m heliograph.delta.child BASE PATCH START MEMORY CPU`: descriptors of base and patch, open for reading,
+`python -P -m heliograph.delta.child BASE PATCH START MEMORY CPU SEALED`: descriptors of base and patch for reading,
 where the patch begins in its file, how many bytes of address space may be taken on top of what the loaded program has,
-and how many seconds of CPU one segment may cost. It asks the kernel for these bounds before it reads a byte of input.
+how many seconds of CPU one segment may cost, and whether (0 or 1) any of the two is a sealed blob. It asks the kernel
+for these bounds before it reads a byte of input. If one is sealed, stdin begins with `KEYS`: keys of no other blob, and
+no key that they come from, are ever here.
 
 A request on stdin is a segment as an array of a recipe; its answer on stdout is `STATUS`, a length and so many bytes:
 the segment, or why there is none. It ends with its stdin. Whoever asked checks what comes (`heliograph.delta.apart`).
 """
 
-import os
 import resource
 import struct
 import sys
@@ -20,7 +21,10 @@ import msgpack
 from heliograph.delta.patch import rebuild_segment
 from heliograph.delta.recipe import MAX_OLD_BYTES, MAX_OLD_RANGES, MAX_PARAMS_BYTES, Segment, UnknownOpError
 from heliograph.errors import IntegrityError
+from heliograph.source import Source
 
+KEYS = struct.Struct(">?32sQ?32sQ")
+"""For base and for patch: whether it is a sealed blob, its leaf key, its plain length."""
 REQUEST = struct.Struct(">I")
 ANSWER = struct.Struct(">BI")
 """Status and length of what follows."""
@@ -34,6 +38,11 @@ def request(segment: Segment) -> bytes:
     fields = [segment.length, segment.op, segment.old, segment.patch, segment.digest16, segment.params]
     data = bytes(msgpack.packb(fields))
     return REQUEST.pack(len(data)) + data
+
+
+def keys(base: Source, patch: Source) -> bytes:
+    """What tells the child how to open what is sealed; a secret."""
+    return KEYS.pack(bool(base.key), base.key, base.length, bool(patch.key), patch.key, patch.length)
 
 
 def confine(memory_bytes: int) -> None:
@@ -56,26 +65,33 @@ def allow_cpu(seconds: int) -> None:
 
 def main() -> None:
     """Answers until stdin ends."""
-    base, patch, start, memory_bytes, cpu_s = map(int, sys.argv[1:6])
+    base_fd, patch_fd, start, memory_bytes, cpu_s, is_sealed = map(int, sys.argv[1:7])
+    if is_sealed:
+        import heliograph.sealing  # noqa: F401 - loaded here, it isn't counted as what a segment takes
     confine(memory_bytes)
+    base, patch = Source(base_fd), Source(patch_fd, start)
+    if is_sealed:
+        of_base, base_key, base_length, of_patch, patch_key, length = KEYS.unpack(sys.stdin.buffer.read(KEYS.size))
+        base = Source(base_fd, 0, base_key if of_base else b"", base_length)
+        patch = Source(patch_fd, start, patch_key if of_patch else b"", length)
     while head := _read(sys.stdin.buffer, REQUEST.size):
         (length,) = REQUEST.unpack(head)
         allow_cpu(cpu_s)
-        status, answer = _answered(_read(sys.stdin.buffer, length), base, patch, start)
+        status, answer = _answered(_read(sys.stdin.buffer, length), base, patch)
         sys.stdout.buffer.write(ANSWER.pack(status, len(answer)))
         sys.stdout.buffer.write(answer)
         sys.stdout.buffer.flush()
         del answer  # or it would stand beside the next segment's
 
 
-def _answered(data: bytes, base: int, patch: int, start: int) -> tuple[int, bytes]:
+def _answered(data: bytes, base: Source, patch: Source) -> tuple[int, bytes]:
     try:
         length, op, old, at, digest16, params = msgpack.unpackb(data)
         segment = Segment(length, op, tuple(tuple(span) for span in old), tuple(at), digest16, params)
         if sum(size for _, size in segment.old) > MAX_OLD_BYTES:
             raise IntegrityError("segment reads too much of its base")
-        patch_bytes = os.pread(patch, segment.patch[1], start + segment.patch[0]) if segment.patch[1] else b""
-        return DONE, rebuild_segment(segment, lambda offset, size: os.pread(base, size, offset), patch_bytes)
+        patch_bytes = patch.read(*segment.patch) if segment.patch[1] else b""
+        return DONE, rebuild_segment(segment, base.read, patch_bytes)
     except UnknownOpError as error:
         return UNKNOWN, _reason(error)
     except IntegrityError as error:

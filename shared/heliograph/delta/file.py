@@ -26,7 +26,8 @@ from heliograph.delta import recipe as recipes
 from heliograph.delta.apart import Apart
 from heliograph.delta.recipe import OPS, Recipe
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError
-from heliograph.objects import COPY_BYTES, read_exactly, replacing
+from heliograph.objects import COPY_BYTES, replacing
+from heliograph.source import Source, read_exactly
 
 MAGIC = b"heliodlt"
 VERSION = 1
@@ -99,7 +100,7 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
         done = 0
         child_bytes = 0
         with _writing(new), replacing(new, 0o666) as file:
-            apart = Apart(old_file.fd, patch_file.fd, HEADER_BYTES + recipe_length)
+            apart = Apart(Source(old_file.fd), Source(patch_file.fd, HEADER_BYTES + recipe_length))
             try:
                 for segment in recipe.segments:
                     out = apart.rebuild(segment)
