@@ -18,12 +18,14 @@ import zstandard
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
 import golden
+import modelfiles
 import realms
 from heliograph import deny, documents, metadata, names, protocol, statement, trust, vouching, wire
 from heliograph.blob import check_page, describe, page_of, sha256, short_digest
 from heliograph.delta import diff
 from heliograph.delta import recipe as recipes
 from heliograph.delta.patch import dictionary, rebuild_segment
+from heliograph.delta.tensors import tables
 from heliograph.documents import Chunk, Denials, Document
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, RefusedError, TrustError
 from heliograph.lab.link import profile_from_toml
@@ -143,6 +145,14 @@ def _patch_seeds() -> list[bytes]:
     out = bytes(1 << 16)
     by_dict = zstandard.ZstdCompressor(dict_data=dictionary(_delta()[2][:60_000]))
     return [b"\x10" + zstandard.ZstdCompressor().compress(out), b"\x94" + by_dict.compress(bytes(1 << 10))]
+
+
+def _model_files() -> list[bytes]:
+    arrays = [modelfiles.Array(f"layer.{n}", "F32", (4, n), bytes(16 * n)) for n in range(1, 9)]
+    plain = [modelfiles.safetensors(arrays), modelfiles.gguf(arrays, words=["a", "b"]), modelfiles.tflite(arrays),
+             modelfiles.tflite(arrays, is_outside=True), modelfiles.onnx(arrays, arrays, deep=3)]  # fmt: skip
+    members = [(f"{number}.model", data) for number, data in enumerate(plain)]
+    return [*plain, modelfiles.tar(members), modelfiles.zipped(members), modelfiles.zipped(members, is_large=True)]
 
 
 _FILES = (Root, Timestamp, Snapshot, Targets)
@@ -479,6 +489,7 @@ PARSERS: dict[str, Parser] = {
                                lambda: [wire.decompress(recipes.encode(_delta()[0]), max_bytes=1 << 20)],
                                ("heliograph.delta.recipe:parse",), 1 << 20),
     "patch": Parser(_patch, (IntegrityError,), _patch_seeds, ("heliograph.delta.patch:rebuild_segment",), 1 << 18),
+    "tensor tables": Parser(tables, (), _model_files, ("heliograph.delta.tensors:tables",), 1 << 17, 0.5),
     "metadata": Parser(_metadata, OURS, _metadata_seeds, (
         "heliograph.metadata:load", "heliograph.metadata:load_listed"), 1 << 20),
     "heads": Parser(_heads, (IntegrityError, RequestError),
