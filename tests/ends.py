@@ -22,6 +22,7 @@ from heliograph_hub.api.application import application
 from heliograph_hub.service import Service, init
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString
+from heliograph_site.identity import keep_in
 from heliograph_site.joining import _Ceremony, put_in_place
 from heliograph_site.journal import Held
 from heliograph_site.surroundings import Pace
@@ -298,7 +299,8 @@ class _Joining:
         made = self._ceremony
         assert made.trusted is not None and made.assignment is not None, made._refused
         held = Held("assignment", "", made.assignment.number, made.statement)
-        put_in_place(self._end.folder, self._string.node_file(0).encode(), self._end.key, made.trusted, held)
+        kept = keep_in("file", self._end.key)
+        put_in_place(self._end.folder, self._string.node_file(0).encode(), kept, made.trusted, held)
         return made.assignment
 
 

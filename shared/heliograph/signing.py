@@ -121,6 +121,10 @@ class PrivateKey:
         }
         return json.dumps(content, indent=1).encode() + b"\n"
 
+    def to_seed(self) -> bytes:
+        """The 32 bytes that `generate` makes it of again: a secret."""
+        return bytes(self._key)
+
     def to_pem(self) -> bytes:
         """The same key as TLS takes it (PKCS#8): a secret, for memory only."""
         body = b64encode(_PKCS8 + bytes(self._key))

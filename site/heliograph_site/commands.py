@@ -13,7 +13,7 @@ import typer
 from heliograph.errors import NotFoundError
 from heliograph.metadata import time_text
 from heliograph_site.door import knock
-from heliograph_site.folder import MAX_JOIN_CHARS, JoinString, read_node_file
+from heliograph_site.folder import MAX_JOIN_CHARS, JoinString, KeptIn, read_node_file
 from heliograph_site.joining import check_free, join
 from heliograph_site.status import status
 
@@ -34,6 +34,9 @@ def node_join(
     http_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Where inference is served on 127.0.0.1; 0: the system chooses.")
     ] = 0,
+    key_store: Annotated[
+        KeptIn, typer.Option(help="Where the node's key is kept; tpm: only this machine's TPM opens it.")
+    ] = "file",
 ) -> None:
     """Enrol this machine as the node that the join string names.
 
@@ -41,9 +44,11 @@ def node_join(
     """
     check_free(folder)
     found = JoinString.parse(sys.stdin.readline(MAX_JOIN_CHARS + 1) if string == "-" else string)
-    assignment = asyncio.run(
-        join(found, folder, http_port, SystemRandom(), say=lambda line: print(line, file=sys.stderr, flush=True))
-    )
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    assignment = asyncio.run(join(found, folder, http_port, SystemRandom(), say=say, kept_in=key_store))
     print(f"{found.site}/{found.node} joined realm {found.realm} in ring {assignment.ring}; run it with:")
     print(f"  heliograph node run {folder}")
 

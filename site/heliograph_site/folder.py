@@ -31,6 +31,8 @@ JOIN_PREFIX = "heliograph1:"
 MAX_JOIN_CHARS = 4096
 Port = Annotated[int, Field(ge=1, le=65535)]
 HexDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+KeptIn = Literal["file", "tpm"]
+"""Where a node's key is kept: in a file of its folder, or in one that only this machine's TPM opens."""
 
 
 class NodeFile(BaseModel):
@@ -56,6 +58,8 @@ class NodeFile(BaseModel):
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Where the Open Inference Protocol is served; 0: the system chooses at each start."""
+    key_store: KeptIn = "file"
+    """Where the node's key is kept."""
 
     def encode(self) -> bytes:
         """The file's bytes."""
@@ -145,7 +149,7 @@ class JoinString:
                 )
         raise ConfigError("the join string is damaged: copy all that `fleet token` printed")
 
-    def node_file(self, http_port: int) -> NodeFile:
+    def node_file(self, http_port: int, kept_in: KeptIn = "file") -> NodeFile:
         """What `node.toml` will say.
 
         Raises:
@@ -163,6 +167,7 @@ class JoinString:
                 ca=self.pin.hex(),
                 enroll_port=self.enroll_port,
                 http_port=http_port,
+                key_store=kept_in,
             )
         except ValidationError as error:
             raise ConfigError(f"the join string doesn't hold: {_first(error)}") from error

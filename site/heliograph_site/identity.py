@@ -6,20 +6,25 @@ Rule 2: a certificate is renewed when `RENEW_BEFORE_S` are left of it, by the no
 Rule 3: an old certificate is replaced only by one that fits the key, on disk, in one rename.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from heliograph.blob import sha256
 from heliograph.documents import Certified
 from heliograph.errors import ConfigError, HeliographError, TrustError
 from heliograph.objects import write_durably
-from heliograph.signing import PrivateKey
+from heliograph.signing import MAX_KEY_FILE_BYTES, PUBLIC_KEY_BYTES, PrivateKey, PublicKey
 from heliograph.tls import Tls, der_of, pem_of
-from heliograph_site.folder import NodeFile, read_key
+from heliograph_site.folder import KEY_FILE, KeptIn, NodeFile, read_key
+from heliograph_site.tpm import MAX_PART_BYTES, Sealed, seal, unseal
 
 CA_FILE = "ca.crt"
 CERTIFICATE_FILE = "certificate"
+SEALED_KEY_FILE = "node.key.tpm"
+SEALED_KEY_FORMAT: Literal[1] = 1
 RENEW_BEFORE_S = 10 * 86400
 
 
@@ -33,6 +38,45 @@ class KeyStore(Protocol):
             ConfigError: it isn't there, or can't be used.
         """
 
+    def keyid(self) -> bytes:
+        """Its id, 32 bytes; also where the key itself can't be had just now. Raises as `load`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptKey:
+    """A key made ready for a node's folder: its file's name, and the content, which may be the secret itself."""
+
+    name: str
+    content: bytes
+
+    def write(self, folder: Path) -> None:
+        """Puts it into the folder, for its owner's eyes only; on disk when this returns."""
+        write_durably(folder / self.name, self.content, mode=0o600)
+
+
+def keep_in(kept_in: KeptIn, key: PrivateKey) -> KeptKey:
+    """Makes a new key ready to be kept there.
+
+    Raises:
+        ConfigError: there is no TPM that could, said in one sentence.
+    """
+    if kept_in == "file":
+        return KeptKey(KEY_FILE, key.to_json())
+    sealed = seal(key.to_seed())
+    content = {
+        "format": SEALED_KEY_FORMAT,
+        "keytype": "ed25519",
+        "scheme": "ed25519",
+        "public": key.public.raw.hex(),
+        "sealed": {"public": sealed.public.hex(), "private": sealed.private.hex()},
+    }
+    return KeptKey(SEALED_KEY_FILE, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def key_store(folder: Path, kept_in: KeptIn) -> KeyStore:
+    """Where the node of this folder keeps its key, as its `node.toml` says."""
+    return KeyFile(folder) if kept_in == "file" else TpmKey(folder)
+
 
 class KeyFile:
     """The key in a file of the node's folder, which only its owner can read."""
@@ -43,6 +87,54 @@ class KeyFile:
     def load(self) -> PrivateKey:
         """The key in `node.key`; raises as the protocol says."""
         return read_key(self._folder)
+
+    def keyid(self) -> bytes:
+        """As the protocol says."""
+        return self.load().keyid
+
+
+class TpmKey:
+    """The key in a file of the node's folder that only this machine's TPM opens; a copy of it is nothing elsewhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / SEALED_KEY_FILE
+
+    def load(self) -> PrivateKey:
+        """The key, opened by the TPM; raises as the protocol says."""
+        public, sealed = self._read()
+        seed = unseal(sealed, str(self._path))
+        if len(seed) != PUBLIC_KEY_BYTES or (key := PrivateKey(seed)).public != public:
+            raise ConfigError(f"{self._path} is damaged: what is sealed in it is not its key; the node must join anew")
+        return key
+
+    def keyid(self) -> bytes:
+        """As the protocol says; asks no TPM."""
+        return self._read()[0].keyid
+
+    def _read(self) -> tuple[PublicKey, Sealed]:
+        try:
+            with self._path.open("rb") as file:
+                content = json.loads(file.read(MAX_KEY_FILE_BYTES + 1)[:MAX_KEY_FILE_BYTES])
+        except OSError as error:
+            raise ConfigError(
+                f"{self._path} can't be read: {error.strerror}; without it the node must join anew"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{self._path} is damaged: not JSON; the node must join anew") from error
+        try:
+            match content:
+                case {"format": int(version)} if version != SEALED_KEY_FORMAT:
+                    raise ConfigError(f"{self._path} has format {version}, this version reads {SEALED_KEY_FORMAT}")
+                case {
+                    "keytype": "ed25519",
+                    "scheme": "ed25519",
+                    "public": str(public),
+                    "sealed": {"public": str(outer), "private": str(inner)},
+                } if len(public) == 2 * PUBLIC_KEY_BYTES and max(len(outer), len(inner)) <= 2 * MAX_PART_BYTES:
+                    return PublicKey(bytes.fromhex(public)), Sealed(bytes.fromhex(outer), bytes.fromhex(inner))
+        except (ValueError, TrustError):
+            pass  # as any other that isn't one
+        raise ConfigError(f"{self._path} is no sealed key; restore it, or join anew")
 
 
 class Credentials:

@@ -12,8 +12,8 @@ from heliograph.trust import state_from_bytes
 from heliograph.wire import pack, unpack
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
-from heliograph_site.folder import is_agent_running, read_key, read_node_file
-from heliograph_site.identity import read_certificate
+from heliograph_site.folder import is_agent_running, read_node_file
+from heliograph_site.identity import key_store, read_certificate
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.memory import Memory, Pointer
 from heliograph_site.outbox import OUTBOX_FILE, LaneStatus, Outbox
@@ -95,9 +95,8 @@ def _documents(journal: Journal, folder: Path) -> dict[str, Any]:
     """The policy in force for the node, and which documents are held and not in force: until when, and why."""
     file = read_node_file(folder)
     names, slots = (file.realm, file.site, file.node), Slots(folder)
-    belief = Belief(
-        journal, names, read_key(folder).keyid, Estimate(journal).now, manifests=lambda d: slots.manifest(Digest(d))
-    )
+    keyid = key_store(folder, file.key_store).keyid()
+    belief = Belief(journal, names, keyid, Estimate(journal).now, manifests=lambda d: slots.manifest(Digest(d)))
     memories = belief.memories
     return {
         "policy": belief.rules.node_policy_number(memories),

@@ -10,7 +10,7 @@ from heliograph import deny, manifest, sealing, signing, sketch, statement, trus
 from heliograph.delta import file, recipe
 from heliograph.protocol import DENIALS, SCHEMAS, STATEMENTS, TOPICS
 from heliograph_hub import database
-from heliograph_site import outbox, schema
+from heliograph_site import identity, outbox, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (ROOT / "shared" / "FORMATS.md").read_text()
@@ -20,6 +20,7 @@ CONSTANT = re.compile(r"^([A-Z_]*(?:FORMAT|VERSION))(?:: [^=]+)? = (?:[0-9]+|len
 VERSIONS = {
     "statement.ENVELOPE_VERSION": ("statement", statement.ENVELOPE_VERSION),
     "signing.KEY_FILE_VERSION": ("key file", signing.KEY_FILE_VERSION),
+    "identity.SEALED_KEY_FORMAT": ("sealed key file", identity.SEALED_KEY_FORMAT),
     "file.VERSION": ("delta file", file.VERSION),
     "recipe.RECIPE_FORMAT": ("recipe", recipe.RECIPE_FORMAT),
     "sealing.SEAL_FORMAT": ("seal", sealing.SEAL_FORMAT),
