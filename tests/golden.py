@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "data" / "golden"
 
 RUN, NONCE, HANDLE = bytes(range(8)), bytes(range(16)), b"\x01\x02\x03\x04"
 KEY, KEY_2 = bytes(range(32)), bytes(range(32, 64))
-RELEASE, OLDER, BLOB, BASE, RECIPE = (bytes([n]) * 32 for n in (0xA1, 0xA0, 0xB1, 0xB0, 0xC1))
+RELEASE, OLDER, BLOB, BASE, RECIPE, SEAL = (bytes([n]) * 32 for n in (0xA1, 0xA0, 0xB1, 0xB0, 0xC1, 0xC2))
 AT = 1_795_000_000
 NODE = {"realm": "demo", "site": "shop-7", "node": "till-1"}
 SCOPE = NODE | {"key": KEY}
@@ -110,8 +110,16 @@ DOCUMENTS: dict[str, Document] = {
         expires=AT + 60,
         ways=(
             doc.Way(kind="full", blob=BLOB, bytes=41_000),
-            doc.Way(kind="delta", blob=BLOB, bytes=4_100, base=BASE, recipe=doc.RecipeRef(length=210, sha256=RECIPE)),
+            doc.Way(
+                kind="delta",
+                blob=BLOB,
+                bytes=4_100,
+                base=BASE,
+                recipe=doc.RecipeRef(length=210, sha256=RECIPE),
+                seal=doc.SealRef(length=190, sha256=SEAL),
+            ),
         ),
+        grant=doc.Grant(model="digits", epoch=3, box=bytes(range(80))),
     ),
     "receipt": doc.Receipt(**SCOPE, run=RUN, lane="incident", next=4),
     "reply": doc.Reply(
@@ -203,17 +211,26 @@ MANIFEST = man.Manifest(
     evaluation=man.Evaluation(data="golden/inputs.json", floor=0.95),
 )
 
+CONFIDENTIAL = man.Manifest.model_validate(
+    MANIFEST.model_dump(by_alias=True) | {"confidential": True, "crit": ("confidential",)}
+)
+
 STATEMENT = Statement("directive", DIRECTIVE.encode(), ((KEY, bytes([5]) * 64), (KEY_2, bytes([6]) * 64)))
 DESIRED = pack([encode(STATEMENT)])
 """Payload of `desired/<ring>`: a list of envelopes."""
 
 
-FILES = {"hello": "hello-2", "reported": "reported-3"}
+FILES = {"hello": "hello-2", "reported": "reported-3", "offer": "offer-2"}
 """File stem of what grew since its first golden file was written; of all else it is the name."""
 REPORTED = DOCUMENTS["reported"]
 assert isinstance(REPORTED, doc.Reported)
+OFFER = DOCUMENTS["offer"]
+assert isinstance(OFFER, doc.Offer)
 EARLIER: dict[str, Document] = {
     "hello": DOCUMENTS["hello"].model_copy(update={"lacks": doc.Numbers()}),
+    "offer": OFFER.model_copy(
+        update={"ways": tuple(way.model_copy(update={"seal": None}) for way in OFFER.ways), "grant": None}
+    ),
     "reported-2": REPORTED.model_copy(update={"clock": ""}),
     "reported": REPORTED.model_copy(
         update={
@@ -231,7 +248,12 @@ EARLIER: dict[str, Document] = {
 
 def encoded() -> dict[str, bytes]:
     """File stem to the bytes this version writes."""
-    rest = {"manifest": MANIFEST.encode(), "statement": encode(STATEMENT), "desired": DESIRED}
+    rest = {
+        "manifest": MANIFEST.encode(),
+        "manifest-2": CONFIDENTIAL.encode(),
+        "statement": encode(STATEMENT),
+        "desired": DESIRED,
+    }
     return {FILES.get(name, name): document.encode() for name, document in DOCUMENTS.items()} | rest
 
 

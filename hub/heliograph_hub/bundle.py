@@ -38,6 +38,8 @@ RELEASE_FILE = "release.toml"
 MODEL_SUFFIXES = {".tflite": "tflite", ".onnx": "onnx"}
 MAX_FILES = 500
 """So that one signed offer can name a way for each."""
+MAX_CONFIDENTIAL_FILES = 350
+"""The same, where each way names a seal too."""
 MAX_GOLDEN_BYTES = 16 << 20
 MAX_GOLDEN_CONTAINERS = 1 << 18
 """Lists and objects in one golden file, so that 16 MiB of brackets don't become a gigabyte of lists."""
@@ -86,7 +88,14 @@ def pack(folder: Path) -> Bundle:
     table["files"] = [_described(name, path) for name, path in paths.items()]
     if "variants" not in table:
         table["variants"] = [_only_variant(sorted(names), folder)]
+    if table.get("confidential") is True and isinstance(table.get("crit", []), list):
+        table["crit"] = list(dict.fromkeys([*table.get("crit", []), "confidential"]))
     manifest = _parse(table, folder)
+    if manifest.confidential and len({file.sha256 for file in manifest.files}) > MAX_CONFIDENTIAL_FILES:
+        raise RefusedError(
+            f"{folder} holds more than {MAX_CONFIDENTIAL_FILES} files, the most that are sealed for one release: "
+            "join small ones"
+        )
     _check_files(manifest, folder)
     _check_gates(manifest, folder)
     check_golden(manifest.golden, _bounded(paths[manifest.golden.inputs]), _bounded(paths[manifest.golden.outputs]))

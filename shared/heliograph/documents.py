@@ -14,6 +14,7 @@ import heliograph
 from heliograph.blob import LEAF_BYTES, MAX_UNPAGED_BYTES
 from heliograph.errors import IntegrityError
 from heliograph.names import Name, Ring
+from heliograph.sealing import GRANT_BOX_BYTES
 from heliograph.statement import KEYID_BYTES
 from heliograph.wire import MAX_MESSAGE_BYTES, pack, unpack
 
@@ -235,11 +236,19 @@ class RecipeRef(Part):
     sha256: DigestField
 
 
+class SealRef(Part):
+    """Names a seal (`heliograph.sealing.Seal`): a blob without pages."""
+
+    length: Annotated[int, Field(gt=0, le=MAX_UNPAGED_BYTES)]
+    sha256: DigestField
+
+
 class Way(Part):
     """One way to get one blob, and what it costs.
 
-    `bytes` counts every byte of blob content that must cross the link: pages, leaves and the recipe.
-    A delta names its `base` and `recipe`; a full way has neither.
+    `bytes` counts every byte of blob content that must cross the link: pages, leaves, the recipe and the seal.
+    A delta names its `base` and `recipe`; a full way has neither. Digests are of plain bytes. Where there is a `seal`,
+    what crosses the link are the sealed blobs that it names: of the blob itself, or of the recipe and its patch.
     """
 
     kind: WayKind
@@ -247,6 +256,7 @@ class Way(Part):
     bytes: Count
     base: DigestField | None = None
     recipe: RecipeRef | None = None
+    seal: SealRef | None = None
 
     @model_validator(mode="after")
     def _delta_is_complete(self) -> Self:
@@ -261,6 +271,14 @@ def _of_known_kinds(ways: Any) -> Any:
         return ways
     kinds = [way.get("kind") if isinstance(way, dict) else None for way in ways]
     return tuple(way for way, kind in zip(ways, kinds, strict=True) if not isinstance(kind, str) or kind in WAY_KINDS)
+
+
+class Grant(Part):
+    """The key of one epoch of a model, sealed to the key of the node that this is for."""
+
+    model: ModelName
+    epoch: Annotated[int, Field(gt=0, lt=1 << 31)]
+    box: Annotated[bytes, Field(min_length=GRANT_BOX_BYTES, max_length=GRANT_BOX_BYTES)]
 
 
 class OlderDenials(Part):
@@ -441,6 +459,8 @@ class Offer(NodeScoped):
     later_s: Count | None = None
     never: bool = False
     reason: Text = ""
+    grant: Grant | None = None
+    """Opens what the seals of `ways` name; only with such ways."""
 
 
 class Receipt(NodeScoped):

@@ -18,6 +18,8 @@ from heliograph.names import Digest, Name, Version
 from heliograph.wire import pack
 
 MANIFEST_VERSION: Literal[1] = 1
+ADDED = frozenset({"confidential"})
+"""Fields that came after 0.1."""
 MAX_CONTAINERS = 4096
 """Maps and arrays in a manifest: 1000 files with their pages and 20 variants need 2100."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -155,6 +157,8 @@ class Manifest(Broadcast):
     evaluation: Evaluation | None = None
     fail_mode: Literal["closed", "safe"] = "safe"
     min_agent: Text = "0"
+    confidential: bool = False
+    """Files, recipes and patches are sent, and kept on nodes, as sealed blobs only (`heliograph.sealing`)."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -175,11 +179,17 @@ class Manifest(Broadcast):
             raise ValueError("a variant names no files")
         if self.soak.min_s > self.soak.max_s:
             raise ValueError(f"soak.min_s {self.soak.min_s} exceeds soak.max_s {self.soak.max_s}")
+        if self.confidential and "confidential" not in self.crit:
+            raise ValueError("a confidential release names confidential in crit, so that no older agent fetches it")
         return self
 
     def encode(self) -> bytes:
-        """Canonical bytes: msgpack, keys sorted at every level."""
-        return pack(_sorted(self.model_dump(mode="python", by_alias=True)))
+        """Canonical bytes: msgpack, keys sorted at every level.
+
+        What came after 0.1 stands there only where it isn't the default: a bundle keeps its digest for ever.
+        """
+        later = {name for name in ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return pack(_sorted(self.model_dump(mode="python", by_alias=True, exclude=later)))
 
     @property
     def release(self) -> str:
@@ -271,6 +281,7 @@ MEANINGS: dict[str, str] = {
     "evaluation.floor":         "the least it must reach",
     "fail_mode":                "with no release left to serve: 'closed' stops, 'safe' serves on with an alarm",
     "min_agent":                "oldest agent that may run this release",
+    "confidential":             "true: sent and kept sealed, so that only nodes can read the files",
 }
 # fmt: on
 COMPUTED = frozenset({"format", "length", "sha256", "pages"})
@@ -329,4 +340,4 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(inner[0])}"
     if inner:  # optional
         return _type_name(inner[0])
-    return {str: "text", int: "integer", float: "number"}[annotation]
+    return {str: "text", int: "integer", float: "number", bool: "true | false"}[annotation]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from golden import MANIFEST, stored
+from golden import CONFIDENTIAL, MANIFEST, file_bytes, stored
 from heliograph import manifest as man
 from heliograph.blob import MAX_UNPAGED_BYTES, sha256
 from heliograph.errors import HeliographError, IntegrityError
@@ -39,6 +39,16 @@ def test_a_manifest_is_canonical_whatever_the_order_its_fields_were_given_in() -
         return all(map(keys_are_sorted, item)) if isinstance(item, list) else True
 
     assert keys_are_sorted(value)
+
+
+def test_a_confidential_release_says_so_in_bytes_that_an_agent_which_cannot_open_it_refuses() -> None:
+    data = file_bytes("manifest-2")
+    assert Manifest.parse(data, sha256(data), len(data)) == CONFIDENTIAL and CONFIDENTIAL.encode() == data
+    value = unpack(data)
+    assert (value["confidential"], value["crit"]) == (True, ["confidential"])
+    assert "confidential" not in unpack(GOLDEN)
+    with pytest.raises(IntegrityError, match="names confidential in crit"):
+        Manifest.decode(_changed(confidential=True))
 
 
 @pytest.mark.parametrize(
