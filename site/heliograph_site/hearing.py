@@ -176,11 +176,12 @@ class Hearing:
             self._belief.rules.restamp()
 
     async def _on_reply(self, reply: Reply, keyids: tuple[bytes, ...]) -> None:
-        self._link.check_reply(reply)
-        at = self._belief.trusted.within(reply.at)
-        self.see_time(at, keyids)
-        self._time.answered(reply.nonce, at, keyids)
-        self._time.heard(self._time.now())
+        is_last = self._link.is_to_the_last_hello(reply)
+        if is_last:  # one to an earlier hello may have been kept back: it brings news, but tells no time
+            at = self._belief.trusted.within(reply.at)
+            self.see_time(at, keyids)
+            self._time.answered(reply.nonce, at, keyids)
+            self._time.heard(self._time.now())
         for receipt in reply.acked:
             self._reporter.on_receipt(receipt.run, receipt.lane, receipt.next)
         prefix = topic("set").build(self._realm).removesuffix("tuf/set")
@@ -194,7 +195,7 @@ class Hearing:
                 self._incidents.add("refused", full, "a reply carries no answers")
                 continue
             await self.guard(full, self.on_document(full, payload, is_answer=True))
-        if not reply.more:
+        if is_last and not reply.more:
             self._link.answered()
             await self.catch_up()
             self._vigil.look(self._machines.memories.values())

@@ -12,6 +12,7 @@ Rule 4: an ask ends with its offer, with its time, or with the link; a late offe
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
@@ -33,6 +34,7 @@ log = logging.getLogger("heliograph.agent")
 
 DOWN_KINDS = ("assigned", "offer", "receipt", "reply", "certified")
 LOOK_S = 3600.0
+_EARLIER_HELLOS = 8
 """How often it is looked whether the certificate is to be renewed."""
 FIRST_DOOR_S, LONGEST_DOOR_S = 1.0, 600.0
 """Bounds of the back-off between two tries at the door."""
@@ -88,6 +90,7 @@ class Link:
         """`received_before`: MQTT payload bytes of earlier lives. No `credentials`: the broker has no TLS."""
         self.run_id = run_id
         self.nonce: bytes | None = None
+        self._earlier: deque[bytes] = deque(maxlen=_EARLIER_HELLOS)
         self._file, self._key, self._listener = file, key, listener
         self._names = {"site": file.site, "node": file.node}
         self._rng, self._deadlines, self._timing = rng, deadlines, timing
@@ -324,18 +327,26 @@ class Link:
                 pass
 
     async def _hello(self) -> None:
+        if self.nonce is not None:
+            self._earlier.append(self.nonce)
         self.nonce = os.urandom(16)
         await self.publish("hello", self._listener.hello(self.nonce).encode())
         self._listener.greeted()
 
-    def check_reply(self, reply: Reply) -> None:
-        """Raises TrustError for a reply to another hello than the last."""
-        if reply.nonce != self.nonce:
-            raise TrustError("a reply to another hello")
+    def is_to_the_last_hello(self, reply: Reply) -> bool:
+        """Whether this answers the last hello; False: an earlier one, said again before the answer came.
+
+        Raises:
+            TrustError: none of ours that waits.
+        """
+        if reply.nonce != self.nonce and reply.nonce not in self._earlier:
+            raise TrustError("a reply to no hello of ours")
+        return reply.nonce == self.nonce
 
     def answered(self) -> None:
         """The whole reply is here."""
         self.nonce, self._unanswered = None, 0
+        self._earlier.clear()
 
     # --- an ask and its offer -----------------------------------------------------------------------------------------
 

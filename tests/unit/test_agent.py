@@ -22,6 +22,7 @@ from heliograph_hub import ceremony
 from heliograph_site.agent import Agent
 from heliograph_site.folder import NodeFile
 from heliograph_site.happenings import Failed, Passed, Staged, Started
+from heliograph_site.identity import keep_in
 from heliograph_site.inbox import LinkChanged
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held, Paper
@@ -40,7 +41,7 @@ def agent(tmp_path: Path, realm: Realm) -> Iterator[Agent]:
     trusted = trust.with_set(realm.bootstrap(), realm.publish().pack(), NOW)
     assignment = realm.sign("assign", "assignment", Assignment(**NAMES, number=1, ring="canary"))
     file = NodeFile(realm="demo", site="shop", node="till", host="127.0.0.1", port=1, root="0" * 64)
-    put_in_place(tmp_path / "till", file.encode(), KEY, trusted, Held("assignment", "", 1, assignment))
+    put_in_place(tmp_path / "till", file.encode(), keep_in("file", KEY), trusted, Held("assignment", "", 1, assignment))
     agent = Agent(tmp_path / "till")
     agent._link.nonce = NONCE
     yield agent
@@ -81,13 +82,28 @@ def test_the_hub_is_heard_when_it_answers_and_when_it_signs_anew(agent: Agent, r
 
 
 def test_only_the_reply_to_the_last_hello_tells_the_time(agent: Agent, realm: Realm) -> None:
-    with pytest.raises(TrustError, match="a reply to another hello"):
+    with pytest.raises(TrustError, match="a reply to no hello of ours"):
         take(agent, reply(realm, b"o" * 16))
     assert agent.now() < NOW + 60
     take(agent, reply(realm))
     assert NOW + 60 <= agent.now() < NOW + 120
-    with pytest.raises(TrustError, match="a reply to another hello"):
+    with pytest.raises(TrustError, match="a reply to no hello of ours"):
         take(agent, reply(realm, at=NOW + 600))
+
+
+def test_a_reply_that_comes_after_the_next_hello_brings_its_news_and_tells_no_time(agent: Agent, realm: Realm) -> None:
+    async def greeted_again() -> None:
+        with pytest.raises(TransportError):  # there is no link: the hello counts all the same
+            await agent._link._hello()
+
+    asyncio.run(greeted_again())
+    policy = realm.sign("policy", "policy", Policy(realm="demo", ring="canary", number=4, at=NOW))
+    late = Reply(**NAMES, nonce=NONCE, at=NOW + 600, heads=Heads(), documents=(("policy/canary", policy),))
+    before = agent.now(), agent._time.heard_at
+    take(agent, realm.sign("timestamp", "reply", late))
+    assert agent._belief.rules.policy(4).number == 4 and agent._incidents.count == 0
+    assert agent.now() < before[0] + 300 and agent._time.heard_at == before[1]
+    assert agent._link.nonce is not None, "the last hello still waits"
 
 
 def test_a_stolen_timestamp_key_can_not_reply_a_far_year(agent: Agent, realm: Realm) -> None:

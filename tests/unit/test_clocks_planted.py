@@ -130,9 +130,9 @@ PLANTED: tuple[tuple[str, str, str, str, str], ...] = (
     (
         "any reply tells the time",
         "heliograph_site/link.py",
-        "if reply.nonce != self.nonce:",
-        "if not reply.nonce:",
-        "test_agent.py::test_only_the_reply_to_the_last_hello_tells_the_time",
+        "return reply.nonce == self.nonce",
+        "return bool(reply.nonce)",
+        "test_agent.py::test_a_reply_that_comes_after_the_next_hello_brings_its_news_and_tells_no_time",
     ),
     (
         "the hub signs an earlier time than its last",

@@ -26,6 +26,7 @@ from heliograph_site.agent import Agent
 from heliograph_site.folder import NodeFile
 from heliograph_site.gates import unknown_gates
 from heliograph_site.hardware import why_unfit
+from heliograph_site.identity import keep_in
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held
 from realms import MODEL, NOW, Realm
@@ -81,7 +82,7 @@ def agent(tmp_path: Path, realm: Realm) -> Iterator[Agent]:
     held: Any = doc.Assignment(realm="demo", **NODE, key=KEY.keyid, number=1, ring="canary")
     assignment = realm.sign("assign", "assignment", held)
     file = NodeFile(realm="demo", **NODE, host="127.0.0.1", port=1, root="0" * 64)
-    put_in_place(tmp_path / "till", file.encode(), KEY, trusted, Held("assignment", "", 1, assignment))
+    put_in_place(tmp_path / "till", file.encode(), keep_in("file", KEY), trusted, Held("assignment", "", 1, assignment))
     agent = Agent(tmp_path / "till")
     agent._link.nonce = NONCE
     agent._hearing._is_back = True
