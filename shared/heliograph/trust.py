@@ -27,10 +27,11 @@ floors of versions and the fallback rule; keep approvals of releases that are in
 to stop serving (expiry alone never does).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from types import MappingProxyType
-from typing import Final, Literal, cast
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, cast
 
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
@@ -69,6 +70,11 @@ STATE_FORMAT: Literal[1] = 1
 TOP_ROLES: Final = ("timestamp", "snapshot", "targets")
 DUTIES: Final = ("sign", "approve")
 """Both must list a release: `sign-<model>` and `approve-<model>`."""
+MAX_ANSWERS = 1024
+"""That a set remembers."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,22 @@ class Target:
         return manifest
 
 
+def _remembered(ask: Callable[Concatenate["TrustedSet", P], R]) -> Callable[Concatenate["TrustedSet", P], R]:
+    """Works out once for a set, which never changes, what it is asked again and again; errors aren't remembered."""
+
+    @wraps(ask)
+    def asked(current: "TrustedSet", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        answers, key = current._answers, (ask, *args)
+        known = answers.get(key)
+        if known is None:
+            if len(answers) >= MAX_ANSWERS:
+                answers.clear()
+            known = answers[key] = (ask(current, *args, **kwargs),)
+        return cast(R, known[0])
+
+    return asked
+
+
 @dataclass(frozen=True, slots=True)
 class TrustedSet:
     """The metadata that is believed, as bytes, with the questions that can be asked of it.
@@ -118,6 +140,8 @@ class TrustedSet:
     late: frozenset[tuple[str, str]] = frozenset()
     """(role, path) listed for the first time after the role's file had expired."""
     _files: Mapping[str, AnyMetadata] = field(default_factory=dict, repr=False, compare=False)
+    _answers: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Given before, each to be read only."""
 
     @property
     def realm(self) -> str:
@@ -135,22 +159,26 @@ class TrustedSet:
         return {role: file.signed.version for role, file in self._files.items()}
 
     @property
+    @_remembered
     def is_complete(self) -> bool:
         """Whether a whole set is held and still vouched for by the root."""
         return all(role in self._files for role in TOP_ROLES)
 
     @property
+    @_remembered
     def heads(self) -> Heads:
         """What the newest timestamp says is newest; empty without one."""
         timestamp = self._timestamp
         return Heads() if timestamp is None else custom_of(timestamp)[1]
 
     @property
+    @_remembered
     def at(self) -> int:
         """The timestamp's signed time, as `within` allows it; 0 without one."""
         return 0 if self._timestamp is None else self.within(custom_of(self._timestamp)[0])
 
     @property
+    @_remembered
     def told_by(self) -> tuple[bytes, ...]:
         """The ids of the keys that signed the timestamp; none without one."""
         file = self._files.get("timestamp")
@@ -165,6 +193,7 @@ class TrustedSet:
         return min(at, *bounds)
 
     @property
+    @_remembered
     def fresh_until(self) -> int:
         """When the timestamp expires; 0 without one."""
         return 0 if self._timestamp is None else expiry(self._timestamp)
@@ -181,6 +210,7 @@ class TrustedSet:
         """When each file expires, by role."""
         return {role: expiry(file.signed) for role, file in self._files.items()}
 
+    @_remembered
     def role_keys(self, role: str) -> tuple[int, dict[bytes, bytes]]:
         """(threshold, raw public key by key id) of a role.
 
@@ -204,6 +234,7 @@ class TrustedSet:
         models = (name.removeprefix("sign-") for name in names if name.startswith("sign-"))
         return tuple(sorted(model for model in models if f"approve-{model}" in names))
 
+    @_remembered
     def releases(self, model: str) -> tuple[Target, ...]:
         """Every manifest that either duty lists for the model, by version."""
         found: dict[tuple[str, int, bytes], dict[bool, set[str]]] = {}
@@ -218,11 +249,13 @@ class TrustedSet:
         ]
         return tuple(sorted(targets, key=lambda t: (tuple(map(int, t.version.split("."))), t.sha256)))
 
+    @_remembered
     def target(self, model: str, release: bytes) -> Target | None:
         """The manifest of this digest that most duties list for the model, or None."""
         matching = [target for target in self.releases(model) if target.sha256 == release]
         return max(matching, key=lambda target: len(target.listed_by), default=None)
 
+    @_remembered
     def statement_keys(self, role: str) -> tuple[int, dict[bytes, bytes]]:
         """As `role_keys`, of a role that signs statements.
 
@@ -238,6 +271,7 @@ class TrustedSet:
                 raise TrustError(f"{role!r} is no role for statements in this realm's targets metadata")
         return self.role_keys(role)
 
+    @_remembered
     def signers(self, duty_role: str) -> list[bytes]:
         """The key ids that signed the held file of `sign-<model>` or `approve-<model>`."""
         assert self._targets is not None  # it delegates the role

@@ -2,19 +2,21 @@
 
 The same signed bytes are verified, parsed and asked about thousands of times in worlds that share a realm. What is
 remembered here takes bytes and frozen values and gives frozen values; nothing is skipped that was not done once.
+Only so much is remembered as a few worlds need, so that a process stays small however many it lives.
 """
 
 import gc
 from functools import lru_cache, wraps
 from typing import Any
 
-from heliograph import metadata, statement, trust, vouching
-from heliograph.documents import Document
+from heliograph import metadata, statement, trust, vouching, workflow
+from heliograph.documents import Chunk, Document
 from heliograph.signing import PublicKey
-from heliograph.trust import TrustedSet
 from heliograph_site import belief
 
-MANY = 1 << 16
+MANY = 1 << 12
+SETS = 1 << 8
+"""Whole sets, which are large."""
 SLOT_S = 600
 """Time as with_set sees it goes in steps: no file of a world expires within one."""
 
@@ -24,34 +26,53 @@ def install() -> None:
     if hasattr(PublicKey.is_signature, "cache_info"):
         return
     PublicKey.is_signature = lru_cache(MANY)(PublicKey.is_signature)  # type: ignore[method-assign]
-    for name in ("signers", "target", "releases", "statement_keys", "why_not_listed"):
-        setattr(TrustedSet, name, _by_identity(getattr(TrustedSet, name)))
-    TrustedSet.heads = property(_by_identity(TrustedSet.heads.fget))  # type: ignore[method-assign, assignment, attr-defined]
-    for module in (metadata, trust):
-        module.load = lru_cache(MANY)(module.load)  # type: ignore[attr-defined]
-        module.signed_bytes = _by_identity(module.signed_bytes)
+    _remember_metadata()
     statement.parse = lru_cache(MANY)(statement.parse)
     vouching._signers = _by_identity(vouching._signers)
-    plain = Document.decode.__func__  # type: ignore[attr-defined]
-    Document.decode = classmethod(lru_cache(MANY)(plain))  # type: ignore[method-assign, assignment]
-    belief.state_from_bytes = lru_cache(1 << 10)(belief.state_from_bytes)  # type: ignore[attr-defined]
-    with_set = lru_cache(1 << 10)(belief.with_set)  # type: ignore[attr-defined]
+    _remember_documents()
+    belief.state_from_bytes = lru_cache(SETS)(belief.state_from_bytes)  # type: ignore[attr-defined]
+    with_set = lru_cache(SETS)(belief.with_set)  # type: ignore[attr-defined]
     belief.with_set = lambda current, packed, now: with_set(current, packed, now - now % SLOT_S)  # type: ignore[attr-defined]
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)  # worlds make much and keep little of it
 
 
+def _remember_metadata() -> None:
+    plain, known = metadata.load, lru_cache(SETS)(metadata.load)
+    verify_role, signed_bytes = _by_identity(metadata.verify_role), _by_identity(metadata.signed_bytes)
+
+    def load(kind: Any, data: bytes, name: str, *, is_own_only: bool = True) -> Any:
+        return known(kind, data, name) if is_own_only else plain(kind, data, name, is_own_only=False)
+
+    for module in (metadata, trust, workflow):
+        module.load, module.verify_role = load, verify_role  # type: ignore[attr-defined]
+    for module in (metadata, trust):
+        module.signed_bytes = signed_bytes  # type: ignore[attr-defined]
+
+
+def _remember_documents() -> None:
+    """All but chunks: no two of those are alike."""
+    plain = Document.decode.__func__  # type: ignore[attr-defined]
+    known = lru_cache(MANY)(plain)
+
+    def decode(cls: type[Document], /, data: bytes, **bounds: int) -> Document:
+        return plain(cls, data, **bounds) if cls is Chunk else known(cls, data, **bounds)  # type: ignore[no-any-return]
+
+    Document.decode = classmethod(decode)  # type: ignore[method-assign, assignment]
+
+
 def _by_identity(function: Any) -> Any:
-    """Remembers per object, in the object's own turn: an equal set asks anew."""
+    """Remembers by which objects were given, not by what they say; texts go by what they say."""
     memory: dict[tuple[Any, ...], Any] = {}
 
     @wraps(function)
-    def asked(self: Any, *args: Any) -> Any:
-        key = (id(self), *args)
-        if key not in memory:
-            if len(memory) > MANY:
+    def asked(*args: Any) -> Any:
+        key = tuple(arg if isinstance(arg, str) else id(arg) for arg in args)
+        known = memory.get(key)
+        if known is None:
+            if len(memory) >= MANY:
                 memory.clear()
-            memory[key] = (self, function(self, *args))  # holding `self` keeps its id from being used again
-        return memory[key][1]
+            known = memory[key] = (args, function(*args))  # holding them keeps their ids from being used again
+        return known[1]
 
     return asked
