@@ -30,7 +30,11 @@ from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.documents import MAX_CHUNK_BYTES, MAX_RANGES, Chunk, Want
 from heliograph.errors import IntegrityError
 from heliograph.names import Digest
+from heliograph.sealing import sealed_length
 from heliograph.window import Window
+
+MAX_SMALL_BYTES = sealed_length(MAX_UNPAGED_BYTES)
+"""Longest blob that comes without pages: the largest recipe, sealed."""
 
 
 class BlobFetch:
@@ -43,15 +47,15 @@ class BlobFetch:
     """
 
     def __init__(self, blob: Digest, length: int, page_digests: tuple[bytes, ...], handle: bytes) -> None:
-        """Takes length and page digests as a verified document names them; without pages, at most 1 MiB.
+        """Takes length and page digests as a verified document names them; without pages, at most 1 MiB sealed.
 
         Raises:
             IntegrityError: the numbers contradict each other.
         """
         if page_digests and len(page_digests) != page_count(length):
             raise IntegrityError(f"blob of {length} bytes names {len(page_digests)} pages, has {page_count(length)}")
-        if not page_digests and not 0 <= length <= MAX_UNPAGED_BYTES:
-            raise IntegrityError(f"blob of {length} bytes names no pages, allowed up to {MAX_UNPAGED_BYTES}")
+        if not page_digests and not 0 <= length <= MAX_SMALL_BYTES:
+            raise IntegrityError(f"blob of {length} bytes names no pages, allowed up to {MAX_SMALL_BYTES}")
         self.blob = blob
         self.length = length
         self.handle = handle

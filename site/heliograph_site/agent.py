@@ -116,7 +116,7 @@ class Agent:
         self.journal = Journal(folder / JOURNAL_FILE)
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
         self._time = Estimate(self.journal, clock, wall)
-        self._slots = Slots(folder)
+        self._slots = Slots(folder, key.open_box)
         self._belief = Belief(
             self.journal,
             self.names,

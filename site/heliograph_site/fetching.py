@@ -15,14 +15,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import ParamSpec, Protocol, TypeVar
 
+from heliograph.blob import sha256
 from heliograph.deadlines import DEADLINES, Deadlines
 from heliograph.delta.recipe import Recipe, UnknownOpError, parse
-from heliograph.documents import Chunk, Want, Way
+from heliograph.documents import Chunk, Grant, SealRef, Want, Way
 from heliograph.errors import IntegrityError, TransportError
 from heliograph.manifest import File, Manifest, manifest_digest
 from heliograph.names import Digest
 from heliograph.transfer import BULK, SMALL, BlobFetch, Fetcher
-from heliograph_site.slots import SYNC_BYTES, PartialBlob, Rebuild, Slots
+from heliograph_site.forms import Form, Leg, PlainForm, SealedForm
+from heliograph_site.rebuilding import Rebuild
+from heliograph_site.slots import SYNC_BYTES, PartialBlob, Slots
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -169,7 +172,12 @@ class Downloads:
             pause_s = min(2 * pause_s, self._deadlines.check_in_s)
 
     async def release(
-        self, slots: Slots, manifest: Manifest, ways: Sequence[Way], on_progress: Callable[[int, int], None]
+        self,
+        slots: Slots,
+        manifest: Manifest,
+        ways: Sequence[Way],
+        on_progress: Callable[[int, int], None],
+        grant: Grant | None = None,
     ) -> tuple[Way, ...]:
         """Every file of the release that isn't held, each by the cheapest way that can be gone, into the store.
 
@@ -180,43 +188,66 @@ class Downloads:
             manifest: of the release.
             ways: as offered, already cut to those allowed.
             on_progress: told (bytes held, bytes to fetch) of the file under way.
+            grant: as offered; opens what comes of a confidential release.
 
         Raises:
-            IntegrityError: a segment or a whole file came out wrong though every byte was signed for.
+            IntegrityError: a segment or a whole file came out wrong though every byte was signed for, or what is
+                confidential was offered plain, or by a seal or grant that isn't for it.
             OSError: the disk took no more; what it has is found again.
         """
         async with self._turn:
             self._release = manifest_digest(manifest)
             try:
-                gone = [await self._file(slots, file, ways, on_progress) for file in slots.missing(manifest)]
+                gone = [
+                    await self._file(slots, manifest, file, ways, on_progress, grant)
+                    for file in slots.missing(manifest)
+                ]
                 return tuple(way for way in gone if way is not None)
             finally:
                 self._release = b""
 
     async def _file(
-        self, slots: Slots, file: File, ways: Sequence[Way], on_progress: Callable[[int, int], None]
+        self,
+        slots: Slots,
+        manifest: Manifest,
+        file: File,
+        ways: Sequence[Way],
+        on_progress: Callable[[int, int], None],
+        grant: Grant | None,
     ) -> Way | None:
         if not file.length:
             slots.store.put(b"")
             return None
-        for way in usable_ways(slots, file, ways):
+        for way in usable_ways(slots, file, ways, is_confidential=manifest.confidential):
+            form: Form = PlainForm()
+            if way.seal is not None:
+                form = await self._sealed_form(slots, manifest, file, way.seal, grant)
             if way.kind == "full":
-                await self._full(slots, file, on_progress)
+                await self._full(slots, file, form, on_progress)
                 return way
             try:
-                recipe = await self._recipe(slots, file, way)
+                recipe = await self._recipe(slots, file, way, form)
             except UnknownOpError:
                 continue  # the next way
-            await self._delta(slots, file, recipe, on_progress)
+            await self._delta(slots, file, recipe, form, on_progress)
             return way
-        raise IntegrityError(f"no way was offered that leads to {file.name}")
+        raise IntegrityError(f"no way was offered that leads to {file.name}{' sealed' * manifest.confidential}")
 
-    async def _full(self, slots: Slots, file: File, on_progress: Callable[[int, int], None]) -> None:
-        part = PartialBlob(
-            slots.path(file.sha256, "part"),
-            slots.path(file.sha256, "pages"),
-            BlobFetch(Digest(file.sha256), file.length, file.pages, self._draw()),
-        )
+    async def _sealed_form(
+        self, slots: Slots, manifest: Manifest, file: File, named: SealRef, grant: Grant | None
+    ) -> SealedForm:
+        if grant is None:
+            raise IntegrityError(f"{manifest.release} is confidential and was offered without a grant")
+        data = slots.kept(file.sha256, "seal", named.sha256)
+        if data is not None:
+            return SealedForm(slots, manifest, data, grant)
+        data = await self.small(named.sha256, named.length, BULK)
+        form = SealedForm(slots, manifest, data, grant)
+        slots.keep(file.sha256, "seal", data)
+        return form
+
+    async def _full(self, slots: Slots, file: File, form: Form, on_progress: Callable[[int, int], None]) -> None:
+        part = self._part(slots, file, form.leg(Digest(file.sha256), file.length, file.pages), "part", "pages")
         try:
             await in_thread(part.open)
             self._begin(part)
@@ -226,27 +257,33 @@ class Downloads:
                 self._end(part)
         finally:
             part.close()
-        await in_thread(slots.settle, file.sha256, part.path)
+        await in_thread(form.settle, slots, file, part.path, is_fetched=True)
 
-    async def _recipe(self, slots: Slots, file: File, way: Way) -> Recipe:
+    async def _recipe(self, slots: Slots, file: File, way: Way, form: Form) -> Recipe:
         assert way.recipe is not None and way.base is not None, "a delta names both"
-        data = slots.kept_recipe(file.sha256, way.recipe.sha256)
+        leg = form.leg(Digest(way.recipe.sha256), way.recipe.length, ())
+        data = slots.kept(file.sha256, "recipe", leg.blob)
         if data is None:
-            data = await self.small(way.recipe.sha256, way.recipe.length, BULK)
-            slots.keep_recipe(file.sha256, data)
+            data = await self.small(leg.blob, leg.length, BULK)
+            slots.keep(file.sha256, "recipe", data)
+        data = leg.opened(data)
+        if sha256(data) != way.recipe.sha256:
+            raise IntegrityError(f"the recipe for {file.name} opens to another one than the offer names")
         recipe = parse(data)
         recipe.check_is_for(Digest(way.base), Digest(file.sha256), file.length)
         return recipe
 
-    async def _delta(self, slots: Slots, file: File, recipe: Recipe, on_progress: Callable[[int, int], None]) -> None:
-        rebuild = Rebuild(slots.path(file.sha256, "out"), recipe, slots.store)
+    async def _delta(
+        self, slots: Slots, file: File, recipe: Recipe, form: Form, on_progress: Callable[[int, int], None]
+    ) -> None:
         patch: PartialBlob | None = None
+        patch_key = b""
         if recipe.patch_length:
-            patch = PartialBlob(
-                slots.path(file.sha256, "patch"),
-                slots.path(file.sha256, "patch-pages"),
-                BlobFetch(recipe.patch_sha256, recipe.patch_length, recipe.patch_pages, self._draw()),
-            )
+            leg = form.leg(recipe.patch_sha256, recipe.patch_length, recipe.patch_pages)
+            patch = self._part(slots, file, leg, "patch", "patch-pages")
+            patch_key = leg.key
+        path, key = slots.path(file.sha256, "out"), form.key(Digest(file.sha256))
+        rebuild = Rebuild(path, recipe, slots.holdings, key=key, patch_key=patch_key)
         try:
             await in_thread(rebuild.open)
             if patch is not None:
@@ -254,7 +291,7 @@ class Downloads:
                 self._begin(patch)
             while not rebuild.is_complete:
                 self._arrived.clear()
-                ready = rebuild.ready(patch.fetch if patch else None)[:SEGMENTS_AT_ONCE]
+                ready = rebuild.ready(patch)[:SEGMENTS_AT_ONCE]
                 for index in ready:
                     await in_thread(rebuild.make, index, patch)
                 if patch is not None:
@@ -266,7 +303,14 @@ class Downloads:
                 self._end(patch)
                 patch.close()
             rebuild.close()
-        await in_thread(slots.settle, file.sha256, rebuild.path)
+        await in_thread(form.settle, slots, file, rebuild.path, is_fetched=False)
+
+    def _part(self, slots: Slots, file: File, leg: Leg, suffix: str, pages_suffix: str) -> PartialBlob:
+        return PartialBlob(
+            slots.path(file.sha256, suffix),
+            slots.path(file.sha256, pages_suffix),
+            BlobFetch(leg.blob, leg.length, leg.pages, self._draw()),
+        )
 
     async def _complete(self, fetch: BlobFetch, on_progress: Callable[[], None]) -> None:
         self._wake.set()
@@ -294,14 +338,15 @@ def _report(part: PartialBlob, on_progress: Callable[[int, int], None]) -> None:
     on_progress(part.fetch.bytes_held, part.fetch.length)
 
 
-def usable_ways(slots: Slots, file: File, ways: Sequence[Way]) -> list[Way]:
-    """The ways to this file that the node can go, the cheapest first."""
+def usable_ways(slots: Slots, file: File, ways: Sequence[Way], *, is_confidential: bool = False) -> list[Way]:
+    """The ways to this file that the node can go, the cheapest first; to a confidential one, only those with a seal."""
     return sorted(
         (
             way
             for way in ways
             if way.blob == file.sha256
-            and (way.kind == "full" or (way.kind == "delta" and way.base and slots.store.has(Digest(way.base))))
+            and (way.seal is not None) == is_confidential
+            and (way.kind == "full" or (way.kind == "delta" and way.base and slots.holdings.has(Digest(way.base))))
         ),
         key=lambda way: way.bytes,
     )

@@ -1,11 +1,12 @@
-"""What stands on the node's disk: whole images in the object store, and half-done ones in `DIR/incoming`.
+"""What stands on the node's disk: whole images, where `holdings` finds them, and half-done ones in `DIR/incoming`.
 
 Files on their way are named by the digest of the bundle file that they will become, so that what no release needs can
 be told by name: `<hex>.part` and `.pages` (a full image and its pages), `<hex>.patch`, `.patch-pages`, `.recipe` (a
-delta) and `<hex>.out` (what the delta has rebuilt so far).
+delta), `<hex>.out` (what the delta has rebuilt so far) and `<hex>.seal` (which sealed blobs all these are).
 
 Rule 1: nothing half done is believed: after a restart, leaves and segments count only if they verify again.
-Rule 2: a file enters the object store only when its whole SHA-256 is right.
+Rule 2: a file enters the object store only when its whole SHA-256 is right. That of a confidential release is sealed in
+    every one of these files.
 Rule 3: what the active, fallback or target release of any model needs is never removed.
 
 Durability: partial files are flushed every few MiB; after a power cut at most that much is fetched again.
@@ -13,21 +14,21 @@ Source: FORMATS.md, "incoming".
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-from heliograph.blob import LEAVES_PER_PAGE, MAX_UNPAGED_BYTES, SHORT_DIGEST_BYTES, page_count, sha256, short_digest
-from heliograph.delta.apart import Apart
-from heliograph.delta.recipe import Recipe, Segment
+from heliograph.blob import LEAVES_PER_PAGE, SHORT_DIGEST_BYTES, page_count, sha256
+from heliograph.documents import Grant
 from heliograph.errors import IntegrityError, NotFoundError
 from heliograph.manifest import File, Manifest
 from heliograph.names import Digest
-from heliograph.objects import ObjectStore, write_durably
-from heliograph.transfer import Arrival, BlobFetch
+from heliograph.objects import write_durably
+from heliograph.sealing import sealed_length
+from heliograph.transfer import MAX_SMALL_BYTES, Arrival, BlobFetch
+from heliograph_site.holdings import Holdings, OpenBox, no_key
 
-OBJECTS_DIR = "objects"
 INCOMING_DIR = "incoming"
 SYNC_BYTES = 4 << 20
 """Partial files are flushed to the disk after so many new bytes."""
@@ -77,7 +78,7 @@ class PartialBlob:
                 self._pages.write(index.to_bytes(_INDEX_BYTES, "big") + len(page).to_bytes(_INDEX_BYTES, "big") + page)
                 self.unsynced_bytes += len(page)
             for offset, data in arrival.runs:
-                _write_all(self._file.fileno(), offset, data)
+                write_all(self._file.fileno(), offset, data)
                 self.unsynced_bytes += len(data)
         except OSError as error:
             self.failure = error
@@ -99,104 +100,13 @@ class PartialBlob:
             self._file = self._pages = None
 
 
-class Segments(Protocol):
-    """Joins one base and one patch."""
-
-    def rebuild(self, segment: Segment) -> bytes | bytearray:
-        """The segment, verified."""
-
-    def close(self) -> None:
-        """Nothing more is wanted."""
-
-
-class Rebuild:
-    """One bundle file being rebuilt from a base in the store and a patch that may still be on its way.
-
-    Segments are rebuilt in any order, one at a time in memory, and verified before they are written. Codecs meet patch
-    bytes in a child of bounded memory and CPU time, one for all segments.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        recipe: Recipe,
-        store: ObjectStore,
-        join: Callable[[int, int | None], Segments] = Apart,
-    ) -> None:
-        """`join` makes, of descriptors of the base and of the patch, what rebuilds segments."""
-        self.path = path
-        self._join = join
-        self._joined: Segments | None = None
-        self._inputs: list[int] = []
-        self._recipe = recipe
-        self._store = store
-        self._offsets: list[int] = []
-        at = 0
-        for segment in recipe.segments:
-            self._offsets.append(at)
-            at += segment.length
-        self._todo = set(range(len(recipe.segments)))
-        self._fd = -1
-
-    @property
-    def is_complete(self) -> bool:
-        """Every segment is written."""
-        return not self._todo
-
-    def open(self) -> None:
-        """Opens or makes the file and finds out which segments stand there already. Reads all of it: slow."""
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.ftruncate(self._fd, self._recipe.target_length)
-        for index in sorted(self._todo):
-            segment = self._recipe.segments[index]
-            if short_digest(os.pread(self._fd, segment.length, self._offsets[index])) == segment.digest16:
-                self._todo.discard(index)
-
-    def ready(self, patch: BlobFetch | None) -> list[int]:
-        """Segments that can be rebuilt from what is held of the patch."""
-        return [
-            index
-            for index in sorted(self._todo)
-            if patch is None or patch.has_range(*self._recipe.segments[index].patch)
-        ]
-
-    def make(self, index: int, patch: PartialBlob | None) -> None:
-        """Rebuilds one segment and writes it. For a thread: it computes and waits for the disk.
-
-        Raises:
-            IntegrityError: base or patch don't give the segment that the recipe promises.
-        """
-        if self._joined is None:
-            self._joined = self._opened(patch)
-        out = self._joined.rebuild(self._recipe.segments[index])
-        _write_all(self._fd, self._offsets[index], out)
-        self._todo.discard(index)
-
-    def close(self) -> None:
-        """Closes the file; what it holds can be resumed. Idempotent."""
-        if self._joined is not None:
-            self._joined.close()
-        self._joined = None
-        while self._inputs:
-            os.close(self._inputs.pop())
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-
-    def _opened(self, patch: PartialBlob | None) -> Segments:
-        try:
-            for path in (self._store.path(self._recipe.base), *([patch.path] if patch is not None else [])):
-                self._inputs.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except (NotFoundError, FileNotFoundError) as error:
-            raise IntegrityError(f"base {self._recipe.base.hex()[:12]} is gone: {error}") from error
-        return self._join(self._inputs[0], self._inputs[1] if patch is not None else None)
-
-
 class Slots:
     """Images of a node: what is whole, what is missing, what may go."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = ObjectStore(folder / OBJECTS_DIR)
+    def __init__(self, folder: Path, open_box: OpenBox = no_key) -> None:
+        """`open_box`: by the node's key; without, no confidential file counts as held."""
+        self.holdings = Holdings(folder, open_box)
+        self.store = self.holdings.store
         self.incoming = folder / INCOMING_DIR
         self.incoming.mkdir(parents=True, exist_ok=True)
 
@@ -210,12 +120,12 @@ class Slots:
             return None
 
     def missing(self, manifest: Manifest) -> list[File]:
-        """Files of the release that the store lacks, each content once."""
-        missing = {file.sha256: file for file in manifest.files if not self.store.has(Digest(file.sha256))}
+        """Files of the release that aren't held, each content once."""
+        missing = {file.sha256: file for file in manifest.files if not self.holdings.has(Digest(file.sha256))}
         return list(missing.values())
 
     def holds(self, release: bytes) -> bool:
-        """Whether manifest and all files of the release are in the store."""
+        """Whether manifest and all files of the release are held."""
         manifest = self.manifest(release)
         return manifest is not None and not self.missing(manifest)
 
@@ -226,8 +136,7 @@ class Slots:
             IntegrityError: a file is missing or has rotted (it is moved away and will be fetched again).
         """
         for file in manifest.files:
-            digest = Digest(file.sha256)
-            if not self.store.verify(digest) or self.store.size(digest) != file.length:
+            if not self.holdings.verify(Digest(file.sha256), file.length):
                 raise IntegrityError(f"{file.name} of {manifest.release} is not what its digest says")
 
     def bases(self, releases: Iterable[bytes], limit: int = 64) -> tuple[bytes, ...]:
@@ -236,7 +145,7 @@ class Slots:
         for release in releases:
             manifest = self.manifest(release)
             for file in manifest.files if manifest else ():
-                if self.store.has(Digest(file.sha256)):
+                if self.holdings.has(Digest(file.sha256)):
                     found[file.sha256] = None
         return tuple(found)[:limit]
 
@@ -250,22 +159,23 @@ class Slots:
 
         Assumes the worst: a patch as large as its target.
         """
-        needed = sum(2 * file.length - self._taken(file) for file in self.missing(manifest))
+        length = sealed_length if manifest.confidential else int
+        needed = sum(2 * length(file.length) - self._taken(file) for file in self.missing(manifest))
         return max(0, needed + SPARE_BYTES - self.free_bytes())
 
     def path(self, target: bytes, suffix: str) -> Path:
         """Where a half-done file of this kind lies."""
         return self.incoming / f"{target.hex()}.{suffix}"
 
-    def keep_recipe(self, target: bytes, data: bytes) -> None:
-        """Keeps a verified recipe for a restart."""
-        write_durably(self.path(target, "recipe"), data)
+    def keep(self, target: bytes, suffix: str, data: bytes) -> None:
+        """Keeps a small verified blob, as it came, for a restart."""
+        write_durably(self.path(target, suffix), data)
 
-    def kept_recipe(self, target: bytes, digest: bytes) -> bytes | None:
-        """The recipe kept for this target, if it is the one of this digest."""
+    def kept(self, target: bytes, suffix: str, digest: bytes) -> bytes | None:
+        """The small blob kept so for this target, if it is the one of this digest."""
         try:
-            with self.path(target, "recipe").open("rb") as file:
-                data = file.read(MAX_UNPAGED_BYTES + 1)
+            with self.path(target, suffix).open("rb") as file:
+                data = file.read(MAX_SMALL_BYTES + 1)
         except FileNotFoundError:
             return None
         return data if sha256(data) == digest else None
@@ -280,6 +190,20 @@ class Slots:
             self.store.adopt(path, Digest(target))
         finally:
             self.drop(target)
+
+    def settle_sealed(self, file: File, path: Path, grant: Grant, sealed: Digest | None = None) -> None:
+        """The same with the sealed blob of a file. `sealed` is its digest, where that is known.
+
+        Raises:
+            IntegrityError: a leaf doesn't open, or what it opens to isn't the file; it is gone then.
+            OSError: the disk took no sidecar; all is as it was.
+        """
+        try:
+            self.holdings.take(path, Digest(file.sha256), file.length, grant, sealed)
+        except IntegrityError:
+            self.drop(file.sha256)
+            raise
+        self.drop(file.sha256)
 
     def drop(self, target: bytes) -> None:
         """Removes everything half done of this file."""
@@ -301,14 +225,12 @@ class Slots:
                 kept.update(file.sha256 for file in manifest.files)
             elif release in held:
                 return 0
-        gone = [digest for digest in self.store.list() if digest not in kept]
-        for digest in gone:
-            self.store.delete(digest)
+        gone = self.holdings.collect(Digest(digest) for digest in kept)
         stems = {digest.hex() for digest in kept}
         half = [path for path in self.incoming.iterdir() if path.name.split(".")[0] not in stems]
         for path in half:
             path.unlink(missing_ok=True)
-        return len(gone) + len(half)
+        return gone + len(half)
 
     def _taken(self, file: File) -> int:
         """Bytes of the disk that its half-done files take already."""
@@ -347,7 +269,8 @@ def _read_pages(path: Path, count: int) -> tuple[dict[int, bytes], int]:
     return pages, at
 
 
-def _write_all(fd: int, offset: int, data: bytes | bytearray) -> None:
+def write_all(fd: int, offset: int, data: bytes | bytearray) -> None:
+    """Writes all of it at `offset` of an open file."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)

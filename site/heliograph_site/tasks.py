@@ -18,10 +18,10 @@ from typing import Any, assert_never
 
 from heliograph import economy, rules
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Hardware, Way
+from heliograph.documents import Grant, Hardware, Way
 from heliograph.economy import Wait
 from heliograph.errors import IntegrityError, RefusedError, TransportError
-from heliograph.manifest import Gate, Manifest
+from heliograph.manifest import File, Gate, Manifest
 from heliograph_site.fetching import Downloads, in_thread, usable_ways
 from heliograph_site.gates import BUILT_IN, Probation, Verdict, judge_load, look_from_row, unknown_gates
 from heliograph_site.happenings import (
@@ -85,7 +85,7 @@ class Tasks:
         self._rng = rng
         self._deadlines = deadlines
         self._pace = pace
-        self._ways: dict[str, tuple[bytes, tuple[Way, ...]]] = {}
+        self._ways: dict[str, tuple[bytes, tuple[Way, ...], Grant | None]] = {}
         self._trips: dict[str, _Trip] = {}
         self.switched: dict[str, Switched] = {}
         """The last switch of each model."""
@@ -188,26 +188,29 @@ class Tasks:
                     if way.recipe is None or not (memory.full_only or self._agent.is_recipe_denied(way.recipe.sha256))
                 )
                 lost = [
-                    f.name for f in self._slots.missing(manifest) if f.length and not usable_ways(self._slots, f, ways)
+                    f.name for f in self._slots.missing(manifest) if f.length and not self._usable(manifest, f, ways)
                 ]
                 judged = self._judge_ways(memory, manifest, ways)
                 if not lost and judged == "take":
-                    self._ways[model] = (release, ways)
+                    self._ways[model] = (release, ways, offer.grant)
                     return Admitted(memory.epoch)
                 number = self._agent.policy_of(model).number
                 if not lost and judged == "fail":
                     return Declined(memory.epoch, f"only the full image is offered, and policy {number} refuses that")
                 reason, pause_s = f"a delta: policy {number} waits for one", back_off_s
                 if lost:
-                    reason = f"the hub offers no way to {lost[0]}"
+                    reason = f"the hub offers no way to {lost[0]}{' that keeps it sealed' * manifest.confidential}"
                 back_off_s = min(2 * back_off_s, self._deadlines.check_in_s)
             await self._wait(model, reason, pause_s)
 
     def _judge_ways(self, memory: Memory, manifest: Manifest, ways: tuple[Way, ...]) -> str:
         """`take`, `wait` or `fail`, as policy has it where only the full image will do."""
-        possible = [way for file in self._slots.missing(manifest) for way in usable_ways(self._slots, file, ways)]
+        possible = [way for file in self._slots.missing(manifest) for way in self._usable(manifest, file, ways)]
         budget = self._agent.policy_of(memory.model).budget
         return economy.judge_full(budget, is_only_full=economy.only_full(possible), has_base=bool(memory.kept))
+
+    def _usable(self, manifest: Manifest, file: File, ways: tuple[Way, ...]) -> list[Way]:
+        return usable_ways(self._slots, file, ways, is_confidential=manifest.confidential)
 
     def _gates(self, manifest: Manifest) -> tuple[Gate, ...]:
         """The manifest's gates, as tight as policy has them."""
@@ -220,11 +223,11 @@ class Tasks:
         assert memory.target is not None, "fetching has a target"
         release = memory.target.release
         manifest = self._slots.manifest(release)
-        offered, ways = self._ways.get(memory.model, (b"", ()))
+        offered, ways, grant = self._ways.get(memory.model, (b"", (), None))
         if manifest is None or offered != release:
             return Spoiled(memory.epoch, "the manifest is gone from the disk")
         try:
-            gone = await self._metered(memory.model, manifest, ways)
+            gone = await self._metered(memory.model, manifest, ways, grant)
         except IntegrityError as error:
             return Spoiled(memory.epoch, str(error))
         except OSError as error:
@@ -234,9 +237,11 @@ class Tasks:
         self._agent.record("audit", "fetched", body)
         return Fetched(memory.epoch)
 
-    async def _metered(self, model: str, manifest: Manifest, ways: tuple[Way, ...]) -> tuple[Way, ...]:
+    async def _metered(
+        self, model: str, manifest: Manifest, ways: tuple[Way, ...], grant: Grant | None
+    ) -> tuple[Way, ...]:
         """Fetches, and says what is waited for while policy lets nothing come; returns the ways that were gone."""
-        work = asyncio.ensure_future(self._downloads.release(self._slots, manifest, ways, self._progress(model)))
+        work = asyncio.ensure_future(self._downloads.release(self._slots, manifest, ways, self._progress(model), grant))
         try:
             while not work.done():
                 if (wait := self._agent.why_not_fetch()) is not None:

@@ -4,12 +4,12 @@
 at all. Objects and half-done files are real ones; `tear` does to those what a power cut does to unsynced pages.
 """
 
-import os
 from pathlib import Path
 from random import Random
 
 from heliograph.delta.patch import rebuild_segment
 from heliograph.delta.recipe import Segment
+from heliograph.source import Source
 from heliograph_site.journal import Held, Paper
 from heliograph_site.memory import Memory
 
@@ -17,13 +17,12 @@ from heliograph_site.memory import Memory
 class Joined:
     """Stands for `heliograph.delta.apart.Apart`: what a child would do, done here."""
 
-    def __init__(self, base: int, patch: int | None) -> None:
+    def __init__(self, base: Source, patch: Source | None) -> None:
         self._base, self._patch = base, patch
 
     def rebuild(self, segment: Segment) -> bytes:
-        at, size = segment.patch
-        data = b"" if self._patch is None or not size else os.pread(self._patch, size, at)
-        return rebuild_segment(segment, lambda offset, length: os.pread(self._base, length, offset), data)
+        data = b"" if self._patch is None or not segment.patch[1] else self._patch.read(*segment.patch)
+        return rebuild_segment(segment, self._base.read, data)
 
     def close(self) -> None:
         pass

@@ -267,8 +267,8 @@ MUTANTS: Final = (
         (
             (
                 "heliograph_site/slots.py",
-                "if not self.store.verify(digest) or self.store.size(digest) != file.length:",
-                "if not self.store.has(digest):",
+                "if not self.holdings.verify(Digest(file.sha256), file.length):",
+                "if not self.holdings.has(Digest(file.sha256)):",
             ),
         ),
     ),

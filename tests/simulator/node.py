@@ -51,7 +51,8 @@ from heliograph_site.machine import Command, classify, end_of, matched, settled,
 from heliograph_site.memory import UNDER_WAY, Memory
 from heliograph_site.orders import DRILL_BEGUN, DRILL_OVER
 from heliograph_site.outbox import Outbox
-from heliograph_site.slots import PartialBlob, Rebuild, Slots
+from heliograph_site.rebuilding import Rebuild
+from heliograph_site.slots import PartialBlob, Slots
 from heliograph_site.vigil import STANDS_IN
 from heliograph_site.weighing import weigh
 from simulator import catalogue, disk
@@ -742,13 +743,13 @@ class Node:
 
     def _delta(self, file: File, way: Way) -> Steps:
         assert way.recipe is not None and way.base is not None, "a delta names both"
-        data = self.slots.kept_recipe(file.sha256, way.recipe.sha256)
+        data = self.slots.kept(file.sha256, "recipe", way.recipe.sha256)
         if data is None:
             data = yield from self._small(way.recipe.sha256, way.recipe.length)
-            self.slots.keep_recipe(file.sha256, data)
+            self.slots.keep(file.sha256, "recipe", data)
         recipe = parse(data)
         recipe.check_is_for(Digest(way.base), Digest(file.sha256), file.length)
-        rebuild = Rebuild(self.slots.path(file.sha256, "out"), recipe, self.slots.store, disk.Joined)
+        rebuild = Rebuild(self.slots.path(file.sha256, "out"), recipe, self.slots.holdings, disk.Joined)
         patch = PartialBlob(
             self.slots.path(file.sha256, "patch"),
             self.slots.path(file.sha256, "patch-pages"),
@@ -758,7 +759,7 @@ class Node:
             rebuild.open()
             self._open(patch)
             while not rebuild.is_complete:
-                ready = rebuild.ready(patch.fetch)
+                ready = rebuild.ready(patch)
                 for index in ready:
                     self._do("segment write", lambda index=index: rebuild.make(index, patch))  # type: ignore[misc]
                 if not ready and not rebuild.is_complete:

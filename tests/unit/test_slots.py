@@ -13,7 +13,8 @@ from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
 from heliograph.names import Digest
 from heliograph.transfer import Arrival, BlobFetch
 from heliograph_site.fetching import usable_ways
-from heliograph_site.slots import PartialBlob, Rebuild, Slots
+from heliograph_site.rebuilding import Rebuild
+from heliograph_site.slots import PartialBlob, Slots
 
 HANDLE = b"hndl"
 
@@ -115,19 +116,19 @@ def test_segments_are_rebuilt_as_their_patch_arrives_and_found_again_after_a_kil
     part = part_of(tmp_path, patch)
     part.open()
     path = slots.path(recipe.target, "out")
-    rebuild = Rebuild(path, recipe, slots.store)
+    rebuild = Rebuild(path, recipe, slots.holdings)
     rebuild.open()
-    first = rebuild.ready(part.fetch)
+    first = rebuild.ready(part)
     assert 0 < len(first) < len(recipe.segments), "copies are ready at once, the rest waits for the patch"
     for index in first:
         rebuild.make(index, part)
-    killed = Rebuild(path, recipe, slots.store)
+    killed = Rebuild(path, recipe, slots.holdings)
     killed.open()
-    assert not set(killed.ready(part.fetch)) & set(first)
+    assert not set(killed.ready(part)) & set(first)
     give_page(part, patch, 0)
     for leaf in range(0, -(-len(patch) // LEAF_BYTES), 4):
         give(part, patch, leaf)
-    for index in killed.ready(part.fetch):
+    for index in killed.ready(part):
         killed.make(index, part)
     assert killed.is_complete
     killed.close()
@@ -142,7 +143,7 @@ def test_a_rotten_base_spoils_the_segment_instead_of_the_result(tmp_path: Path) 
     recipe, _ = make(old, old[:-1] + b"!")
     digest = slots.store.put(old)
     slots.store.path(digest).write_bytes(blob(8, 500_000))
-    rebuild = Rebuild(slots.path(recipe.target, "out"), recipe, slots.store)
+    rebuild = Rebuild(slots.path(recipe.target, "out"), recipe, slots.holdings)
     rebuild.open()
     ready = [index for index in rebuild.ready(None) if recipe.segments[index].patch[1] == 0]
     assert ready, "the delta copies most of the base"
