@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuf.api.metadata import Root
 
 from golden import MANIFEST
 from heliograph import trust
@@ -14,6 +15,7 @@ from heliograph.blob import sha256
 from heliograph.documents import Assignment, Heads, Numbers, Offer, OlderDenials, Reply
 from heliograph.errors import TransportError, TrustError
 from heliograph.manifest import Compatible, Span
+from heliograph.metadata import load
 from heliograph.policy import Config, Policy, Telemetry
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
@@ -123,6 +125,42 @@ def test_a_far_time_that_a_stolen_timestamp_key_replied_ends_with_its_rotation(a
     take(agent, realm.sign("timestamp", "reply", told))
     assert NOW + 60 <= agent.now() < NOW + 120 and agent._time.heard_at <= agent.now()
     assert agent._belief.trusted.is_complete
+
+
+@pytest.mark.parametrize("signers", ["strangers", "the new keys alone", "one of the old and the new"])
+def test_attack_a_next_root_in_a_reply_that_the_known_root_does_not_vouch_for_changes_nothing(
+    agent: Agent, realm: Realm, signers: str
+) -> None:
+    old, strangers = realm.signers("root"), [PrivateKey.generate(b"s" * 32)]
+    good = realm.rotate("root", "targets")
+    new = realm.signers("root")
+    who = {"strangers": strangers, "the new keys alone": new, "one of the old and the new": [*old[:1], *new]}[signers]
+    unsigned = load(Root, good, "root")
+    unsigned.signatures.clear()
+    forged = ceremony.sign(unsigned, who)
+
+    def told(root: bytes) -> bytes:
+        agent._link.nonce = NONCE
+        document = Reply(**NAMES, nonce=NONCE, at=NOW + 60, heads=Heads(), documents=(("tuf/root/2", root),))
+        signed: bytes = realm.sign("timestamp", "reply", document)
+        return signed
+
+    before = agent._belief.trusted, agent.journal.trusted()
+    take(agent, told(forged))
+    assert (agent._belief.trusted, agent.journal.trusted()) == before and agent._incidents.count == 1
+    take(agent, told(good))
+    assert agent._belief.trusted.versions["root"] == 2, "with all the signatures it needs it is taken"
+
+
+def test_attack_a_reply_of_an_unknown_timestamp_key_is_refused_whatever_root_it_carries(
+    agent: Agent, realm: Realm
+) -> None:
+    before = agent._belief.trusted, agent.journal.trusted(), agent.now()
+    root = realm.rotate("timestamp")
+    told = Reply(**NAMES, nonce=NONCE, at=NOW + 60, heads=Heads(), documents=(("tuf/root/2", root),))
+    with pytest.raises(TrustError, match="signed by 0 keys of timestamp"):
+        take(agent, realm.sign("timestamp", "reply", told))
+    assert (agent._belief.trusted, agent.journal.trusted()) == before[:2] and agent.now() < before[2] + 60
 
 
 def test_a_head_tells_that_the_hub_is_there_only_when_it_is_sent_now_and_signed(agent: Agent, realm: Realm) -> None:
