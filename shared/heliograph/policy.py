@@ -13,6 +13,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from cronsim import CronSim, CronSimError
@@ -175,11 +176,13 @@ class Config(Broadcast):
     post: dict[Name, Scalar] = {}
 
 
+@lru_cache(8)
 def no_policy(realm: str, ring: Ring) -> Policy:
     """What is in force without a document: number 0, every field at its default."""
     return Policy(realm=realm, ring=ring, number=0, at=0)
 
 
+@lru_cache(64)
 def no_config(realm: str, model: str) -> Config:
     """As `no_policy`, of a model."""
     return Config(realm=realm, model=model, number=0, at=0)

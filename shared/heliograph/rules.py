@@ -36,6 +36,9 @@ Who = Literal["hub", "site"]
 Action = Literal["rollback", "hold", "abort", "drill", "forget", "report"]
 
 
+NO_RULES = ModelRules()
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What holds for one model of a ring, with nothing left open but the fail mode that a manifest may set."""
@@ -53,7 +56,7 @@ class Rules:
 
 def for_model(policy: Policy, model: str) -> Rules:
     """The policy as it holds for one model."""
-    own = policy.models.get(model, ModelRules())
+    own = policy.models.get(model, NO_RULES)
     return Rules(
         authority=own.authority or policy.authority,
         fail_mode=own.fail_mode or policy.fail_mode,

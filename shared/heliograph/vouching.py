@@ -87,6 +87,12 @@ def admit(current: TrustedSet, directive: bytes, ring: Ring, now: int, latest: i
     return AdmissibleTarget(target, order, tuple(sorted(keyids)))
 
 
+def is_in_time(current: TrustedSet, admitted: AdmissibleTarget, now: int, latest: int) -> bool:
+    """Whether `admit` would give the same again: it was given under the same set, and no time has run out since."""
+    order = admitted.directive
+    return current.is_fresh(latest) and latest < order.expires and now >= order.not_before
+
+
 def verify(current: TrustedSet, statement: Statement, role: str) -> bytes:
     """The payload of a statement that reaches the threshold of `role`; distinct keys count once.
 

@@ -12,7 +12,7 @@ Rule 5: denials are handed over, not kept here: they go to the journal in one tr
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from heliograph.deny import DenySet, older_blob
 from heliograph.documents import Assignment, Directive, Document, Numbers, OlderDenials
@@ -31,7 +31,7 @@ from heliograph.trust import (
     with_root,
     with_set,
 )
-from heliograph.vouching import PROTECTED_ROLE, AdmissibleTarget, admit, counted, open_document
+from heliograph.vouching import PROTECTED_ROLE, AdmissibleTarget, admit, counted, is_in_time, open_document
 from heliograph.wire import unpack
 from heliograph_site.happenings import Directed, Withdrawn
 from heliograph_site.journal import Held, Journal
@@ -69,6 +69,18 @@ class News:
     denials: DenySet | None = None
     older: OlderDenials | None = None
     at: tuple[int, tuple[bytes, ...]] | None = None
+
+
+@dataclass(slots=True)
+class _Judged:
+    """What documents are worth under one trusted set, in one ring, by their signed bytes."""
+
+    trusted: TrustedSet
+    ring: Ring | None
+    directives: dict[bytes, Directive | None] = field(default_factory=dict)
+    admitted: dict[bytes, AdmissibleTarget] = field(default_factory=dict)
+    vouchers: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+    assignment: tuple[Held, int] | None = None
 
 
 class Belief:
@@ -117,6 +129,8 @@ class Belief:
         self._deny_list: bytes | None = None
         self._directives: dict[str, Held] = {held.name: held for held in journal.held("directive")}
         self._unverified: tuple[str, bytes] | None = None
+        # Worked out once for the metadata and ring that it was worked out under: machines ask after every step.
+        self._judged = _Judged(self.trusted, self.ring)
 
     @property
     def ring(self) -> Ring | None:
@@ -233,10 +247,10 @@ class Belief:
         if held is None or directive is None or self.ring is None:
             return None, ""
         now, latest = self._now(), self._latest()
-        target = Target(directive.release, directive.number)
+        path, vouchers = "", tuple[bytes, ...]()
         if directive.action == "install":
             try:
-                admitted = admit(self.trusted, held.statement, self.ring, now, latest)
+                admitted = self._admitted(held.statement, self.ring, now, latest)
             except HeliographError as error:
                 # Stale metadata only forbids activating. A directive that can't be obeyed ends what is under way by it,
                 # and by any older one.
@@ -247,11 +261,11 @@ class Belief:
             if why is not None:
                 return (Withdrawn(why) if memory.phase in UNDER_WAY else None), why
             if memory.phase in ("fetching", "staging") and memory.target is not None:
-                unfit = self.rules.why_unfit(memory) if memory.target.release == target.release else None
+                unfit = self.rules.why_unfit(memory) if memory.target.release == directive.release else None
                 if unfit is not None:
                     return Withdrawn(unfit), unfit  # it is checked anew, and waits there
-            target = replace(target, path=admitted.target.path, vouchers=self.vouchers(model))
-        return Directed(directive.action, target), ""
+            path, vouchers = admitted.target.path, self.vouchers(model)
+        return Directed(directive.action, Target(directive.release, directive.number, path, vouchers)), ""
 
     def directed(self, model: str) -> str | None:
         """The version that the model's newest directive installs, if it does and the release is listed."""
@@ -268,7 +282,7 @@ class Belief:
         if held is None or self.ring is None:
             return "a directive of this node's ring"
         try:
-            admitted = admit(self.trusted, held.statement, self.ring, self._now(), self._latest())
+            admitted = self._admitted(held.statement, self.ring, self._now(), self._latest())
         except HeliographError as error:
             return str(error)
         if admitted.target.sha256 != release:
@@ -298,7 +312,11 @@ class Belief:
 
     def vouchers(self, model: str) -> tuple[bytes, ...]:
         """Ids of the keys that signed or approved the model's releases that are listed now."""
-        return tuple(sorted({keyid for duty in DUTIES for keyid in self.trusted.signers(f"{duty}-{model}")}))
+        known = self._under().vouchers
+        if model not in known:
+            keyids = {keyid for duty in DUTIES for keyid in self.trusted.signers(f"{duty}-{model}")}
+            known[model] = tuple(sorted(keyids))
+        return known[model]
 
     def _why_denied(self, model: str, admitted: AdmissibleTarget) -> str | None:
         """Which denial stands against installing the release, or against who directs it."""
@@ -378,24 +396,49 @@ class Belief:
 
     def _directive(self, held: Held) -> Directive | None:
         """The directive held, if it still verifies and is this ring's."""
-        if self.ring is None:
+        ring, known = self.ring, self._under().directives
+        if ring is None:
             return None
-        try:
-            directive = self.open(topic("desired"), {"ring": self.ring}, held.statement)
-        except HeliographError:
-            return None
-        assert isinstance(directive, Directive)  # the row says so
-        return directive
+        if held.statement not in known:
+            directive: Document | None
+            try:
+                directive = self.open(topic("desired"), {"ring": ring}, held.statement)
+            except HeliographError:
+                directive = None
+            assert directive is None or isinstance(directive, Directive)  # the row says so
+            if len(known) > MAX_DIRECTIVES:
+                known.clear()
+            known[held.statement] = directive
+        return known[held.statement]
+
+    def _admitted(self, statement: bytes, ring: Ring, now: int, latest: int) -> AdmissibleTarget:
+        """As `admit`, which is asked once; from then on only the time may speak against it."""
+        known = self._under().admitted
+        admitted = known.get(statement)
+        if admitted is None or not is_in_time(self.trusted, admitted, now, latest):
+            if len(known) > MAX_DIRECTIVES:
+                known.clear()
+            admitted = known[statement] = admit(self.trusted, statement, ring, now, latest)
+        return admitted
+
+    def _under(self) -> "_Judged":
+        """What was worked out under the metadata and ring of now."""
+        if self._judged.trusted is not self.trusted or self._judged.ring != self.ring:
+            self._judged = _Judged(self.trusted, self.ring)
+        return self._judged
 
     def _assignment_number(self) -> int:
         """The number of the assignment held, as long as its signatures still count; else 0."""
         if self._assigned is None:
             return 0
-        try:
-            self._open_held(self._assigned)
-        except HeliographError:
-            return 0
-        return self._assigned.number
+        judged = self._under()
+        if judged.assignment is None or judged.assignment[0] is not self._assigned:
+            try:
+                self._open_held(self._assigned)
+                judged.assignment = (self._assigned, self._assigned.number)
+            except HeliographError:
+                judged.assignment = (self._assigned, 0)
+        return judged.assignment[1]
 
     def _held_assignment(self) -> Assignment | None:
         """What this node is. Verified when it came: a rotation of its keys must lead no node out of protected."""

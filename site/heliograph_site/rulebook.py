@@ -41,6 +41,7 @@ and each answer has to be here still when the next one is judged: with too few t
 MAX_MANIFESTS = 64
 """At hand."""
 SCOPES = {"policy": "ring", "config": "model"}
+NO_NUMBERS = Numbers()
 
 
 class Shelf(Protocol):
@@ -99,6 +100,7 @@ class Rulebook:
         self._held: dict[tuple[str, bool, bool], tuple[object, tuples.Held]] = {}
         self._held_under: TrustedSet | None = None
         self._heads: tuple[TrustedSet, Heads] | None = None
+        self._ruled: tuple[TrustedSet, Ring | None, bool, str] | None = None
         self._chosen: dict[str, tuple[tuples.Held, tuples.Choice]] = {}
         self._lacked: dict[str, tuple[tuples.Held, tuples.Lacks]] = {}
 
@@ -157,6 +159,7 @@ class Rulebook:
     def _keep(self, paper: Paper) -> None:
         held = self._papers.setdefault((paper.kind, paper.scope), {})
         held[paper.number] = paper
+        self._ruled = None
         # A newer one that is declined doesn't take the place of the newest that is obeyed.
         needed = {paper.number, max((n for n, one in held.items() if not isinstance(self._open(one), str)), default=0)}
         memories = [self._shelf.load(model) for model in self._shelf.models()]
@@ -174,6 +177,7 @@ class Rulebook:
         self._shelf.shelve(paper, drop=drop)
         for old in drop:
             del held[old.number]
+        self._ruled = None
 
     def restamp(self) -> None:
         """What came later than now came under a time that a stolen key signed: it came now, in the same order."""
@@ -191,12 +195,26 @@ class Rulebook:
     @property
     def policy_ring(self) -> str:
         """The ring whose policy is in force: this node's, or until that one's is here the one that it came from."""
-        ring = self._ring() or ""
-        return (self._former_ring() if self._lacks_policy() else None) or ring
+        return self._ruling()[3]
+
+    def _ruling(self) -> tuple[TrustedSet, Ring | None, bool, str]:
+        """Whether the ring's policy is still to come, and whose is in force: worked out once for metadata and ring."""
+        trusted, ring = self._trusted(), self._ring()
+        known = self._ruled
+        if known is None or known[0] is not trusted or known[1] != ring:
+            is_to_come = self._is_policy_to_come(ring)
+            known = self._ruled = (
+                trusted,
+                ring,
+                is_to_come,
+                (self._former_ring() if is_to_come else None) or ring or "",
+            )
+        return known
 
     def leave_ring(self) -> None:
         """The ring is another: once a policy of it is here, or if it has none, no other ring's matters any more."""
         self._held.clear()
+        self._ruled = None
         if self._lacks_policy():
             return
         gone = tuple(
@@ -208,6 +226,7 @@ class Rulebook:
         self._shelf.shelve(drop=gone)
         self._papers = {key: held for key, held in self._papers.items() if key[0] != "policy" or key[1] == self._ring()}
         self._held.clear()
+        self._ruled = None
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -235,6 +254,8 @@ class Rulebook:
             policy = max(policy, found.policy)
             if found.config:
                 configs[memory.model] = found.config
+        if not policy and not configs:
+            return NO_NUMBERS
         return Numbers(policy=0 if self._lacks_policy() else policy, config=configs)
 
     def _lacking(self, held: tuples.Held) -> tuples.Lacks:
@@ -422,7 +443,9 @@ class Rulebook:
 
         In a first ring that one leaves number 0 in force, as in a ring without any.
         """
-        ring = self._ring()
+        return self._ruling()[2]
+
+    def _is_policy_to_come(self, ring: Ring | None) -> bool:
         if ring is None or self._head("policy", ring) == 0:
             return False
         held = self._papers.get(("policy", ring), {}).values()
