@@ -131,6 +131,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TRIGGER duties_stay BEFORE DELETE ON duties
             BEGIN SELECT RAISE(ABORT, 'the log of duties is only added to'); END""",
     ),
+    # 8: confidential releases
+    (
+        """ALTER TABLE releases ADD COLUMN confidential INTEGER NOT NULL DEFAULT 0""",
+        """CREATE TABLE epochs (
+            model TEXT NOT NULL, epoch INTEGER NOT NULL, began_at INTEGER NOT NULL, ended_keys INTEGER NOT NULL,
+            key_check BLOB NOT NULL, PRIMARY KEY (model, epoch))""",
+        """CREATE TABLE sealed (
+            model TEXT NOT NULL, epoch INTEGER NOT NULL, plain BLOB NOT NULL, plain_length INTEGER NOT NULL,
+            sealed BLOB NOT NULL, pages BLOB NOT NULL, PRIMARY KEY (model, epoch, plain))""",
+        """CREATE TABLE seals (
+            model TEXT NOT NULL, epoch INTEGER NOT NULL, base BLOB NOT NULL, blob BLOB NOT NULL, seal BLOB NOT NULL,
+            seal_length INTEGER NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (model, epoch, base, blob))""",
+    ),
 )
 # fmt: on
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -144,7 +157,7 @@ def _table(name: str, **columns: Any) -> sa.Table:
 
 _text, _int, _blob = sa.Text(), sa.BigInteger(), sa.LargeBinary()
 
-releases = _table("releases", model=_text, version=_text, digest=_blob, length=_int, added_at=_int)
+releases = _table("releases", model=_text, version=_text, digest=_blob, length=_int, added_at=_int, confidential=_int)
 blobs = _table("blobs", digest=_blob, length=_int, kind=_text)
 recipes = _table(
     "recipes",
@@ -226,6 +239,9 @@ commands = _table(
 )
 proposals = _table("proposals", site=_text, node=_text, number=_int, statement=_blob)
 former_keys = _table("former_keys", site=_text, node=_text, keyid=_blob, enrolled_at=_int, ended_at=_int, why=_text)
+epochs = _table("epochs", model=_text, epoch=_int, began_at=_int, ended_keys=_int, key_check=_blob)
+sealed = _table("sealed", model=_text, epoch=_int, plain=_blob, plain_length=_int, sealed=_blob, pages=_blob)
+seals = _table("seals", model=_text, epoch=_int, base=_blob, blob=_blob, seal=_blob, seal_length=_int, bytes=_int)
 certificates = _table(
     "certificates",
     serial=_text,

@@ -3,8 +3,9 @@
 Rule 1: an offer names only what a directive in force for the node's ring names, and always a full way; a node is kept
     waiting for a recipe only so long, then it is offered full.
 Rule 2: `never` is said only of what is denied or no ring is to run: a node between two rings is told `later`.
-Rule 3: chunks are served of what the registry knows, and of nothing else; what is asked for beyond a blob's end is
-    left out. Who gets the next chunk is `heliograph.sender`'s choice.
+Rule 3: chunks are served of what the registry knows and is not secret, and of nothing else; what is asked for beyond a
+    blob's end is left out. Who gets the next chunk is `heliograph.sender`'s choice.
+Rule 4: of a confidential release only sealed ways are offered, with the key for this one node beside them.
 
 Times named `now_s` are seconds of a monotonic clock; `now` is seconds since 1970.
 """
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from heliograph.blob import LEAF_BYTES, LEAVES_PER_PAGE, PAGE_SPAN_BYTES, page_count, page_of
 from heliograph.deadlines import DEADLINES
 from heliograph.delta.recipe import RECIPE_FORMAT
-from heliograph.documents import MAX_RANGES, Ask, Chunk, Offer, Want, Way
-from heliograph.errors import HeliographError, IntegrityError, NotFoundError
+from heliograph.documents import MAX_RANGES, Ask, Chunk, Grant, Offer, Want, Way
+from heliograph.errors import HeliographError, IntegrityError, NotFoundError, RefusedError
+from heliograph.manifest import Manifest
 from heliograph.names import Digest, Ring
 from heliograph.sender import Sender
 from heliograph.versions import reads
@@ -27,11 +29,14 @@ from heliograph_hub.fleet import Node
 from heliograph_hub.pacing import RECIPE_LATER_S, cost
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed
+from heliograph_hub.seals import Seals
 
 Pair = tuple[Digest, Digest]
 RECIPE_PATIENCE_S = 60.0
 """How long a node is told `later` for one recipe; then it is offered full."""
 ROLLOUT_LATER_S = 60
+UNSEALED_LATER_S = 60
+"""How long a node is put off where something can't be sealed."""
 _CACHED_PAGES = 1024
 _CACHED_LENGTHS = 4096
 _CACHED_PURPOSES = 65_536
@@ -89,15 +94,18 @@ def answer(
     now_s: float,
     denials: Denials | None = None,
     admission: Admission | None = None,
+    seals: Seals | None = None,
 ) -> Offer:
-    """The one answer to an ask: ways, or later, or never; reads the manifest, makes nothing.
+    """The one answer to an ask: ways, or later, or never; reads the manifest, makes nothing but an epoch that is due.
 
     What `denials` deny is never offered: no release, and no delta by a denied recipe. `admission` says what policy,
     pauses, pace and budget have against it; whom it lets in is on disk when this returns.
 
     Raises:
         IntegrityError, NotFoundError: the release's own manifest has rotted on the hub.
+        RefusedError: the node was removed or replaced meanwhile, and the release is confidential.
     """
+    grant: Grant | None = None
     later_s: int | None = None
     reason = ""
     ways: tuple[Way, ...] = ()
@@ -133,10 +141,20 @@ def answer(
         else:
             is_denied = denials.is_recipe_denied if denials else lambda recipe: False
             is_useless = is_denied if reads_recipes else lambda recipe: True
-            ways = registry.ways(registry.manifest(release), ask.bases, is_useless)
-            waits = admission.admit(node, release, directive.number, cost(ways), now) if admission else None
-            if waits is not None:
-                ways, later_s, reason = (), later(waits.until - now), waits.reason[:400]
+            manifest = registry.manifest(release)
+            unsealed: tuple[int, str] | None = None
+            if not manifest.confidential:
+                ways = registry.ways(manifest, ask.bases, is_useless)
+            elif seals is not None:
+                ways, grant, unsealed = _sealed_ways(registry, seals, node, manifest, ask, is_useless, now)
+            else:
+                unsealed = (UNSEALED_LATER_S, "this hub seals nothing")
+            if unsealed is not None:
+                later_s, reason = later(unsealed[0]), unsealed[1]
+            else:
+                waits = admission.admit(node, release, directive.number, cost(ways), now) if admission else None
+                if waits is not None:
+                    ways, grant, later_s, reason = (), None, later(waits.until - now), waits.reason[:400]
     if admission and later_s is None:
         admission.answered(node, ask.model)
     return Offer(
@@ -153,7 +171,29 @@ def answer(
         later_s=later_s,
         never=bool(reason) and later_s is None,
         reason=reason,
+        grant=grant,
     )
+
+
+def _sealed_ways(
+    registry: Registry,
+    seals: Seals,
+    node: Node,
+    manifest: Manifest,
+    ask: Ask,
+    is_useless: Callable[[bytes], bool],
+    now: int,
+) -> tuple[tuple[Way, ...], Grant | None, tuple[int, str] | None]:
+    """Ways to a confidential release and the key to them; or nothing, for about how long, and why."""
+    epoch = seals.epochs.newest(manifest.model, now)
+    if waiting := seals.missing(manifest, ask.bases, epoch, is_useless):
+        seals.request(waiting)
+        return (), None, (RECIPE_LATER_S, f"{len(waiting)} of the ways to {manifest.release} are being sealed")
+    ways = registry.ways(manifest, ask.bases, is_useless, seals.ways(epoch.model, epoch.number))
+    lacking = {file.sha256 for file in manifest.files} - {way.blob for way in ways} - set(ask.bases)
+    if lacking:
+        return (), None, (UNSEALED_LATER_S, f"{len(lacking)} files of {manifest.release} can't be sealed on the hub")
+    return ways, seals.epochs.grant(epoch, node.site, node.node, node.keyid) if ways else None, None
 
 
 def _reads_recipes(node: Node) -> bool:
@@ -210,8 +250,11 @@ class Distribution:
 
         Raises:
             NotFoundError: the registry has no such blob.
+            RefusedError: it is secret.
         """
         length = self._length(Digest(want.blob))
+        if self._registry.is_secret(Digest(want.blob)):
+            raise RefusedError(f"blob {want.blob.hex()[:16]} is confidential: only what is sealed of it is sent")
         leaves = -(-length // LEAF_BYTES)
         pages = tuple(page for page in want.pages[:MAX_RANGES] if page < page_count(length))
         ranges = tuple(

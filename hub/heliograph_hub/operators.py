@@ -52,6 +52,7 @@ ROUTES: Final[dict[tuple[str, str], Allowed]] = {
     ("POST", "/v1/keys/rotations/drop"): _SECURITY,
     ("POST", "/v1/keys/signatures"): _SECURITY,
     ("POST", "/v1/releases"): frozenset({"releaser"}),
+    ("POST", "/v1/releases/{model}/rekey"): frozenset({"operator", "security"}),
     ("POST", "/v1/releases/{model}/{version}/requests"): _DUTY,
     ("POST", "/v1/candidates/{candidate}"): _DUTY,
     ("POST", "/v1/denials"): _STOP,

@@ -95,6 +95,7 @@ async def _serve(service: Service, doors: Doors | None, say: Callable[[str], Non
                     group.create_task(service.publish_retained(), name="publish"),
                     group.create_task(service.send_chunks(), name="chunks"),
                     group.create_task(service.make_recipes(), name="recipes"),
+                    group.create_task(service.seal(), name="seals"),
                     group.create_task(service.renew(), name="renew"),
                     group.create_task(service.flush(), name="flush"),
                     group.create_task(service.drop_old(), name="retention"),

@@ -6,6 +6,8 @@ Rule 2: objects are on disk before the row that names them, so that a row never 
 Rule 3: a recipe is made once per (base, target) and kept, with its patch, as objects like any other. Deltas never
     chain: base and target are both files of releases.
 Rule 4: every file of every release can be had in full; a delta is offered only where it costs less.
+Rule 5: what only confidential releases are made of is secret: it is offered by sealed ways only (`Seals` makes them),
+    and nobody is sent its plain bytes. A public release has no recipe from a secret base, which would tell of that.
 
 Packing and diffing block for seconds: callers run `add` and `make_recipe` in a thread.
 """
@@ -13,7 +15,7 @@ Packing and diffing block for seconds: callers run `add` and `make_recipe` in a 
 import contextlib
 import mmap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +25,22 @@ import sqlalchemy as sa
 
 from heliograph.blob import MAX_UNPAGED_BYTES, SHORT_DIGEST_BYTES, leaf_count
 from heliograph.delta import diff, recipe
-from heliograph.documents import RecipeRef, Way
+from heliograph.documents import RecipeRef, SealRef, Way
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError
 from heliograph.manifest import File, Manifest, manifest_digest
 from heliograph.names import Digest, version_key
 from heliograph.objects import ObjectStore
 from heliograph_hub.bundle import Bundle, pack
-from heliograph_hub.database import Database, blobs, recipes, releases
+from heliograph_hub.database import Database, blobs, recipes, releases, sealed, seals
 
 MAX_WAYS_BYTES = 50 * 1024
 """What the ways of one offer may take of a statement's 60 KiB."""
 MAX_DELTA_WAYS = 2
-_OWNING = (releases, recipes)
-"""Tables that say which release a blob belongs to."""
 """Deltas offered for one file, the cheapest."""
+_OWNING = (releases, recipes, sealed, seals)
+"""Tables that say which release a blob belongs to."""
+_CONTENT = ("file", "recipe", "patch")
+"""Kinds of blobs that are a release's content in plain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Release:
     digest: Digest
     length: int
     added_at: int
+    confidential: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +78,19 @@ class Delta:
         return self.recipe_length + transfer_bytes(self.patch_length)
 
 
+@dataclass(frozen=True, slots=True)
+class SealedWay:
+    """The seal of one way of a confidential release, and all bytes that cross the link when it is used."""
+
+    seal: SealRef
+    cost_bytes: int
+
+
+SealedWays = Mapping[tuple[bytes, bytes], SealedWay]
+"""By (base, blob); of a full way the base is empty."""
+FULL = b""
+
+
 def transfer_bytes(length: int) -> int:
     """Content bytes that cross the link for a paged blob: its leaves and their digests."""
     return length + leaf_count(length) * SHORT_DIGEST_BYTES
@@ -85,6 +103,7 @@ class Registry:
         self._database = database
         self.objects = objects
         self._owners: dict[bytes, tuple[Digest, ...]] = {}
+        self._secret: frozenset[bytes] = frozenset()
         self._owned_as_of: tuple[int | None, ...] = ()
 
     # --- releases ---------------------------------------------------------------------------------------------------
@@ -126,12 +145,12 @@ class Registry:
         digest = self.objects.put(data)
         if not is_new:
             return self.find(manifest.model, manifest.version), bundle, False
-        release = Release(manifest.model, manifest.version, digest, len(data), now)
+        release = Release(manifest.model, manifest.version, digest, len(data), now, manifest.confidential)
         with self._database.write() as connection:
             for file in manifest.files:
-                _note_blob(connection, Digest(file.sha256), file.length, "file")
-            _note_blob(connection, release.digest, release.length, "manifest")
-            values = {name: getattr(release, name) for name in ("model", "version", "digest", "length", "added_at")}
+                note_blob(connection, Digest(file.sha256), file.length, "file")
+            note_blob(connection, release.digest, release.length, "manifest")
+            values = {name: getattr(release, name) for name in Release.__slots__}
             connection.execute(sa.insert(releases).values(**values))
         return release, bundle, True
 
@@ -176,12 +195,44 @@ class Registry:
             return connection.execute(sa.select(blobs.c.length).where(blobs.c.digest == digest)).scalar_one_or_none()
 
     def owners(self, blob: Digest) -> tuple[Digest, ...]:
-        """The releases that need this blob, the newest first: their manifest, a file, or the way to one."""
+        """The releases that need this blob, newest first: their manifest, a file, or the way to one, sealed or not."""
+        self._look_whose()
+        return self._owners.get(blob, ())
+
+    def is_secret(self, blob: Digest) -> bool:
+        """Whether these are plain bytes that no public release has: nobody is sent them.
+
+        What belongs to a release whose manifest has rotted is secret too, as far as is known.
+        """
+        self._look_whose()
+        return blob in self._secret
+
+    def shared(self, release: Release) -> list[tuple[str, Release]]:
+        """Files of a release that others have too, of which some are confidential and some aren't; by name."""
+        found = []
+        for file in self.manifest(release).files:
+            others = [r for r in map(self.by_digest, self.owners(Digest(file.sha256))) if r is not None]
+            other = next((other for other in others if other.confidential != release.confidential), None)
+            if other is not None and file.length:
+                found.append((file.name, other))
+        return found
+
+    def changed(self) -> None:
+        """Rows were dropped: whose blobs are whose is looked up anew."""
+        self._owned_as_of = ()
+
+    def _look_whose(self) -> None:
         with self._database.read() as connection:
             known = tuple(connection.execute(sa.select(sa.func.count()).select_from(t)).scalar() for t in _OWNING)
         if known != self._owned_as_of:
-            self._owned_as_of, self._owners = known, self._find_owners()
-        return self._owners.get(blob, ())
+            self._owners = self._find_owners()
+            self._secret, self._owned_as_of = self._find_secret(), known
+
+    def _find_secret(self) -> frozenset[bytes]:
+        with self._database.read() as connection:
+            public = set(connection.execute(sa.select(releases.c.digest).where(releases.c.confidential == 0)).scalars())
+            content = connection.execute(sa.select(blobs.c.digest).where(blobs.c.kind.in_(_CONTENT))).scalars().all()
+        return frozenset(blob for blob in content if public.isdisjoint(self._owners.get(blob, ())))
 
     def _find_owners(self) -> dict[bytes, tuple[Digest, ...]]:
         files: dict[bytes, list[Digest]] = {}
@@ -193,10 +244,11 @@ class Registry:
         owners = {digest: tuple(found) for digest, found in files.items()}
         with self._database.read() as connection:
             rows = connection.execute(sa.select(recipes.c.target, recipes.c.recipe, recipes.c.patch)).all()
-        for row in rows:
-            for digest in (row.recipe, row.patch):
-                mine = (*owners.get(digest, ()), *owners.get(row.target, ()))
-                owners[digest] = tuple(dict.fromkeys(mine))
+            leads = [(digest, row.target) for row in rows for digest in (row.recipe, row.patch)]
+            leads += [(row.sealed, row.plain) for row in connection.execute(sa.select(sealed.c.sealed, sealed.c.plain))]
+            leads += [(row.seal, row.blob) for row in connection.execute(sa.select(seals.c.seal, seals.c.blob))]
+        for digest, target in leads:
+            owners[digest] = tuple(dict.fromkeys((*owners.get(digest, ()), *owners.get(target, ()))))
         return owners
 
     # --- recipes ----------------------------------------------------------------------------------------------------
@@ -208,13 +260,13 @@ class Registry:
         found = [Delta(r.base, r.target, r.recipe, r.recipe_length, r.patch, r.patch_length, r.seconds) for r in rows]
         return sorted(found, key=lambda delta: (delta.cost_bytes, delta.base))
 
-    def pairs(self, release: Release, bases: Iterable[bytes]) -> list[tuple[Digest, Digest]]:
+    def pairs(self, release: Release, bases: Collection[bytes]) -> list[tuple[Digest, Digest]]:
         """(base, target) blobs worth a recipe: a base is a file of the same name in another release of the model.
 
         For each file the two bases that come first in `bases`; what the release itself shares with a base needs none.
         """
         manifest = self.manifest(release)
-        held = list(dict.fromkeys(bases))
+        held = [base for base in dict.fromkeys(bases) if release.confidential or not self.is_secret(Digest(base))]
         others = [self.manifest(r) for r in self.all() if r.model == release.model and r.digest != release.digest]
         named: dict[str, set[bytes]] = {}
         for other in others:
@@ -222,7 +274,7 @@ class Registry:
                 named.setdefault(file.name, set()).add(file.sha256)
         wanted = []
         for file in manifest.files:
-            if file.sha256 in held or file.length == 0:
+            if file.sha256 in bases or file.length == 0:
                 continue
             likely = [base for base in held if base in named.get(file.name, set()) and base != file.sha256]
             wanted += [(Digest(base), Digest(file.sha256)) for base in likely[:MAX_DELTA_WAYS]]
@@ -261,8 +313,8 @@ class Registry:
         patch_digest, recipe_digest = self.objects.put(patch), self.objects.put(encoded)
         delta = Delta(base, target, recipe_digest, len(encoded), patch_digest, len(patch), seconds)
         with self._database.write() as connection:
-            _note_blob(connection, recipe_digest, len(encoded), "recipe")
-            _note_blob(connection, patch_digest, len(patch), "patch")
+            note_blob(connection, recipe_digest, len(encoded), "recipe")
+            note_blob(connection, patch_digest, len(patch), "patch")
             known = connection.execute(
                 sa.select(recipes.c.base).where(recipes.c.base == base, recipes.c.target == target)
             )
@@ -274,12 +326,16 @@ class Registry:
     # --- offers -----------------------------------------------------------------------------------------------------
 
     def ways(
-        self, manifest: Manifest, bases: Iterable[bytes], is_denied: Callable[[bytes], bool] = lambda recipe: False
+        self,
+        manifest: Manifest,
+        bases: Iterable[bytes],
+        is_denied: Callable[[bytes], bool] = lambda recipe: False,
+        by_seal: SealedWays | None = None,
     ) -> tuple[Way, ...]:
         """Every way to get each file that is not among `bases`: deltas that cost less than full, then full.
 
         Always enough to get the whole release without a base; deltas that save least are left out where the offer
-        would grow too large, those whose recipe is denied always.
+        would grow too large, those whose recipe is denied always. Of a confidential release only ways in `by_seal`.
         """
         held = frozenset(bases)
         full: dict[bytes, Way] = {}
@@ -287,11 +343,17 @@ class Registry:
         for file in manifest.files:
             if file.sha256 in held or file.sha256 in full:
                 continue
-            cost = transfer_bytes(file.length)
-            full[file.sha256] = Way(kind="full", blob=file.sha256, bytes=cost)
+            way = _sealed(_full(file), by_seal) if manifest.confidential else _full(file)
+            if way is None:
+                continue
+            full[file.sha256] = way
             made = [d for d in self.deltas_to(file.sha256) if d.base in held and not is_denied(d.recipe)]
-            cheaper = [delta for delta in made if delta.cost_bytes < cost]
-            saving += [(cost - delta.cost_bytes, _way(file, delta)) for delta in cheaper[:MAX_DELTA_WAYS]]
+            deltas = [
+                _sealed(_way(file, delta), by_seal) if manifest.confidential else _way(file, delta) for delta in made
+            ]
+            cheaper = [delta for delta in deltas if delta is not None and delta.bytes < way.bytes]
+            cheaper.sort(key=lambda delta: delta.bytes)
+            saving += [(way.bytes - delta.bytes, delta) for delta in cheaper[:MAX_DELTA_WAYS]]
         room = MAX_WAYS_BYTES - sum(len(way.encode()) for way in full.values())
         chosen: dict[bytes, list[Way]] = {}
         for _, way in sorted(saving, key=lambda entry: -entry[0]):
@@ -299,6 +361,10 @@ class Registry:
                 room -= len(way.encode())
                 chosen.setdefault(way.blob, []).append(way)
         return tuple(way for blob, last in full.items() for way in (*chosen.get(blob, []), last))
+
+
+def _full(file: File) -> Way:
+    return Way(kind="full", blob=file.sha256, bytes=transfer_bytes(file.length))
 
 
 def _way(file: File, delta: Delta) -> Way:
@@ -311,6 +377,12 @@ def _way(file: File, delta: Delta) -> Way:
     )
 
 
+def _sealed(way: Way, by_seal: SealedWays | None) -> Way | None:
+    """The same way as it is offered of a confidential release; None if it isn't sealed."""
+    found = (by_seal or {}).get((way.base or FULL, way.blob))
+    return way.model_copy(update={"bytes": found.cost_bytes, "seal": found.seal}) if found is not None else None
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
     """The file as one read-only buffer."""
@@ -321,10 +393,11 @@ def _mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
         yield mapping
 
 
-def _note_blob(connection: sa.Connection, digest: Digest, length: int, kind: str) -> None:
+def note_blob(connection: sa.Connection, digest: Digest, length: int, kind: str) -> None:
+    """Has a blob served from now on; part of the caller's transaction, after the object is on disk."""
     if connection.execute(sa.select(blobs.c.digest).where(blobs.c.digest == digest)).one_or_none() is None:
         connection.execute(sa.insert(blobs).values(digest=digest, length=length, kind=kind))
 
 
 def _release(row: Any) -> Release:
-    return Release(row.model, row.version, Digest(row.digest), row.length, row.added_at)
+    return Release(row.model, row.version, Digest(row.digest), row.length, row.added_at, bool(row.confidential))

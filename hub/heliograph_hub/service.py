@@ -72,16 +72,18 @@ from heliograph_hub.desired import Desired
 from heliograph_hub.distribution import Distribution, Purpose, Recipes, answer
 from heliograph_hub.duties import Duties
 from heliograph_hub.enrolment import Enrolment
+from heliograph_hub.epochs import Epochs
 from heliograph_hub.fleet import Fleet, Node, ReplayError
 from heliograph_hub.founding import Founding, continue_offline, init_offline, init_realm, read_public_keys
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.news import News
 from heliograph_hub.operators import Tokens
-from heliograph_hub.registry import Registry
+from heliograph_hub.registry import Registry, Release
 from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
 from heliograph_hub.rollouts import Rollouts
 from heliograph_hub.rotation import Rotation
+from heliograph_hub.seals import Seals
 
 log = logging.getLogger("heliograph.hub")
 
@@ -163,6 +165,8 @@ class Service:
             tls = self.access.hub_tls(_now)
             address = Broker(near(doors.listen), port, tls=tls)
         self.recipes = Recipes(self.registry)
+        epochs = Epochs(self.database, folder / "keys" / "epochs", self._note_epoch)
+        self.seals = Seals(self.database, self.objects, self.registry, epochs)
         self.ledger = Ledger(self.database, self._report_of)
         self.rollouts = Rollouts(self.desired, self.ledger, self.authority)
         self.admission = Admission(self.ledger, self.policy_of, self.zone_of, SystemRandom().random, self._said_by)
@@ -174,6 +178,7 @@ class Service:
         self._to_publish = asyncio.Event()
         self._to_send = asyncio.Event()
         self._to_make = asyncio.Event()
+        self._to_seal = asyncio.Event()
         subscriptions = [(row.filter(self.realm), row.qos) for row in TOPICS if row.reader == "hub"]
         self.mqtt = Mqtt(
             address,
@@ -223,6 +228,28 @@ class Service:
         trusted = self.authority.set
         self.rollouts.sign_again()
         return self.assignments.sign_again(lambda data, role: bool(counted(trusted, data, role)))
+
+    def request_seals(self, releases: Iterable[Release]) -> None:
+        """Has all ways to these sealed in the background, as far as they are confidential and it isn't done.
+
+        What can't be sealed is logged, and tried again when a node asks.
+        """
+        for release in releases:
+            try:
+                self.seals.request_release(release, _now())
+            except HeliographError as error:
+                log.warning("%s can't be sealed: %s", release.name, error)
+        self._to_seal.set()
+
+    def seal_again(self) -> None:
+        """Has what rings are to install sealed under the newest epochs, if anything of it isn't; what else is asked
+        for follows then. Call once something may have begun an epoch."""
+        directed = {row.release for models in self.told.values() for row in models.values() if row.action == "install"}
+        self.request_seals(release for release in self.registry.all() if release.digest in directed)
+
+    def _note_epoch(self, now: int, model: str, number: int, why: str) -> None:
+        self.duties.note_later(now, "hub", f"began epoch {number} of {model}: {why}")
+        log.info("began epoch %d of %s: %s", number, model, why)
 
     def _note_signed(self, type_: str, payload: bytes, keyids: list[bytes]) -> None:
         if type_ in ("directive", "assignment", "policy", "config"):
@@ -401,6 +428,7 @@ class Service:
         """Keeps out whoever was removed or replaced; call after the commit that did it."""
         if self.access is not None:
             self.access.settle(_now())
+        self.seal_again()
 
     async def _on_hello(self, node: Node, hello: Hello) -> None:
         self.rollouts.heard(node.ring, hello.numbers.directives)
@@ -420,10 +448,22 @@ class Service:
         now, now_s = _now(), time.monotonic()
         # Reads manifests and rows: in a thread, so that chunks go on meanwhile.
         offer = await asyncio.to_thread(
-            answer, self.registry, self.recipes, self.realm, node, ask, rings, now, now_s, self.denials, self.admission
+            answer,
+            self.registry,
+            self.recipes,
+            self.realm,
+            node,
+            ask,
+            rings,
+            now,
+            now_s,
+            self.denials,
+            self.admission,
+            self.seals,
         )
         if offer.later_s is not None:
             self._to_make.set()
+            self._to_seal.set()
         await self._send("offer", node.site, node.node, self._sign("offer", offer))
 
     # --- the tasks --------------------------------------------------------------------------------------------------
@@ -470,6 +510,20 @@ class Service:
                 await self._to_make.wait()
                 continue
             log.info(await asyncio.to_thread(self.recipes.make, pair, _now()))
+            if pair not in self.recipes.failed:
+                self.seals.request_delta(*pair)
+                self._to_seal.set()
+
+    async def seal(self) -> None:
+        """Seals what is waited for, one way at a time, for ever."""
+        self.seal_again()
+        while True:
+            task = self.seals.take()
+            if task is None:
+                self._to_seal.clear()
+                await self._to_seal.wait()
+                continue
+            log.info(await asyncio.to_thread(self.seals.make, task, _now()))
 
     async def renew(self) -> None:
         """Keeps the timestamp younger than a day, for ever."""
@@ -506,6 +560,9 @@ class Service:
             )
             if dropped:
                 log.info("dropped %d records that are older than policy keeps them", dropped)
+            sealed = await asyncio.to_thread(self.seals.drop_old, _now())
+            if sealed:
+                log.info("dropped %d sealed blobs of epochs that are over", sealed)
             await asyncio.sleep(DROP_EVERY_S)
 
     def greeting(self, broker: BrokerProcess) -> list[str]:

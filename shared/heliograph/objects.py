@@ -11,7 +11,7 @@ content no longer fits their name. Rules:
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -88,11 +88,16 @@ class ObjectStore:
 
     def put_file(self, path: Path) -> Digest:
         """Stores a copy of the file at `path`, of any size; on disk when this returns. Idempotent."""
+        with path.open("rb", buffering=0) as source:
+            return self.put_pieces(iter(lambda: source.read(COPY_BYTES), b""))
+
+    def put_pieces(self, pieces: Iterable[bytes]) -> Digest:
+        """Stores the pieces, joined, of any length; on disk when this returns. Idempotent."""
         sha = hashlib.sha256()
         temporary = self.root / f".{secrets.token_hex(8)}{_TEMPORARY}"
         try:
-            with path.open("rb", buffering=0) as source, temporary.open("xb") as file:
-                while data := source.read(COPY_BYTES):
+            with temporary.open("xb") as file:
+                for data in pieces:
                     sha.update(data)
                     file.write(data)
                 file.flush()

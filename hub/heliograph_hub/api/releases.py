@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from heliograph.errors import ConfigError, RefusedError
+from heliograph.errors import ConfigError, NotFoundError, RefusedError
+from heliograph.sealing import sealed_length
 from heliograph_hub.api.messages import Answer, Routes, hex_of, now, text
 from heliograph_hub.api.part import Part
-from heliograph_hub.registry import Release, transfer_bytes
+from heliograph_hub.registry import FULL, Release, SealedWays, transfer_bytes
 
 if TYPE_CHECKING:
     from heliograph_hub.service import Service
@@ -36,6 +37,7 @@ class Releases(Part):
             ("POST", "/v1/releases", lambda r, b: self.add_release(b)),
             ("GET", "/v1/releases/{model}/{version}", lambda r, b: self.show_release(release(r))),
             ("POST", "/v1/releases/{model}/{version}/requests", lambda r, b: self.request_signature(release(r), b)),
+            ("POST", "/v1/releases/{model}/rekey", lambda r, b: self.rekey(str(r.path_params["model"]))),
             ("POST", "/v1/candidates/{candidate}", lambda r, b: self.add_signature(candidate(r), b)),
         ]
 
@@ -56,16 +58,35 @@ class Releases(Part):
                 f"model {model} has no keys in this realm yet: heliograph key rotate sign-{model} --add PUBLIC,"
                 f" and so for approve-{model} and config-{model}"
             ]
+        said += [
+            _shares(release, name, other) for name, other in await asyncio.to_thread(service.registry.shared, release)
+        ]
         service.announce()
         service.request_recipes(await asyncio.to_thread(service.registry.likely_pairs, release))
+        service.request_seals([release])
         return {
             "release": release.name,
             "digest": release.digest.hex(),
             "new": is_new,
+            "confidential": release.confidential,
             "files": len(bundle.manifest.files),
             "bytes": sum(file.length for file in bundle.manifest.files),
             "said": said,
         }
+
+    async def rekey(self, model: str) -> Answer:
+        """A new epoch of a model: what is offered from now on is sealed by a key that was granted to nobody yet.
+
+        Raises:
+            NotFoundError: the model has no confidential release.
+        """
+        service = self._service
+        mine = [release for release in service.registry.all() if release.model == model and release.confidential]
+        if not mine:
+            raise NotFoundError(f"{model} has no confidential release: heliograph release list shows what there is")
+        epoch = await asyncio.to_thread(service.seals.epochs.begin, model, now())
+        service.seal_again()
+        return {"model": model, "epoch": epoch.number, "releases": [release.name for release in mine]}
 
     async def list_releases(self) -> Answer:
         """Every release, by model and version."""
@@ -77,27 +98,34 @@ class Releases(Part):
         release = self.find(name)
         manifest = service.registry.manifest(release)
         holders = self._holders(release.model)
-        deltas = []
+        deltas, by_seal = [], self._by_seal(release)
+        fulls = {file.sha256: transfer_bytes(file.length) for file in manifest.files}
+        if release.confidential:
+            lengths = {file.sha256: file.length for file in manifest.files}
+            fulls = {blob: _sealed_bytes(by_seal, FULL, blob, length) for blob, length in lengths.items()}
         for file in manifest.files:
-            full = transfer_bytes(file.length)
+            full = fulls[file.sha256]
             for delta in service.registry.deltas_to(file.sha256):
+                cost = delta.cost_bytes
+                if release.confidential:
+                    lengths_of = (delta.recipe_length, delta.patch_length)
+                    cost = _sealed_bytes(by_seal, delta.base, delta.target, *lengths_of)
                 row = {
                     "file": file.name,
                     "base": delta.base.hex(),
                     "from": holders.get(delta.base, []),
-                    "bytes": delta.cost_bytes,
+                    "bytes": cost,
                     "full_bytes": full,
-                    "offered": delta.cost_bytes < full and not service.denials.is_recipe_denied(delta.recipe),
+                    "offered": cost < full and not service.denials.is_recipe_denied(delta.recipe),
                     "recipe": {"sha256": delta.recipe.hex(), "length": delta.recipe_length},
                     "patch": {"sha256": delta.patch.hex(), "length": delta.patch_length},
                     "seconds": round(delta.seconds, 3),
                 }
                 deltas.append(row)
         files = [{"name": file.name, "length": file.length, "sha256": file.sha256.hex()} for file in manifest.files]
-        full_bytes = sum({file.sha256: transfer_bytes(file.length) for file in manifest.files}.values())
         return self._summary(release) | {
             "files": files,
-            "full_bytes": full_bytes,
+            "full_bytes": sum(fulls.values()),
             "deltas": deltas,
             "costs": self._costs(release),
             "sites": [
@@ -108,7 +136,7 @@ class Releases(Part):
 
     def _costs(self, release: Release) -> dict[str, int]:
         """Bytes of content that must cross the link to a node that holds another release of the model, by its name."""
-        registry = self._service.registry
+        registry, by_seal = self._service.registry, self._by_seal(release)
         manifest = registry.manifest(release)
         costs = {}
         for other in registry.all():
@@ -116,10 +144,18 @@ class Releases(Part):
                 continue
             cheapest: dict[bytes, int] = {}
             bases = [file.sha256 for file in registry.manifest(other).files]
-            for way in registry.ways(manifest, bases, self._service.denials.is_recipe_denied):
+            for way in registry.ways(manifest, bases, self._service.denials.is_recipe_denied, by_seal):
                 cheapest[way.blob] = min(way.bytes, cheapest.get(way.blob, way.bytes))
-            costs[other.name] = release.length + sum(cheapest.values())
+            if {file.sha256 for file in manifest.files} <= {*bases, *cheapest}:  # else some of it is being sealed
+                costs[other.name] = release.length + sum(cheapest.values())
         return costs
+
+    def _by_seal(self, release: Release) -> SealedWays:
+        """What is sealed of a confidential release's model now."""
+        if not release.confidential:
+            return {}
+        seals = self._service.seals
+        return seals.ways(release.model, seals.epochs.number(release.model))
 
     async def request_signature(self, name: str, body: dict[str, Any]) -> Answer:
         """The bytes that a key of a duty is to sign for this release, and which keys count."""
@@ -179,6 +215,8 @@ class Releases(Part):
             "signed": self._duty(release, "sign"),
             "approved": self._duty(release, "approve"),
             "denied": self.denied(release),
+            "confidential": release.confidential,
+            "epoch": self._service.seals.epochs.number(release.model) if release.confidential else None,
             "files": len(manifest.files),
             "bytes": sum(file.length for file in manifest.files),
         }
@@ -191,3 +229,17 @@ class Releases(Part):
                 for file in self._service.registry.manifest(release).files:
                     holders.setdefault(file.sha256, []).append(release.name)
         return holders
+
+
+def _sealed_bytes(by_seal: SealedWays, base: bytes, blob: bytes, *lengths: int) -> int:
+    """What a sealed way costs; without the seal's own bytes as long as there is none."""
+    found = by_seal.get((base, blob))
+    return found.cost_bytes if found else sum(transfer_bytes(sealed_length(length)) for length in lengths)
+
+
+def _shares(release: Release, file: str, other: Release) -> str:
+    """What is said of a file that a confidential release and another share."""
+    secret, public = (release, other) if release.confidential else (other, release)
+    return (
+        f"WARNING: {file} of confidential {secret.name} is a file of {public.name} too: whoever carries that reads it"
+    )

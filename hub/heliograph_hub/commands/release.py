@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from heliograph.errors import ConfigError, RefusedError
-from heliograph.names import parse_release
+from heliograph.names import check_name, parse_release
 from heliograph_hub.client import HubClient
 from heliograph_hub.commands.denying import deny
 from heliograph_hub.commands.terminal import (
@@ -134,6 +134,27 @@ def release_deny(
     deny("deny", {"releases": [name], "reason": reason}, name, key, where, as_json)
 
 
+@app.command("rekey")
+def release_rekey(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with confidential releases.")],
+    where: Hub = "",
+    as_json: Json = False,
+) -> None:
+    """Begin a new epoch: all confidential releases of a model are sealed anew, by a key that nobody was granted yet.
+
+    Removing or replacing a node does this by itself. What a node holds already it can read for ever.
+
+    Example: heliograph release rekey digits --hub ./hub
+    """
+    answer = HubClient(where).post(f"/v1/releases/{check_name(model, 'model')}/rekey", {})
+    if as_json:
+        print_json(answer)
+        return
+    print(
+        f"epoch {answer['epoch']} of {model} has begun: {', '.join(answer['releases'])} are sealed anew when asked for"
+    )
+
+
 @app.command("list")
 def release_list(where: Hub = "", as_json: Json = False) -> None:
     """List all releases and how far they are signed and approved.
@@ -145,7 +166,7 @@ def release_list(where: Hub = "", as_json: Json = False) -> None:
         print_json(answer)
         return
     table(
-        ("release", "digest", "signed", "approved", "files", "bytes", "denied"),
+        ("release", "digest", "signed", "approved", "files", "bytes", "confidential", "denied"),
         [
             (
                 r["release"],
@@ -154,6 +175,7 @@ def release_list(where: Hub = "", as_json: Json = False) -> None:
                 of_needed(r["approved"]),
                 str(r["files"]),
                 str(r["bytes"]),
+                _confidential(r),
                 denied_line(r["denied"]),
             )
             for r in answer
@@ -177,6 +199,8 @@ def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> N
         print(f"DENIED {denied_line(answer['denied'])}")
     signed, approved = of_needed(answer["signed"]), of_needed(answer["approved"])
     print(f"signed {signed}, approved {approved}, in full {answer['full_bytes']} bytes")
+    if answer["confidential"]:
+        print(f"confidential, {_confidential(answer)}")
     table(("file", "bytes", "sha256"), [(f["name"], str(f["length"]), f["sha256"]) for f in answer["files"]])
     if answer["deltas"]:
         table(
@@ -196,3 +220,10 @@ def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> N
         table(("node holds", "bytes to fetch"), [(held, str(cost)) for held, cost in answer["costs"].items()])
     if answer["sites"]:
         table(("site", "bytes sent"), [(s["site"], str(s["bytes_sent"])) for s in answer["sites"]])
+
+
+def _confidential(release: dict[str, Any]) -> str:
+    """Under which epoch a release is offered; empty if it is public."""
+    if not release["confidential"]:
+        return ""
+    return f"epoch {release['epoch']}" if release["epoch"] else "not sealed yet"
