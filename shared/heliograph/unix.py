@@ -1,9 +1,10 @@
-"""Unix sockets in the folder of a hub or a node, however long its path is.
+"""What only Unix has: sockets in the folder of a hub or a node, however long its path is, and no core dumps.
 
 A socket's path may have 107 bytes. A longer one is reached through `/proc/self/fd/N`, N being the open folder.
 """
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,8 @@ def bind(path: Path, mode: int) -> socket.socket:
     path.chmod(mode)  # nobody can connect before it listens
     sock.setblocking(False)
     return sock
+
+
+def forbid_core_dumps() -> None:
+    """From now on this process, and those that it starts, write no memory to the disk when they crash."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

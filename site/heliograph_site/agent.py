@@ -46,6 +46,7 @@ from heliograph.names import Digest, Ring
 from heliograph.policy import Policy
 from heliograph.protocol import SCHEMAS, parse_topic
 from heliograph.trust import Target
+from heliograph.unix import forbid_core_dumps
 from heliograph_site import hardware
 from heliograph_site.allowance import Allowance
 from heliograph_site.belief import Belief
@@ -547,6 +548,7 @@ class Agent:
 
 def main() -> int:
     """Runs the agent of the folder in argv until SIGTERM; returns the exit code."""
+    forbid_core_dumps()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("tuf").setLevel(logging.WARNING)  # it tells of every key that did not sign
     if len(sys.argv) != 2:

@@ -10,7 +10,7 @@ from heliograph.errors import TransportError
 from heliograph_site.serving.spawn import Forks, Reply, Worker, WorkerDiedError
 
 PATIENCE_S = 30.0
-LOAD = {"op": "load", "path": "/nowhere", "sha256": bytes(32), "length": 1, "threads": 1}
+LOAD = {"op": "load", "path": "/nowhere", "key": b"", "sha256": bytes(32), "length": 1, "threads": 1}
 
 
 async def asked(forks: Forks) -> tuple[Worker, asyncio.Task[Reply]]:

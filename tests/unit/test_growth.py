@@ -9,8 +9,8 @@ import conversation
 from heliograph import deny, manifest, sealing, signing, sketch, statement, trust
 from heliograph.delta import file, recipe
 from heliograph.protocol import DENIALS, SCHEMAS, STATEMENTS, TOPICS
-from heliograph_hub import database
-from heliograph_site import identity, outbox, schema
+from heliograph_hub import database, epochs
+from heliograph_site import holdings, identity, outbox, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (ROOT / "shared" / "FORMATS.md").read_text()
@@ -23,7 +23,9 @@ VERSIONS = {
     "identity.SEALED_KEY_FORMAT": ("sealed key file", identity.SEALED_KEY_FORMAT),
     "file.VERSION": ("delta file", file.VERSION),
     "recipe.RECIPE_FORMAT": ("recipe", recipe.RECIPE_FORMAT),
+    "epochs.EPOCHS_FORMAT": ("epoch keys", epochs.EPOCHS_FORMAT),
     "sealing.SEAL_FORMAT": ("seal", sealing.SEAL_FORMAT),
+    "holdings.SIDECAR_FORMAT": ("sidecar", holdings.SIDECAR_FORMAT),
     "trust.SET_FORMAT": ("tuf metadata and set message", trust.SET_FORMAT),
     "trust.STATE_FORMAT": ("trust state row", trust.STATE_FORMAT),
     "deny.STATE_FORMAT": ("deny set row", deny.STATE_FORMAT),

@@ -13,7 +13,7 @@ from heliograph.documents import MAX_CHUNK_BYTES, Chunk, Want
 from heliograph.errors import IntegrityError
 from heliograph.names import Digest
 from heliograph.sender import Sender
-from heliograph.transfer import BlobFetch, Fetcher
+from heliograph.transfer import MAX_SMALL_BYTES, BlobFetch, Fetcher
 from heliograph.window import Window
 
 HANDLE = b"\0\0\0\1"
@@ -100,7 +100,7 @@ def test_a_forged_page_is_refused_at_any_place(index: int) -> None:
     assert not fetch.pages_to_keep()
 
 
-@pytest.mark.parametrize(("length", "pages"), [(PAGE_SPAN_BYTES + 1, 1), (10, 2), ((1 << 20) + 1, 0), (-1, 0)])
+@pytest.mark.parametrize(("length", "pages"), [(PAGE_SPAN_BYTES + 1, 1), (10, 2), (MAX_SMALL_BYTES + 1, 0), (-1, 0)])
 def test_a_length_that_contradicts_the_pages_is_refused(length: int, pages: int) -> None:
     with pytest.raises(IntegrityError, match=r"names \d pages|names no pages"):
         BlobFetch(Digest(bytes(32)), length, (bytes(16),) * pages, HANDLE)

@@ -15,14 +15,16 @@ import signal
 import socket
 import sys
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from heliograph.errors import ConfigError, HeliographError
-from heliograph.objects import ObjectStore
 from heliograph.toml import MAX_TOML_BYTES, parse_toml
-from heliograph.unix import bind
+from heliograph.unix import bind, forbid_core_dumps
+from heliograph_site.holdings import Holdings, OpenBox
 from heliograph_site.journal import Journal
 from heliograph_site.serving.admission import Limits
 from heliograph_site.serving.asgi import Bodies, Handler, application
@@ -31,6 +33,9 @@ from heliograph_site.serving.server import Server
 from heliograph_site.serving.spawn import Forks
 from heliograph_site.serving.steering import steering
 from heliograph_site.serving.tuned import opened
+
+if TYPE_CHECKING:
+    from heliograph.signing import PrivateKey
 
 log = logging.getLogger(__name__)
 _GRACE_S = 5
@@ -41,6 +46,7 @@ _MAX_CONNECTIONS = 256
 
 def main() -> None:
     """Runs the server of one node's folder."""
+    forbid_core_dumps()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s server %(levelname)s %(message)s", stream=sys.stderr)
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: python -m heliograph_site.serving DIR", file=sys.stderr)
@@ -76,7 +82,7 @@ async def run(folder: Path, limits: Limits | None = None) -> None:
         forks = Forks()
         try:
             async with asyncio.TaskGroup() as tasks:
-                server = Server(ObjectStore(folder / "objects"), forks, limits, tasks)
+                server = Server(Holdings(folder, _opener(folder)), forks, limits, tasks)
                 steer = steering(server, {"http": url})
                 fronts = [_front(Gateway(server).answer, limits), _front(steer, limits)]
                 serving = [
@@ -123,6 +129,19 @@ def _front(handler: Handler, limits: Limits) -> _Front:
         timeout_graceful_shutdown=_GRACE_S,
     )
     return _Front(config)
+
+
+def _opener(folder: Path) -> OpenBox:
+    """What the node's key opens. It is loaded when the first confidential file is, and what it needs with it."""
+
+    @cache
+    def key() -> "PrivateKey":
+        from heliograph_site.folder import read_node_file
+        from heliograph_site.identity import key_store
+
+        return key_store(folder, read_node_file(folder).key_store).load()
+
+    return lambda box: key().open_box(box)
 
 
 def _address(path: Path) -> tuple[str, int]:

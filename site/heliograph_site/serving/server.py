@@ -21,7 +21,7 @@ from heliograph.errors import HeliographError, IntegrityError, NotFoundError, Re
 from heliograph.manifest import Manifest
 from heliograph.policy import Config
 from heliograph_site.serving.admission import Limits
-from heliograph_site.serving.slot import Measured, Objects, Slot, memory_bytes
+from heliograph_site.serving.slot import Files, Measured, Slot, memory_bytes
 from heliograph_site.serving.spawn import Forks, WorkerDiedError
 from heliograph_site.serving.tuned import Tuned, tuned
 
@@ -64,8 +64,8 @@ class _Seats:
 class Server:
     """Loads, switches and drops releases; hands the gateway the slot that answers."""
 
-    def __init__(self, objects: Objects, forks: Forks, limits: Limits, tasks: asyncio.TaskGroup) -> None:
-        self._objects = objects
+    def __init__(self, files: Files, forks: Forks, limits: Limits, tasks: asyncio.TaskGroup) -> None:
+        self._files = files
         self._forks = forks
         self._limits = limits
         self._tasks = tasks
@@ -261,13 +261,13 @@ class Server:
         """
         digest = Digest(release)
         try:
-            data = self._objects.read(digest)
+            data = self._files.read(digest)
         except NotFoundError as error:
             raise IntegrityError(f"manifest {release.hex()[:12]} of {model} is not on this node") from error
         manifest = Manifest.parse(data, digest, len(data))
         if manifest.model != model:
             raise IntegrityError(f"manifest {release.hex()[:12]} is {manifest.release}, not a release of {model}")
-        return Slot(digest, manifest, self._objects, self._forks, self._limits)
+        return Slot(digest, manifest, self._files, self._forks, self._limits)
 
     async def _load(self, slot: Slot, timeout_s: float) -> Measured:
         try:

@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from heliograph.blob import Digest
-from heliograph.errors import HeliographError, IntegrityError, NotFoundError, RefusedError, TransportError, WaitError
+from heliograph.errors import (
+    ConfigError,
+    HeliographError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    TransportError,
+    WaitError,
+)
 from heliograph.manifest import Manifest, Variant
+from heliograph_site.holdings import Holding
 from heliograph_site.serving import golden
 from heliograph_site.serving.admission import Limits, admit
 from heliograph_site.serving.inference import (
@@ -53,14 +62,14 @@ class ModelFailedError(HeliographError):
     """The runtime failed on a well-formed request."""
 
 
-class Objects(Protocol):
-    """What a slot needs of the object store."""
+class Files(Protocol):
+    """What a slot needs of the node's holdings."""
 
-    def read(self, digest: Digest) -> bytes:
-        """The verified bytes of an object."""
+    def read(self, file: Digest) -> bytes:
+        """The verified plain bytes of a file, or of a manifest."""
 
-    def path(self, digest: Digest) -> Path:
-        """Where the object's file is."""
+    def find(self, file: Digest) -> Holding | None:
+        """Where the file lies, and what opens it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ class _Job:
 class Slot:
     """One release in one worker."""
 
-    def __init__(self, release: Digest, manifest: Manifest, objects: Objects, forks: Forks, limits: Limits) -> None:
+    def __init__(self, release: Digest, manifest: Manifest, files: Files, forks: Forks, limits: Limits) -> None:
         self.release = release
         self.manifest = manifest
         self.state: State = "loading"
@@ -101,7 +110,7 @@ class Slot:
         self.restarts = 0
         self._turn = (0, 0)
         self._first_at: float | None = None
-        self._objects = objects
+        self._files = files
         self._forks = forks
         self._limits = limits
         self._worker: Worker | None = None
@@ -123,20 +132,31 @@ class Slot:
             IntegrityError: bytes are not those the manifest names.
             RefusedError: the runtime refuses the model, a golden output is wrong, or this node can't run any variant.
             WorkerDiedError: the model crashed its worker.
-            TransportError: no worker could be forked, or the forkserver ended; says nothing about the release.
+            TransportError: no worker could be forked, the forkserver ended, or the node's key, which a confidential
+                release needs, can't be had now; says nothing about the release.
         """
         variant = self._variant()
         model = self.manifest.file(variant.files[0])
         begin = time.monotonic()
         try:
-            path = self._objects.path(Digest(model.sha256))
-            cases = await asyncio.to_thread(self._golden)
+            held, cases = await asyncio.to_thread(lambda: (self._files.find(Digest(model.sha256)), self._golden()))
         except NotFoundError as error:
             raise IntegrityError(f"{self.manifest.release}: {error}") from error
+        except ConfigError as error:
+            raise TransportError(f"{self.manifest.release} is sealed: {error}") from error
+        if held is None:
+            raise IntegrityError(f"{self.manifest.release}: {model.name} is not held, or not sealed to this node's key")
         worker = await self._forks.fork(self._answered)
         try:
             head, _ = await worker.call(
-                {"op": "load", "path": str(path), "sha256": model.sha256, "length": model.length, "threads": 1}
+                {
+                    "op": "load",
+                    "path": str(held.path),
+                    "key": held.key,
+                    "sha256": model.sha256,
+                    "length": model.length,
+                    "threads": 1,
+                }
             )
             self._raise_for(head)
             self.inputs, self.outputs = _specs(head.get("inputs")), _specs(head.get("outputs"))
@@ -383,7 +403,7 @@ class Slot:
     def _golden(self) -> tuple[golden.Case, ...]:
         named = self.manifest.golden
         inputs, outputs = (self.manifest.file(name).sha256 for name in (named.inputs, named.outputs))
-        return golden.parse(self._objects.read(Digest(inputs)), self._objects.read(Digest(outputs)))
+        return golden.parse(self._files.read(Digest(inputs)), self._files.read(Digest(outputs)))
 
     def _raise_for(self, head: dict[str, Any]) -> None:
         if "error" in head:

@@ -1,7 +1,8 @@
 """A worker: one process, one model, one request at a time, over one socket.
 
-It reads the model file once, checks the digest of the very bytes it then loads, and never opens it again. It is forked
-by `forkserver`, which has numpy and the runtime loaded; it ends when its socket or the forkserver does.
+It reads the model file once, checks the digest of the very bytes it then loads, and never opens it again; a sealed one
+is opened into its memory only, by the leaf key that came with the request. It is forked by `forkserver`, which has
+numpy and the runtime loaded; it ends when its socket or the forkserver does.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from heliograph.errors import IntegrityError, RefusedError
+from heliograph.source import Source
 from heliograph.wire import unpack
 from heliograph_site.serving.frames import MAX_BODY_BYTES, MAX_HEAD_BYTES, PREFIX, frame_head
 from heliograph_site.serving.inference import TensorSpec
@@ -56,9 +58,9 @@ def main(sock: socket.socket) -> None:
         head, body = frame
         try:
             if head["op"] == "load":
-                model = TfliteModel(
-                    read_verified(Path(head["path"]), head["sha256"], head["length"]), threads=head["threads"]
-                )
+                content = read_verified(Path(head["path"]), head["sha256"], head["length"], head["key"])
+                model = TfliteModel(content, threads=head["threads"])
+                del content  # the runtime keeps what it needs of it
                 _send(
                     sock, {"runtime": model.runtime, "inputs": _specs(model.inputs), "outputs": _specs(model.outputs)}
                 )
@@ -80,15 +82,20 @@ def main(sock: socket.socket) -> None:
             _send(sock, {"error": "out of memory", "kind": "memory"})
 
 
-def read_verified(path: Path, sha256: bytes, length: int) -> bytes:
-    """The file's bytes, which are those the digest names: what is returned is what was hashed.
+def read_verified(path: Path, sha256: bytes, length: int, key: bytes = b"") -> bytes:
+    """The file's plain bytes, which are those the digest names: what is returned is what was hashed.
+
+    `key` is the leaf key of the sealed blob that lies there; empty: the bytes lie there plain. What is opened is in
+    this process's memory only, once.
 
     Raises:
         IntegrityError: they are not, or the file is missing.
     """
     try:
         with path.open("rb") as file:
-            content = file.read(length + 1)
+            content = Source(file.fileno(), 0, key, length).read(0, length) if key else file.read(length + 1)
+    except IntegrityError as error:
+        raise IntegrityError(f"model file {sha256.hex()[:12]} is rotten: {error}") from error
     except OSError as error:
         raise IntegrityError(f"model file {sha256.hex()[:12]} can't be read: {error.strerror}") from error
     if len(content) != length or hashlib.sha256(content).digest() != sha256:
