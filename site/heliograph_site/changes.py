@@ -106,14 +106,15 @@ def count_cut(memory: Memory, event: Event) -> Memory:
 
 
 def mark_healthy(memory: Memory, event: Event) -> Memory:
-    """The worker on probation has been seen to do its job."""
-    return replace(memory, is_healthy=True)
+    """The worker on probation has been seen to do its job, so what answered before doesn't."""
+    is_spare = memory.resort is not None and memory.resort.release in {pointer.release for pointer in memory.line}
+    return replace(memory, is_healthy=True, resort=None if is_spare else memory.resort)
 
 
 def flip(memory: Memory, event: Event) -> Memory:
     """The pointer flips: the target is active, and its fallbacks are chosen by the one rule.
 
-    What answered and is no fallback is the last resort.
+    What answered is the last resort until the target does, fallback or not.
     """
     assert isinstance(event, Passed) and memory.target is not None
     target = memory.target
@@ -134,9 +135,7 @@ def flip(memory: Memory, event: Event) -> Memory:
         active=active,
         fallback=_at(best, 0),
         earlier=_at(best, 1),
-        resort=memory.active
-        if memory.active is not None and memory.active.release != active.release and not best
-        else None,
+        resort=_other(memory.active, active),
         unfit=None,
         policy=event.policy,
         cuts=0,
@@ -164,8 +163,7 @@ def give_way(memory: Memory, event: Event) -> Memory:
     """The fallback that fits becomes active; what was active is refused for nothing and may be its fallback."""
     assert isinstance(event, ActiveUnfit) and memory.active is not None
     old = replace(memory.active, is_unfit=False)
-    resort = memory.resort if memory.phase == "rolling-back" else old
-    return _take_over(replace(memory, resort=resort), event, (old, *memory.line))
+    return _take_over(replace(memory, resort=memory.resort or old), event, (old, *memory.line))
 
 
 def revive(memory: Memory, event: Event) -> Memory:
@@ -178,13 +176,12 @@ def _take_over(memory: Memory, event: ActiveUnfit | FitsAgain, candidates: tuple
     chosen = next(pointer for pointer in candidates if pointer.release == event.release)
     best = fallbacks(*(pointer for pointer in candidates if pointer.release != event.release))
     reason = event.reason if isinstance(event, ActiveUnfit) else "documents that fit have come"
-    resort = memory.resort
     return replace(
         drop_target(memory, event),
         active=replace(chosen, config=event.config, policy=event.policy, fail_mode=event.fail_mode),
         fallback=_at(best, 0),
         earlier=_at(best, 1),
-        resort=None if resort is None or resort.release in {p.release for p in (chosen, *best[:2])} else resort,
+        resort=_other(memory.resort, chosen),
         unfit=None,
         aside="",
         policy=event.policy,
@@ -193,14 +190,17 @@ def _take_over(memory: Memory, event: ActiveUnfit | FitsAgain, candidates: tuple
 
 
 def shut(memory: Memory, event: Event) -> Memory:
-    """What is active fits nothing and stops, to serve again once something fits, unless it failed or is denied."""
+    """What is active fits nothing and stops, to serve again once something fits, unless it failed or is denied.
+
+    What answers does so until the server has stopped it.
+    """
     assert isinstance(event, LastStopped) and memory.active is not None
     is_sound = memory.active.verdict != "failed" and not memory.active.denied
     return replace(
         drop_target(memory, event),
         active=None,
         unfit=replace(memory.active, is_unfit=False) if is_sound else None,
-        resort=None,
+        resort=memory.resort or memory.active,
         aside="",
         policy=event.policy,
         reason=event.reason[:REASON_LENGTH],
@@ -222,16 +222,19 @@ def demote(memory: Memory, event: Event) -> Memory:
     """
     assert isinstance(event, ActiveLost | ActiveDenied | Returned | RestartedAgain) and memory.active is not None
     refused = refuse(drop_target(memory, event), (memory.active,), event.reason)
-    resort: Pointer | None = memory.active
+    old = memory.active
     if isinstance(event, ActiveDenied):
-        resort = replace(memory.active, denied=memory.active.denied or "once")
+        old = replace(old, denied=old.denied or "once")
     elif not isinstance(event, Returned):
-        resort = replace(memory.active, verdict="failed")
-    if memory.phase == "rolling-back":
-        resort = (memory.resort or resort) if memory.fallback is not None else None
+        old = replace(old, verdict="failed")
+    is_last = memory.fallback is None
+    active = _restored(memory.fallback, memory) or memory.resort
+    resort: Pointer | None = old
+    if memory.phase == "rolling-back" or (isinstance(event, ActiveLost) and not event.answered):
+        resort = _other(memory.resort, active) or (None if is_last and isinstance(event, ActiveLost) else old)
     return replace(
         refused,
-        active=_restored(memory.fallback, memory) or memory.resort,
+        active=active,
         fallback=memory.earlier,
         earlier=None,
         resort=resort,
@@ -243,8 +246,7 @@ def demote(memory: Memory, event: Event) -> Memory:
 def step_aside(memory: Memory, event: Event) -> Memory:
     """Active and fallback change places for a while."""
     assert isinstance(event, SteppedAside) and memory.fallback is not None
-    reason = event.reason[:REASON_LENGTH]
-    return replace(memory, active=memory.fallback, fallback=memory.active, aside="fallback", reason=reason)
+    return replace(_swapped(memory), aside="fallback", reason=event.reason[:REASON_LENGTH])
 
 
 def stand_down(memory: Memory, event: Event) -> Memory:
@@ -260,7 +262,11 @@ def resume(memory: Memory, event: Event) -> Memory:
     reason = event.reason[:REASON_LENGTH]
     if memory.aside == "stopped":
         return replace(memory, active=memory.resort, resort=None, aside="", reason=reason)
-    return replace(memory, active=memory.fallback, fallback=memory.active, aside="")
+    return replace(_swapped(memory), aside="")
+
+
+def _swapped(memory: Memory) -> Memory:
+    return replace(memory, active=memory.fallback, fallback=memory.active, resort=memory.active)
 
 
 def _restored(pointer: Pointer | None, memory: Memory) -> Pointer | None:
@@ -311,16 +317,24 @@ def drop_resort(memory: Memory, event: Event) -> Memory:
     return replace(memory, resort=None)
 
 
+def stop_resort(memory: Memory, event: Event) -> Memory:
+    """Nothing answers; what stood down for a while waits where it is."""
+    return memory if memory.aside == "stopped" else drop_resort(memory, event)
+
+
 def drop_denied(memory: Memory, event: Event) -> Memory:
-    """What is denied will not serve again; its bytes go when the machine rests."""
+    """What is denied will not serve again, unless it is what answers; its bytes go when the machine rests."""
     assert isinstance(event, FallbackDenied)
     spare = (*memory.line, memory.unfit)
     gone = tuple(pointer for pointer in spare if pointer is not None and pointer.release in event.releases)
     best = fallbacks(*(pointer for pointer in memory.line if pointer not in gone))
     aside = "" if memory.aside == "fallback" and memory.fallback in gone else memory.aside
     unfit = None if memory.unfit in gone else memory.unfit
+    resort = memory.resort
+    if resort is not None and resort.release in event.releases:
+        resort = replace(resort, denied=resort.denied or "once")
     refused = refuse(memory, gone, event.reason)
-    return replace(refused, fallback=_at(best, 0), earlier=_at(best, 1), aside=aside, unfit=unfit)
+    return replace(refused, fallback=_at(best, 0), earlier=_at(best, 1), aside=aside, unfit=unfit, resort=resort)
 
 
 def flag(memory: Memory, event: Event) -> Memory:
@@ -332,6 +346,11 @@ def flag(memory: Memory, event: Event) -> Memory:
 def flag_unjudged(memory: Memory, event: Event) -> Memory:
     """What is on probation is marked as denied; there is nothing left to judge."""
     return drop_target(flag(memory, event), event)
+
+
+def _other(pointer: Pointer | None, active: Pointer | None) -> Pointer | None:
+    """The pointer, unless it is to what is active."""
+    return None if pointer is None or (active is not None and pointer.release == active.release) else pointer
 
 
 def _at(pointers: tuple[Pointer, ...], index: int) -> Pointer | None:

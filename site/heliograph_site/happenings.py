@@ -254,10 +254,15 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """ACTIVATE: the target does not do its job here. Of what is active: `classify` names what is left instead."""
+    """ACTIVATE: the target does not do its job here. Of what is active: `classify` names what is left instead.
+
+    Attributes:
+        answered: it was what answered when it failed, and not what should have.
+    """
 
     epoch: int
     reason: str
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +298,14 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class ActiveLost:
-    """What is active failed, or did not get to serve in time; there is a fallback."""
+    """What is active failed, or did not get to serve in time; there is a fallback.
+
+    Attributes:
+        answered: it was what answered.
+    """
 
     reason: str
+    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True)

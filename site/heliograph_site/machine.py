@@ -55,6 +55,7 @@ from heliograph_site.changes import (
     shut,
     stand_down,
     step_aside,
+    stop_resort,
     take_target,
 )
 from heliograph_site.happenings import (
@@ -236,7 +237,8 @@ def _given_up(memory: Memory, given_up: GivenUp) -> Event | None:
     if active is None or active.release != given_up.release or active.verdict == "failed":
         return None
     # Probation and a way back look for themselves.
-    return _lost(memory, given_up.reason) if memory.phase not in ("proving", "rolling-back") else None
+    is_deaf = memory.phase in ("proving", "rolling-back")
+    return None if is_deaf else _lost(memory, given_up.reason, answered=True)
 
 
 def _answered(memory: Memory, answer: Answer) -> Event | None:
@@ -246,20 +248,20 @@ def _answered(memory: Memory, answer: Answer) -> Event | None:
         case Passed() if answer.waits_for:
             return Postponed(answer.waits_for)
         case Failed() if memory.phase != "activating":
-            return _lost(memory, answer.reason)
+            return _lost(memory, answer.reason, answered=answer.answered)
         case Proved(verdict="unproven", returns=True) if memory.fallback is not None:
             return ActiveLost("not proven in its time: it returns, by policy")
         case _:
             return answer
 
 
-def _lost(memory: Memory, reason: str) -> Event | None:
+def _lost(memory: Memory, reason: str, *, answered: bool) -> Event | None:
     if memory.active is None:
         return None
     resort = memory.resort
     may_resort = resort is not None and (resort.verdict != "failed" or resort.fail_mode == "safe")
     if memory.fallback is not None or may_resort:
-        return ActiveLost(reason)
+        return ActiveLost(reason, answered)
     last = resort or memory.active
     return LastClosed(reason) if last.fail_mode == "closed" else LastLost(reason)
 
@@ -294,7 +296,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("idle",         StoodDown,        "rolling-back", stand_down,    Command.SERVE),
     Row("idle",         Resumed,          "idle",         resume,        Command.SERVE),
     Row("idle",         Served,           "idle",         clear_reason,  Command.REST),
-    Row("idle",         Stopped,          "idle",         keep,          Command.REST),
+    Row("idle",         Stopped,          "idle",         stop_resort,   Command.REST),
     Row("idle",         ActiveLost,       "rolling-back", demote,        Command.SERVE),
     Row("idle",         LastLost,         "stuck",        note_reason,   None),
     Row("idle",         LastClosed,       "rolling-back", close,         Command.SERVE),
@@ -418,7 +420,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Row("proving",      LastStopped,      "rolling-back", shut,          Command.SERVE),
 
     Row("rolling-back", Served,           "idle",         clear_reason,  Command.REST),
-    Row("rolling-back", Stopped,          "stuck",        keep,          Command.REST),
+    Row("rolling-back", Stopped,          "stuck",        stop_resort,   Command.REST),
     Row("rolling-back", Restarted,        "rolling-back", keep,          Command.SERVE),
     Row("rolling-back", ActiveLost,       "rolling-back", demote,        Command.SERVE),
     Row("rolling-back", LastLost,         "stuck",        note_reason,   None),

@@ -85,8 +85,9 @@ class Memory:
     is_healthy: bool = False
     """The worker on probation has served without fault for a while."""
     resort: Pointer | None = None
-    """What answers until `active` does, though it is no fallback: denied, failed or returned. Only if nothing else can
-    be served it becomes active again, so that whatever answers is named, told and met by a denial."""
+    """What answers until `active` does: a fallback too, or what is none because it is denied, failed or returned. Only
+    if nothing else can be served it becomes active again, so that whatever answers is named, told and met by a denial.
+    """
 
     aside: Aside = ""
     """`fallback`: active and fallback have changed places; `stopped`: what was active waits as `resort`. Nothing is
@@ -104,9 +105,13 @@ class Memory:
 
     @property
     def kept(self) -> tuple[Pointer, ...]:
-        """Every release that was active here and may serve again, what is active first, the last resort last."""
+        """Every release that was active here and may serve again, each once, what is active first."""
         pointers = (self.active, *self.line, self.unfit, self.resort)
-        return tuple(pointer for pointer in pointers if pointer is not None)
+        found: dict[bytes, Pointer] = {}
+        for pointer in pointers:
+            if pointer is not None:
+                found.setdefault(pointer.release, pointer)
+        return tuple(found.values())
 
     @property
     def releases(self) -> tuple[bytes, ...]:

@@ -350,7 +350,7 @@ class Tasks:
                 self._tell_verdict(model, release, verdict)
             if verdict is not None and verdict.word == "failed":
                 self._trips[model] = _Trip(now, release, row.get("first_request_s"))
-                return Failed(memory.epoch, verdict.reason)
+                return Failed(memory.epoch, verdict.reason, answered=True)
             if verdict is not None:
                 returns = rules.unproven(self._agent.policy_of(model), model) == "return"
                 return Proved(memory.epoch, verdict.word, returns)

@@ -1,8 +1,8 @@
 """Worlds in bad weather: whatever the seed, everything in `simulator.oracle.INVARIANTS` holds.
 
 CI runs 2,000 worlds, `scripts/test --full` another 100,000. What breaks is told with its seed, its trace and the line
-that repeats it. What broke once is kept as a bug to plant (`simulator.mutants`) and not as its seed: whenever the order
-changes in which worlds draw chance, every seed is another world.
+that repeats it. What broke once is kept as a bug to plant (`simulator.mutants`), and its seed in `REGRESSIONS`, though
+whenever the order changes in which worlds draw chance, every seed is another world.
 """
 
 import signal
@@ -16,6 +16,8 @@ from simulator.world import run
 
 WORLDS = 2_000
 SHARDS, SHARD_WORLDS = 50, 2_000
+REGRESSIONS = (1000105, 1000723, 1002123)
+"""Worlds that broke once."""
 
 # Met fewer than ten times by a thousand worlds: a machine that gave a target up beside a fallback, and what befalls an
 # active release in the seconds in which another is on its way. `tests/unit/test_machine_rows.py` takes each of them.
@@ -64,6 +66,10 @@ def test_every_world_holds_and_together_they_meet_every_weather_and_every_row() 
     never = rows - RARE - summary.rows.keys()
     assert not never, f"{WORLDS} worlds never took {sorted(never)}"
     print("rows taken fewer than 5 times:", sorted(row for row in rows if summary.rows[row] < 5))
+
+
+def test_worlds_that_broke_once_hold() -> None:
+    settle_or_tell(run_many(REGRESSIONS))
 
 
 def test_a_seed_gives_the_same_world_every_time() -> None:

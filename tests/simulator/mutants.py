@@ -106,13 +106,23 @@ MUTANTS: Final = (
         ),
     ),
     Mutant(
+        "a fallback that still answers is forgotten when it is denied",
+        ("pointer",),
+        ((CHANGES, "resort=_other(memory.active, active),", "resort=None if best else _other(memory.active, active),"),),
+    ),
+    Mutant(
+        "what answers is forgotten before the server has stopped it",
+        ("pointer",),
+        ((CHANGES, "resort=memory.resort or memory.active,", "resort=None,"),),
+    ),
+    Mutant(
         "what is denied answers unflagged where no fallback serves",
         ("pointer",),
         (
             (
                 MACHINE,
-                "    if memory.fallback is not None or may_resort:\n        return ActiveLost(reason)\n",
-                "    if memory.fallback is not None:\n        return ActiveLost(reason)\n",
+                "    if memory.fallback is not None or may_resort:\n        return ActiveLost(reason, answered)\n",
+                "    if memory.fallback is not None:\n        return ActiveLost(reason, answered)\n",
             ),
         ),
     ),
@@ -379,6 +389,8 @@ SEEN: Final[dict[str, int]] = {
     "a denied release stays the fallback": 10,
     "what is denied serves on beside a fallback": 23,
     "a closed model serves on though two have denied its last release": 10,
+    "a fallback that still answers is forgotten when it is denied": 1000105,
+    "what answers is forgotten before the server has stopped it": 1000723,
     "what is denied answers unflagged where no fallback serves": 28,
     "what is under way keeps the number of an older directive": 4,
     "what is active keeps the number of an older directive": 4,

@@ -860,9 +860,9 @@ class Node:
                     return failed
             lasted_s = self.clock.now - began
             if release in self.server.broken:
-                return Failed(memory.epoch, "its worker died too often")
+                return Failed(memory.epoch, "its worker died too often", answered=True)
             if is_slow and is_used and lasted_s > soak_s / 2:
-                return Failed(memory.epoch, "too slow")
+                return Failed(memory.epoch, "too slow", answered=True)
             if lasted_s > HEALTHY_S and not is_told:
                 is_told = True
                 self._answer(memory.model, Healthy(memory.epoch))

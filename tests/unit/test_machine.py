@@ -556,7 +556,7 @@ def test_of_two_releases_that_are_denied_the_one_with_fewer_signatures_goes_on()
     assert events == (LastDenied("once"),) and on.resort == memory.resort
     back, _, events = settled(on, weigh(on, Denied({A: 2, C: 1})))
     assert [type(event) for event in events] == [ActiveDenied]
-    assert (back.active, back.resort) == (memory.resort, None)
+    assert (back.active, back.resort) == (memory.resort, on.active)
 
 
 def test_what_failed_serves_on_where_no_fallback_serves_unless_the_fail_mode_is_closed() -> None:
@@ -594,6 +594,42 @@ def test_what_answers_denied_goes_on_if_the_next_release_does_not_get_to_answer(
     assert after(proving, Proved(5, "unproven"))[0].resort is None
 
 
+def proving_before_the_switch() -> Memory:
+    """C has just flipped and nobody has seen it answer: that is B still, whose fallback was A."""
+    active, fallback = Pointer(B, 2, 2, "unproven"), Pointer(A, 1, 1, "proven", proven=1)
+    proving, _ = after(Memory("digits", "activating", 4, Target(C, 3), active=active, fallback=fallback), Passed(4, 9))
+    assert (proving.fallback, proving.earlier, proving.resort) == (fallback, active, active)
+    return proving
+
+
+def test_what_answers_goes_on_denied_if_it_was_dropped_before_the_next_release_answered() -> None:
+    proving = proving_before_the_switch()
+    denied, _, events = settled(proving, weigh(proving, Denied({A: 1, B: 1})))
+    assert [type(event) for event in events] == [FallbackDenied] and denied.line == ()
+    assert denied.resort == replace(proving.earlier, denied="once") and denied.resort in denied.kept  # type: ignore[type-var]
+    back, command = after(denied, Failed(5, "its worker died"))
+    assert (back.phase, back.active, command) == ("rolling-back", denied.resort, Command.SERVE)
+    flagged, _, _ = settled(back, weigh(back, Denied({A: 1, B: 2})))
+    assert flagged.active is not None and flagged.active.denied == "finally", "a second denial finds it"
+
+
+def test_what_is_denied_once_the_next_release_was_seen_to_answer_is_dropped_for_good() -> None:
+    healthy, _ = after(proving_before_the_switch(), Healthy(5))
+    assert healthy.resort is None
+    denied, _, _ = settled(healthy, weigh(healthy, Denied({A: 1, B: 1})))
+    assert denied.kept == (healthy.active,)
+
+
+def test_what_answers_is_kept_where_its_successor_never_did_and_else_its_successor() -> None:
+    proving = proving_before_the_switch()
+    unseen, _ = after(proving, Failed(5, "its files are rotten"))
+    assert (unseen.active, unseen.fallback, unseen.resort) == (proving.fallback, proving.earlier, proving.earlier)
+    seen, _ = after(proving, Failed(5, "too slow", answered=True))
+    assert seen.resort == replace(proving.active, verdict="failed")  # type: ignore[type-var]
+    superseded, _ = after(proving, install(D, 4))
+    assert superseded.earlier is None and superseded.resort == proving.earlier, "it answers all the same"
+
+
 REST = Memory("digits", "idle", 5, active=Pointer(B, 9, 2, "proven"), fallback=Pointer(A, 1, 1, "proven"))
 
 
@@ -608,7 +644,8 @@ def test_the_fallback_stands_in_and_what_is_committed_comes_back_and_nothing_is_
     assert classify(served, Directed("return", Target(A, 9))) is None
     back, command = after(served, StandIn("", "it is over"))
     assert command is Command.SERVE
-    assert replace(back, epoch=5, reason="") == REST
+    assert back.resort == REST.fallback, "it answers until what is committed does"
+    assert replace(after(back, Served(back.epoch))[0], epoch=5, reason="") == REST
 
 
 def test_what_stands_in_and_fails_gives_way_to_what_is_committed() -> None:

@@ -7,8 +7,10 @@ import pytest
 
 from heliograph.documents import Phase
 from heliograph_site.happenings import (
+    ActiveLost,
     ActiveUnfit,
     DenialsHeld,
+    Failed,
     FallbackDenied,
     FitsAgain,
     GivenUp,
@@ -120,6 +122,28 @@ def test_what_was_stopped_comes_back_wherever_the_machine_is_by_then(phase: Phas
     assert [pointer.release for pointer in back.line] == [C, A] or {p.release for p in back.line} == {A, C}
     again, command = restarted(back)
     assert (again.active, command) == (back.active, Command.SERVE)
+
+
+def test_what_answers_is_kept_until_the_server_has_stopped_it() -> None:
+    last = Pointer(B, 5, 2, "proven", denied="once")
+    proving = replace(memory_in("proving", fallback=False), resort=last)
+    stopping, _, events = settled(proving, Matched(C, 3, 5, "stopped", "closed", "policy is 5"))
+    assert [type(event) for event in events] == [LastStopped] and stopping.resort == last
+    assert step(stopping, Stopped(stopping.epoch))[0].resort is None
+    revived, _, _ = settled(stopping, Matched(C, 3, 6))
+    lost = classify(revived, Failed(revived.epoch, "its worker died"))
+    assert isinstance(lost, ActiveLost) and step(revived, lost)[0].active == last
+
+
+def test_a_fallback_that_still_answers_goes_on_denied_if_what_fits_does_not_serve() -> None:
+    before = memory_in("idle")
+    way, _, _ = settled(before, Matched(B, 1, 4, "fits", "safe", "policy is 4"))
+    assert way.resort == before.active and before.active in way.line
+    denied, _, _ = settled(way, DenialsHeld(frozenset({A, C})))
+    lost = classify(denied, Failed(denied.epoch, "its worker died"))
+    assert isinstance(lost, ActiveLost)
+    back, _ = step(denied, lost)
+    assert back.active == replace(before.active, denied="once")
 
 
 def test_a_stopped_model_learns_of_a_newer_policy_and_serves_flagged_once_that_is_safe() -> None:
