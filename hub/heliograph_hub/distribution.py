@@ -142,15 +142,19 @@ def answer(
             is_denied = denials.is_recipe_denied if denials else lambda recipe: False
             is_useless = is_denied if reads_recipes else lambda recipe: True
             manifest = registry.manifest(release)
-            unsealed: tuple[int, str] | None = None
+            unsealed: tuple[float | None, str] | None = None
             if not manifest.confidential:
                 ways = registry.ways(manifest, ask.bases, is_useless)
             elif seals is not None:
-                ways, grant, unsealed = _sealed_ways(registry, seals, node, manifest, ask, is_useless, now)
+                ways, grant, unsealed = _sealed_ways(registry, seals, node, manifest, ask, is_useless, now, now_s)
             else:
-                unsealed = (UNSEALED_LATER_S, "this hub seals nothing")
+                unsealed = (None, "this hub seals nothing")
             if unsealed is not None:
-                later_s, reason = later(unsealed[0]), unsealed[1]
+                waited, reason = unsealed
+                if waited is None:
+                    later_s = later(UNSEALED_LATER_S)
+                else:
+                    later_s = admission.recipe_later(node, ask.model, waited, now_s) if admission else RECIPE_LATER_S
             else:
                 waits = admission.admit(node, release, directive.number, cost(ways), now) if admission else None
                 if waits is not None:
@@ -183,16 +187,21 @@ def _sealed_ways(
     ask: Ask,
     is_useless: Callable[[bytes], bool],
     now: int,
-) -> tuple[tuple[Way, ...], Grant | None, tuple[int, str] | None]:
-    """Ways to a confidential release and the key to them; or nothing, for about how long, and why."""
+    now_s: float,
+) -> tuple[tuple[Way, ...], Grant | None, tuple[float | None, str] | None]:
+    """Ways to a confidential release and the key to them; or how long the node has waited by now, and for what.
+
+    It waits in vain (None) for what can't be sealed.
+    """
     epoch = seals.epochs.newest(manifest.model, now)
     if waiting := seals.missing(manifest, ask.bases, epoch, is_useless):
         seals.request(waiting)
-        return (), None, (RECIPE_LATER_S, f"{len(waiting)} of the ways to {manifest.release} are being sealed")
+        waited_s = seals.waited_s(waiting, now_s)
+        return (), None, (waited_s, f"{len(waiting)} of the ways to {manifest.release} are being sealed")
     ways = registry.ways(manifest, ask.bases, is_useless, seals.ways(epoch.model, epoch.number))
     lacking = {file.sha256 for file in manifest.files} - {way.blob for way in ways} - set(ask.bases)
     if lacking:
-        return (), None, (UNSEALED_LATER_S, f"{len(lacking)} files of {manifest.release} can't be sealed on the hub")
+        return (), None, (None, f"{len(lacking)} files of {manifest.release} can't be sealed on the hub")
     return ways, seals.epochs.grant(epoch, node.site, node.node, node.keyid) if ways else None, None
 
 

@@ -6,7 +6,7 @@ Rule 1: only the newest epoch is granted and sealed with. Its row says how many 
     once that number differs, the next epoch begins before anything else is granted or sealed. So nothing has to be told
     of a node that is removed or replaced, and a hub that was killed between the two acts is not late.
 Rule 2: a key is on disk before the row that makes its epoch the newest. Where the file lacks the row's key, or holds
-    another, because one of the two was restored from an older copy, the next epoch begins.
+    another or a later one, because one of the two was restored from an older copy, the next epoch begins.
 Rule 3: keys are in the files only: not in the database, its log, or any answer of the API. A node gets one sealed to
     its key, and only if that is still its key once the epoch has begun.
 
@@ -78,9 +78,10 @@ class Epochs:
                 return self._begin(model, now, "the first")
             if row.ended_keys != ended:
                 return self._begin(model, now, "a node's key has ended")
-            key = self._keys(model).get(row.epoch)
-            if key is None or _check(key) != row.key_check:
-                return self._begin(model, now, "its key is not in the file of keys")
+            keys = self._keys(model)
+            key = keys.get(row.epoch)
+            if key is None or _check(key) != row.key_check or max(keys) > row.epoch:
+                return self._begin(model, now, "database and file of keys are not of one time")
             return Epoch(model, row.epoch, key)
 
     def begin(self, model: str, now: int) -> Epoch:

@@ -52,6 +52,7 @@ class Seals:
         self.epochs = keys
         self._lock = threading.Lock()
         self._waiting: deque[Task] = deque()
+        self._asked: dict[Task, float] = {}
         self.failed: dict[Task, str] = {}
         """Ways that couldn't be sealed, and why, until the hub starts again."""
 
@@ -91,6 +92,11 @@ class Seals:
         with self._lock:
             self._waiting += [task for task in dict.fromkeys(tasks) if task not in self._waiting]
 
+    def waited_s(self, tasks: Iterable[Task], now_s: float) -> float:
+        """How long nodes have waited for the newest of these, which are waited for from now on."""
+        with self._lock:
+            return min((now_s - self._asked.setdefault(task, now_s) for task in tasks), default=0.0)
+
     def request_release(self, release: Release, now: int) -> None:
         """Has all ways to a confidential release made that are known: what nodes will ask for.
 
@@ -125,6 +131,9 @@ class Seals:
         except HeliographError as error:
             self.failed[task] = str(error)
             return f"{what} can't be sealed: {error}"
+        finally:
+            with self._lock:
+                self._asked.pop(task, None)
         return f"sealed {what} for epoch {epoch.number}: {cost} bytes"
 
     def _make(self, task: Task, epoch: Epoch) -> int:
