@@ -28,6 +28,7 @@ DIRECTIVE = doc.Directive(
 LANE_RECEIPT = doc.LaneReceipt(run=RUN, lane="audit", next=12)
 DENIALS = doc.Denials(count=2, digest=bytes([0xD1]) * 32)
 
+CERTIFIED = doc.Certified(**SCOPE, nonce=NONCE, certificate=bytes(range(250)), expires=AT + 30 * 86_400, at=AT)
 DENY = doc.Deny(realm="demo", releases=(RELEASE, RECIPE), reason="wrong labels", at=AT)
 DENY_KEY = doc.DenyKey(realm="demo", keys=(KEY,), keep=(OLDER,), reason="stolen", at=AT)
 
@@ -191,7 +192,8 @@ DOCUMENTS: dict[str, Document] = {
     ),
     "enroll": doc.Enroll(token=KEY_2, key=KEY, nonce=NONCE),
     "renew": doc.Renew(**NODE, nonce=NONCE, challenge=NONCE[::-1]),
-    "certified": doc.Certified(**SCOPE, nonce=NONCE, certificate=bytes(range(250)), expires=AT + 30 * 86_400),
+    "certified": CERTIFIED,
+    "refused": doc.Refused(**SCOPE, nonce=NONCE, reason="shop-7/till-1 brought a token that has expired"),
 }
 
 MANIFEST = man.Manifest(
@@ -220,7 +222,7 @@ DESIRED = pack([encode(STATEMENT)])
 """Payload of `desired/<ring>`: a list of envelopes."""
 
 
-FILES = {"hello": "hello-2", "reported": "reported-3", "offer": "offer-2"}
+FILES = {"certified": "certified-2", "hello": "hello-2", "reported": "reported-3", "offer": "offer-2"}
 """File stem of what grew since its first golden file was written; of all else it is the name."""
 REPORTED = DOCUMENTS["reported"]
 assert isinstance(REPORTED, doc.Reported)
@@ -231,6 +233,7 @@ EARLIER: dict[str, Document] = {
     "offer": OFFER.model_copy(
         update={"ways": tuple(way.model_copy(update={"seal": None}) for way in OFFER.ways), "grant": None}
     ),
+    "certified": CERTIFIED.model_copy(update={"at": 0}),
     "reported-2": REPORTED.model_copy(update={"clock": ""}),
     "reported": REPORTED.model_copy(
         update={

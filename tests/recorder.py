@@ -150,7 +150,7 @@ class Recorder:
             await self._joining.hear(full, payload)
         full, payload = self._joining.enroll()
         await self._node_says(full, payload)
-        await until(lambda: self._joining is not None and self._joining._ceremony.enrolled.is_set(), "enrolled")
+        await until(lambda: self._joining is not None and self._joining._ceremony.answered.is_set(), "enrolled")
         self._joining.finish()
         self._joining = None
 

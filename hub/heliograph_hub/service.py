@@ -35,6 +35,7 @@ from heliograph.documents import (
     LaneReceipt,
     ModelReport,
     Receipt,
+    Refused,
     Reply,
     Spent,
     Want,
@@ -55,6 +56,7 @@ from heliograph.objects import ObjectStore, write_durably
 from heliograph.policy import Policy, no_policy
 from heliograph.protocol import STATEMENTS, TOPICS, parse_topic, topic
 from heliograph.sender import Sender
+from heliograph.signing import PublicKey
 from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError, counted
 from heliograph.wire import pack, unpack
 from heliograph_hub.access import Access, has_ca, init_access
@@ -361,7 +363,7 @@ class Service:
 
     async def _handle(self, name: str, site: str, node: str, payload: bytes) -> None:
         if name == "enroll":
-            assigned = self.enrolment.enroll(site, node, Enroll.decode(payload), _now())
+            assigned = await self._enroll(site, node, Enroll.decode(payload))
             self.fleet.forget(site, node)
             if self.enrolment.former_keys(site, node):
                 self.settle()
@@ -410,13 +412,25 @@ class Service:
                 self.fleet.count(site, node, "of no use to this version", name)
         self.fleet.heard(site, node, _now())
 
+    async def _enroll(self, site: str, node: str, request: Enroll) -> Assigned:
+        """Enrols; who isn't is told why, on a topic that nobody who is a node already listens to."""
+        try:
+            return self.enrolment.enroll(site, node, request, _now())
+        except RefusedError as error:
+            names = {"realm": self.realm, "site": site, "node": node, "key": PublicKey(request.key).keyid}
+            refused = Refused(**names, nonce=request.nonce, reason=str(error))
+            await self._send("refused", site, node, self._sign("refused", refused))
+            raise
+
     async def _on_renew(self, node: Node, name: str, payload: bytes) -> None:
         """A challenge for a node that asks for a certificate, the certificate for one that has signed the challenge."""
         renew = self.fleet.open_renew(node, name, payload)
         if self.access is None:
             raise UnknownTypeError("this hub's broker has no TLS: there is nothing to certify")
         now, who = _now(), (node.site, node.node, node.keyid)
-        answer = Certified(realm=self.realm, site=node.site, node=node.node, key=node.keyid, nonce=renew.nonce)
+        answer = Certified(
+            realm=self.realm, site=node.site, node=node.node, key=node.keyid, nonce=renew.nonce, at=_now()
+        )
         if renew.challenge is None or not self.access.is_challenge(renew.challenge, *who, now):
             answer = answer.model_copy(update={"challenge": self.access.challenge(*who, now)})
         else:

@@ -19,7 +19,7 @@ from heliograph.protocol import PREFIX, TOPICS, Topic
 HUB_USER = "hub"
 EXAMPLE_REALM = "example"
 """The realm of the copies in mosquitto/."""
-ENROLLING_READS = ("head", "set", "root", "assigned", "certified")
+ENROLLING_READS = ("head", "set", "root", "assigned", "certified", "refused")
 """Rows a new node reads: what it learns to trust, and what it becomes."""
 
 Listener = Literal["nodes", "enroll"]

@@ -479,6 +479,15 @@ class Certified(NodeScoped):
     certificate: Annotated[bytes, Field(max_length=4096)] = b""
     """X.509, DER, for the node's key under the name `site/node`; empty beside a challenge."""
     expires: At = 0
+    at: At = 0
+    """When this was signed; 0: by a hub that didn't say."""
+
+
+class Refused(NodeScoped):
+    """The answer to one `enroll` whose token is no good."""
+
+    nonce: Nonce
+    reason: Text
 
 
 class Reply(NodeScoped):

@@ -7,6 +7,10 @@ names this key, signed by role `assign` or, if the token says protected, at the 
 long as people need to sign it; (6) sign for a certificate (`renewal`); (7) put the folder in place, whole, in one
 rename. Before (7) nothing of it exists.
 
+What is heard is judged by the greatest time that is known to have come: first that before which this version was not
+made, then what the hub signs in (6) over a number made here. So whoever plays back a set of last year, from before what
+was denied since, is found out: nobody joins by a set that had expired by then.
+
 A join string without pin is of a hub whose broker has no TLS: it counts on the loopback only.
 """
 
@@ -23,8 +27,9 @@ from random import Random
 from heliograph.blob import sha256
 from heliograph.connection import Broker
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Assignment, Certified, Enroll
+from heliograph.documents import Assignment, Certified, Enroll, Refused
 from heliograph.errors import ConfigError, HeliographError, IntegrityError, RefusedError, TransportError, TrustError
+from heliograph.metadata import time_text
 from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Mqtt
 from heliograph.objects import sync_directory, write_durably
@@ -36,6 +41,7 @@ from heliograph.vouching import open_document
 from heliograph_site.folder import NODE_FILE, JoinString, KeptIn
 from heliograph_site.identity import KeptKey, keep_in, write_ca, write_certificate
 from heliograph_site.journal import JOURNAL_FILE, Held, Journal
+from heliograph_site.reckoning import BUILT_AT
 from heliograph_site.renewal import Renewal
 
 
@@ -84,7 +90,7 @@ async def join(
     Raises:
         ConfigError: the folder is in use or can't be made, or there is no TPM to keep the key; the token is still good.
         TransportError: broker or hub don't answer.
-        IntegrityError: the realm's root isn't the one that the join string names.
+        IntegrityError: the realm's root isn't the one that the join string names, or its metadata has expired.
         RefusedError: a node has joined there already, or the hub did not take the token.
     """
     check_free(folder)
@@ -96,14 +102,14 @@ async def join(
     ceremony = _Ceremony(string, key)
     names = {"site": string.site, "node": string.node}
     subscriptions = [(topic(name).filter(string.realm), 1) for name in ("root", "set")]
-    subscriptions += [(topic(name).filter(string.realm, **names), 1) for name in ("assigned", "certified")]
+    subscriptions += [(topic(name).filter(string.realm, **names), 1) for name in ("assigned", "certified", "refused")]
     user = f"{string.site}/{string.node}"
     client_id = f"{user}/join-{secrets.token_hex(8)}"
     ca = b""
     broker = Broker(string.host, string.port, user)
     if string.pin:
         ca = await asyncio.to_thread(fetch_ca, string.host, string.enroll_port, string.pin, deadlines.enroll_s)
-        tls = Tls(ca, lambda: ceremony.trusted.at if ceremony.trusted is not None else 0)
+        tls = Tls(ca, lambda: ceremony.at)
         broker, client_id = Broker(string.host, string.enroll_port, user, tls=tls), CLIENT_PREFIX + client_id
     elif not is_loopback(string.host):
         raise RefusedError(f"the hub at {string.host} has no TLS: that is for one machine alone, on its loopback")
@@ -120,17 +126,18 @@ async def join(
     try:
         await _within(ceremony.connected, deadlines.enroll_s, ceremony.why_not_connected)
         await _within(ceremony.ready, deadlines.enroll_s, ceremony.why_not_ready)
-        enroll = Enroll(token=string.token, key=key.public.raw, nonce=os.urandom(16)).encode()
+        enroll = Enroll(token=string.token, key=key.public.raw, nonce=ceremony.nonce).encode()
         target = topic("enroll").build(string.realm, site=string.site, node=string.node)
         await mqtt.publish(target, enroll, qos=1)
         if string.protected:
             say(f"waiting for the keys of ring protected to sign: heliograph fleet request {string.site} --out FILE")
         while True:
             try:
-                await _within(ceremony.enrolled, deadlines.enroll_s, ceremony.why_not_enrolled)
+                await _within(ceremony.answered, deadlines.enroll_s, ceremony.why_not_enrolled)
+                ceremony.require_enrolled()
                 break
             except RefusedError:
-                if not string.protected:
+                if ceremony.refusal or not string.protected:
                     raise
             with contextlib.suppress(TransportError):  # the link is down: once more later
                 await mqtt.publish(target, enroll, qos=1)  # whose answer may have been lost
@@ -138,6 +145,7 @@ async def join(
         if ca:
             again = topic("again").build(string.realm, **names)
             certified = await ceremony.renewal.run(lambda data: mqtt.publish(again, data, qos=1), deadlines.enroll_s)
+            ceremony.require_fresh(certified.at)
     finally:
         running.cancel()
         await asyncio.wait({running})
@@ -204,7 +212,12 @@ class _Ceremony:
     """What has come so far."""
 
     def __init__(self, string: JoinString, key: PrivateKey) -> None:
-        self.connected, self.ready, self.enrolled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.connected, self.ready, self.answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.at = BUILT_AT
+        """It is at least so late: by what was signed."""
+        self.nonce = os.urandom(16)
+        self.refusal = ""
+        """Why the hub enrols us not, in its words."""
         self.trusted: TrustedSet | None = None
         self.assignment: Assignment | None = None
         self.statement = b""
@@ -234,7 +247,7 @@ class _Ceremony:
                 case "set":
                     self._set = payload
                     self._believe()
-                case "assigned" | "certified" if self.trusted is not None:
+                case "assigned" | "certified" | "refused" if self.trusted is not None:
                     document = open_document(
                         self.trusted,
                         payload,
@@ -248,9 +261,14 @@ class _Ceremony:
                     if isinstance(document, Certified):
                         self.renewal.take(document)
                         return
+                    if isinstance(document, Refused):
+                        if document.nonce == self.nonce and self.assignment is None:
+                            self.refusal = document.reason
+                            self.answered.set()
+                        return
                     assert isinstance(document, Assignment)  # the row says so
-                    self.assignment, self.statement = document, payload
-                    self.enrolled.set()
+                    self.assignment, self.statement, self.refusal = document, payload, ""
+                    self.answered.set()
                 case _:
                     pass
         except (TrustError, IntegrityError) as error:
@@ -264,9 +282,36 @@ class _Ceremony:
             self.trusted = bootstrap(self._roots[anchors[0]], self._string.root)
         while (following := self._roots.get(self.trusted.versions["root"] + 1)) is not None:
             self.trusted = with_root(self.trusted, following)
-        if self._set and not self.trusted.is_complete:
-            self.trusted = with_set(self.trusted, self._set, 0)
+        if self._set:
+            self.trusted = with_set(self.trusted, self._set, self.at)
+            self.at = max(self.at, self.trusted.at)
             self.ready.set()
+
+    def require_enrolled(self) -> None:
+        """Returns if the hub's answer is an assignment.
+
+        Raises:
+            RefusedError: it is a refusal.
+        """
+        if self.refusal:
+            name = f"{self._string.site}/{self._string.node}"
+            raise RefusedError(f"{self.refusal}; print a new one with `heliograph fleet token {name}`")
+
+    def require_fresh(self, at: int) -> None:
+        """Returns if what is trusted had not expired when the hub signed this time, 0 if it said none.
+
+        Raises:
+            IntegrityError: it had; somebody may play back what was good once.
+        """
+        assert self.trusted is not None, "the hub's signature was verified under it"
+        self.at = max(self.at, self.trusted.within(at))
+        if not self.trusted.is_fresh(self.at):
+            ended = f"expired at {time_text(self.trusted.fresh_until)}" if self.trusted.is_complete else "is not whole"
+            raise IntegrityError(
+                f"what the broker holds of realm {self._string.realm} {ended}, and the hub answers at "
+                f"{time_text(self.at)}: somebody keeps newer metadata back, or the hub can't sign; "
+                "see `heliograph hub keys due` there, then join with a new string"
+            )
 
     def why_not_connected(self, limit_s: float) -> HeliographError:
         """The broker did not answer."""

@@ -320,6 +320,19 @@ def test_a_node_whose_certificate_counts_no_more_gets_another_by_its_key_without
     asyncio.run(live())
 
 
+@pytest.mark.parametrize("why", ["used before", "not its own"])
+def test_a_token_that_is_no_good_is_told_at_once_and_why(hub: Hub, tmp_path: Path, why: str) -> None:
+    string = _token(hub, f"refused-{len(why)}/n1")
+    if why == "used before":
+        asyncio.run(join(string, tmp_path / "first", 0, Random(1), QUICK))
+    else:
+        string = replace(string, token=b"?" * 32)
+    began = time.monotonic()
+    with pytest.raises(RefusedError, match=f"brought a token that .*{why}; print a new one with `heliograph fleet tok"):
+        asyncio.run(join(string, tmp_path / "second", 0, Random(1), replace(QUICK, enroll_s=60.0)))
+    assert time.monotonic() - began < 30 and not (tmp_path / "second").exists()
+
+
 def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

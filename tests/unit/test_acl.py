@@ -56,7 +56,9 @@ def test_every_row_gives_each_party_exactly_what_it_needs(row: Topic) -> None:
     assert not may(nodes, "lab/lathe", "write", topic)
     assert may(nodes, "lab/lathe", "read", topic) == (row.reader == "node")
     assert may(enroll, "lab/press", "write", topic) == (row.sender == "new")
-    assert may(enroll, "lab/press", "read", topic) == (row.name in ("head", "set", "root", "assigned", "certified"))
+    assert may(enroll, "lab/press", "read", topic) == (
+        row.name in ("head", "set", "root", "assigned", "certified", "refused")
+    )
     assert not may(enroll, "lab/lathe", "write", topic)
 
 
