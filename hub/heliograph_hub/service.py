@@ -417,8 +417,8 @@ class Service:
         try:
             return self.enrolment.enroll(site, node, request, _now())
         except RefusedError as error:
-            names = {"realm": self.realm, "site": site, "node": node, "key": PublicKey(request.key).keyid}
-            refused = Refused(**names, nonce=request.nonce, reason=str(error))
+            key, why = PublicKey(request.key).keyid, str(error)
+            refused = Refused(realm=self.realm, site=site, node=node, key=key, nonce=request.nonce, reason=why)
             await self._send("refused", site, node, self._sign("refused", refused))
             raise
 
