@@ -18,6 +18,10 @@ from heliograph import documents, manifest, names, policy, protocol
 from heliograph.deadlines import DEADLINES
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # what a benchmark measured is shown as the benchmark shows it
+from bench.deltas import catalogue, report  # noqa: E402
+
+BENCH = ROOT / "tests" / "bench"
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -211,6 +215,17 @@ def deadlines() -> str:
     return _table(("deadline", "value"), values)
 
 
+def delta_pairs() -> str:
+    """The pairs that the delta bench knows."""
+    rows = ((f"`{pair.name}`", pair.kind, pair.source) for pair in catalogue.pairs(BENCH / "models.toml"))
+    return _table(("pair", "kind", "where it comes from"), rows)
+
+
+def delta_bench() -> str:
+    """What the delta bench measured last with --docs."""
+    return report.markdown(report.parse((BENCH / "delta.csv").read_text()))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "topics": topics,
     "statements": statements,
@@ -220,6 +235,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "policy-fields": policy_fields,
     "config-fields": config_fields,
     "deadlines": deadlines,
+    "delta-pairs": delta_pairs,
+    "delta-bench": delta_bench,
 }
 
 

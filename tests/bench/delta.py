@@ -1,173 +1,218 @@
-"""Delta size, CPU time and memory on real models: heliograph against bsdiff4 and zstd
+"""Delta size, CPU time and memory on real models: heliograph against ten other tools
 
-Each tool makes and applies in processes of its own; CPU is user and system time of the whole process, the interpreter's
-start included, and memory is its VmHWM. Every result is compared with the new file. Options and versions stand in the
-output; figures are for the pairs named and no others.
+    scripts/bench delta [--list] [--only PAIR]... [--peers TOOL,...] [--big] [--cache FOLDER] [--out FOLDER] [--docs]
+
+Each tool makes and applies in processes of its own; CPU is user and system time of all of them, the interpreter's start
+included; memory is VmHWM for Python tools, ru_maxrss for others (never less than the launcher's 12 MB). Every
+result is compared with the new file. What others took is remembered in the cache by digests, version and options, and
+ours by its source too; `--again` measures anew. Figures are for the pairs named and no others.
 """
 
 import argparse
+import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DIGITS = Path(__file__).parents[1] / "data" / "digits"
-BASE, HEAD = DIGITS / "digits_base_int8.tflite", DIGITS / "digits_head_int8.tflite"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import heliograph.delta
+from bench.deltas import entropy, flatbuffer, report
+from bench.deltas.catalogue import Pair, pairs, parse
+from bench.deltas.getting import Files, Getter, NotMadeError, digest, say
+from bench.deltas.measuring import Bounds, Figures, measure
+from bench.deltas.tools import MAKERS, OURS, Shed, Tool
+
+HERE = Path(__file__).resolve().parent
+MODELS = HERE / "models.toml"
+RESULTS = HERE / "delta.csv"
+"""What the documents' table is made of."""
 
 
-def _zstd_dict(old: bytes, new_length: int) -> tuple[Any, Any]:
-    """What `zstd --patch-from` does: the whole old file as raw dictionary, window wide enough for both."""
-    import zstandard
-
-    window_log = max(10, (len(old) + new_length).bit_length())
-    level = zstandard.ZstdCompressionParameters.from_level(
-        19, source_size=new_length, dict_size=len(old), window_log=window_log, enable_ldm=True
-    )
-    return level, zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+def source_digest() -> str:
+    """Which of our code makes and applies deltas here."""
+    sha = hashlib.sha256()
+    folder = Path(heliograph.delta.__path__[0])
+    for path in (*sorted(folder.rglob("*.py")), folder.parent / "blob.py", folder.parent / "wire.py"):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
 
 
-def make_bsdiff4(old: Path, new: Path, patch: Path) -> None:
-    import bsdiff4
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What measures pairs and remembers.
 
-    bsdiff4.file_diff(str(old), str(new), str(patch))
+    Attributes:
+        again: names of tools that are measured anew.
+    """
 
+    cache: Path
+    shed: Shed
+    tools: dict[str, Tool]
+    bounds: Bounds
+    again: frozenset[str]
 
-def apply_bsdiff4(old: Path, patch: Path, new: Path) -> None:
-    import bsdiff4
-
-    bsdiff4.file_patch(str(old), str(new), str(patch))
-
-
-def make_zstd(old: Path, new: Path, patch: Path) -> None:
-    import zstandard
-
-    patch.write_bytes(zstandard.ZstdCompressor(level=19).compress(new.read_bytes()))
-
-
-def apply_zstd(old: Path, patch: Path, new: Path) -> None:
-    import zstandard
-
-    with patch.open("rb") as source, new.open("wb") as target:
-        zstandard.ZstdDecompressor().copy_stream(source, target)
-
-
-def make_zstd_patch(old: Path, new: Path, patch: Path) -> None:
-    import zstandard
-
-    data = new.read_bytes()
-    level, content = _zstd_dict(old.read_bytes(), len(data))
-    patch.write_bytes(zstandard.ZstdCompressor(compression_params=level, dict_data=content).compress(data))
-
-
-def apply_zstd_patch(old: Path, patch: Path, new: Path) -> None:
-    import zstandard
-
-    _, content = _zstd_dict(old.read_bytes(), 0)
-    with patch.open("rb") as source, new.open("wb") as target:
-        zstandard.ZstdDecompressor(dict_data=content, max_window_size=1 << 31).copy_stream(source, target)
+    def rows(self, pair: Pair, files: Files) -> list[report.Row]:
+        """All tools on one pair."""
+        digests = f"{digest(files.old)} {digest(files.new)}"
+        memory = self.cache / "results" / f"{pair.name}.json"
+        known: dict[str, Any] = json.loads(memory.read_text()) if memory.exists() else {}
+        if known.get("digests") != digests:
+            known = {"digests": digests}
+        if "limits" not in known:
+            known["limits"] = _limits(files)
+        found = []
+        for key, tool in self.tools.items():
+            stamp = f"{tool.version} {tool.options} {self.bounds} {source_digest() if key == OURS else ''}"
+            row = known.get(key, {})
+            if row.get("stamp") != stamp or key in self.again:
+                say(f"{pair.name}: {tool.name}")
+                row = {"stamp": stamp, "figures": measure(tool, files, self.shed, self.bounds, self.cache).row()}
+                known[key] = row
+                memory.parent.mkdir(parents=True, exist_ok=True)
+                memory.write_text(json.dumps(known, indent=1))
+            found.append(_row(pair, files, tool, known["limits"], Figures(**row["figures"])))
+        return found
 
 
-Step = Callable[[Path, Path, Path], None]
-OTHERS: dict[str, tuple[str, Step, Step]] = {
-    "bsdiff4": ("bsdiff4, defaults (bzip2)", make_bsdiff4, apply_bsdiff4),
-    "zstd-full": ("zstd -19 of the new file alone", make_zstd, apply_zstd),
-    "zstd-patch-from": ("zstd -19 --long, old file as raw dictionary", make_zstd_patch, apply_zstd_patch),
-}
-OURS = "heliograph"
+def _limits(files: Files) -> list[int]:
+    """The estimates of `entropy`, in bytes; zeros where nobody knows the tensors."""
+    layout = files.layout
+    if layout is None:
+        layout = {side: flatbuffer.layout(path.read_bytes()) for side, path in (("old", files.old), ("new", files.new))}
+        if [row[2:] for row in layout["old"]] != [row[2:] for row in layout["new"]] or not layout["old"]:
+            return [0, 0]
+    estimate = entropy.pair(files.old, files.new, layout)
+    return [round(estimate.plain), round(estimate.learned)]
 
 
-def child(tool: str, step: str, paths: list[Path]) -> None:
-    """Runs one step of another tool in this process and prints its peak memory."""
-    _, make, apply = OTHERS[tool]
-    (make if step == "make" else apply)(*paths)
-    from heliograph.delta.file import peak_rss_bytes
-
-    print(json.dumps({"peak_rss_bytes": peak_rss_bytes()}))
-
-
-def run(tool: str, step: str, *paths: Path) -> dict[str, Any]:
-    """One step of one tool in a process of its own: CPU seconds and peak memory."""
-    command = [sys.executable, str(Path(__file__)), "--child", tool, step]
-    if tool == OURS:
-        command = [sys.executable, "-m", "heliograph.cli", "delta", step, "--json"]
-    with subprocess.Popen([*command, *map(str, paths)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{tool} {step} failed with exit code {process.returncode}")
-    return {"cpu_s": round(usage.ru_utime + usage.ru_stime, 2), **json.loads(said)}
+def _row(pair: Pair, files: Files, tool: Tool, limits: list[int], figures: Figures) -> report.Row:
+    lengths = files.old.stat().st_size, files.new.stat().st_size
+    return report.Row(
+        pair.name, pair.kind, pair.dtype, *lengths, limits[0], limits[1], tool.name, tool.version, tool.options,
+        **figures.row(),
+    )  # fmt: skip
 
 
-def measure(old: Path, new: Path, folder: Path) -> dict[str, Any]:
-    """All tools on one pair."""
-    rows: dict[str, Any] = {}
-    for tool in (OURS, *OTHERS):
-        patch, out = folder / "patch", folder / "out"
-        made = run(tool, "make", old, new, patch)
-        applied = run(tool, "apply", old, patch, out)
-        if out.read_bytes() != new.read_bytes():
-            raise SystemExit(f"{tool} did not give {new} back")
-        rows[tool] = {
-            "bytes": patch.stat().st_size,
-            "make_cpu_s": made["cpu_s"],
-            "apply_cpu_s": applied["cpu_s"],
-            "apply_peak_rss_bytes": applied["peak_rss_bytes"],
-        }
-        patch.unlink()
-        out.unlink()
-    return {
-        "old": old.name,
-        "new": new.name,
-        "old_bytes": old.stat().st_size,
-        "new_bytes": new.stat().st_size,
-        "tools": rows,
-    }
+def _started(bench: Bench) -> list[report.Row]:
+    """What applying to one byte costs us."""
+    if OURS not in bench.tools:
+        return []
+    tool = bench.tools[OURS]
+    with tempfile.TemporaryDirectory() as folder:
+        files = Files(Path(folder) / "old", Path(folder) / "new", None)
+        files.old.write_bytes(b"a")
+        files.new.write_bytes(b"a")
+        each = [measure(tool, files, bench.shed, bench.bounds) for _ in range(3)]
+        least = min(each, key=lambda figures: figures.apply_cpu_s)
+        return [_row(Pair("one-byte", report.START, ""), files, tool, [0, 0], least)]
 
 
-def show(pairs: list[dict[str, Any]]) -> None:
-    """Prints the table."""
-    for pair in pairs:
-        print(f"\n{pair['old']} -> {pair['new']} ({pair['new_bytes']:,} bytes)")
-        print(f"  {'tool':<16} {'bytes':>11} {'share':>6} {'make CPU s':>11} {'apply CPU s':>12} {'apply peak MB':>14}")
-        for tool, row in pair["tools"].items():
-            print(
-                f"  {tool:<16} {row['bytes']:>11,} {row['bytes'] / pair['new_bytes']:>6.1%} {row['make_cpu_s']:>11.2f}"
-                f" {row['apply_cpu_s']:>12.2f} {row['apply_peak_rss_bytes'] / 1e6:>14.1f}"
-            )
+def _tools(shed: Shed, wanted: list[str]) -> dict[str, Tool]:
+    tools = {}
+    for name in wanted:
+        try:
+            tools[name] = shed.get(name)
+        except NotMadeError as error:
+            say(f"{name}: not measured: {error}")
+    return tools
+
+
+def _listed(chosen: list[Pair]) -> None:
+    for pair in chosen:
+        print(f"{pair.name:<24} {pair.kind:<14} {pair.dtype or '-':<5} {pair.source}{' (--big)' if pair.big else ''}")
+
+
+def _arguments() -> argparse.Namespace:
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="scripts/bench delta", description=about)
+    parser.add_argument("--list", action="store_true", help="name every pair, its kind and where it comes from")
+    parser.add_argument("--only", action="append", default=[], metavar="PAIR", help="this pair; may be repeated")
+    parser.add_argument("--pair", nargs=2, type=Path, action="append", default=[], metavar=("OLD", "NEW"),
+                        help="measure these two files too")  # fmt: skip
+    parser.add_argument("--peers", default=",".join(name for name in MAKERS if name != OURS), metavar="TOOL,...",
+                        help="these other tools (default: all; empty: none)")  # fmt: skip
+    parser.add_argument("--big", action="store_true", help="the images of 200 MB and 1 GB as well")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "heliograph-bench", metavar="FOLDER",
+                        help="pairs, environments, what was measured (default: ~/.cache/heliograph-bench)")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write delta.csv, delta.md and delta.png there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    parser.add_argument("--docs", action="store_true", help=f"write {RESULTS.name} of the documents, and them")
+    parser.add_argument("--again", action="append", default=[], metavar="TOOL", help="measure this tool anew")
+    parser.add_argument("--limit-s", type=int, default=900, metavar="S", help="CPU seconds a command may take (900)")
+    parser.add_argument("--limit-gib", type=int, default=12, metavar="N", help="address space it may take (12)")
+    return parser.parse_args()
+
+
+def _chosen(args: argparse.Namespace) -> list[Pair]:
+    every = pairs(MODELS)
+    unknown = set(args.only) - {pair.name for pair in every}
+    if unknown:
+        raise SystemExit(f"no such pair: {', '.join(sorted(unknown))}; --list names them")
+    if args.only:
+        return [pair for pair in every if pair.name in args.only]
+    return [] if args.pair else [pair for pair in every if args.big or not pair.big]
+
+
+def _write(args: argparse.Namespace, rows: list[report.Row], shed: Shed) -> None:
+    if args.json:
+        args.json.write_text(json.dumps([dict(zip(report.Row.__slots__, _values(row), strict=True)) for row in rows]))
+    if args.docs:
+        RESULTS.write_text(report.encode(rows))
+        subprocess.run([sys.executable, str(HERE.parents[1] / "scripts" / "docs.py")], check=True)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "delta.csv").write_text(report.encode(rows))
+        (args.out / "delta.md").write_text(report.markdown(rows))
+        marks = [
+            [result.first.pair, result.first.kind, result.ours.bytes, result.best_other.bytes, result.best_other.tool,
+             result.first.limit_plain]
+            for result in report.results(rows) if result.ours and result.best_other
+        ]  # fmt: skip
+        subprocess.run(
+            [str(shed.peers_python()), str(HERE / "deltas" / "chart.py"), str(args.out / "delta.png")],
+            input=json.dumps(marks), text=True, check=True,
+        )  # fmt: skip
+
+
+def _values(row: report.Row) -> list[object]:
+    return [getattr(row, name) for name in report.Row.__slots__]
 
 
 def main() -> None:
-    """Measures, prints, and writes JSON if asked."""
-    parser = argparse.ArgumentParser(prog="scripts/bench delta", description="Compares delta tools on model files.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    parser.add_argument("--pair", nargs=2, type=Path, action="append", metavar=("OLD", "NEW"), help="measure these too")
-    parser.add_argument("--child", nargs=5, metavar="ARG", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        child(args.child[0], args.child[1], [Path(path) for path in args.child[2:]])
+    """Measures, prints, and writes what was asked for."""
+    args = _arguments()
+    chosen = _chosen(args)
+    if args.list:
+        _listed(chosen if args.only else pairs(MODELS))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = [(BASE, HEAD), (HEAD, BASE), *(args.pair or [])]
-        pairs = [measure(old, new, Path(folder)) for old, new in wanted]
-    options = {name: row[0] for name, row in OTHERS.items()}
-    versions = {name: version(name) for name in ("heliograph", "bsdiff4", "zstandard")}
-    machine = f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
-    show(pairs)
-    print()
-    for name, said in options.items():
-        print(f"{name}: {said}")
-    print(", ".join(f"{name} {number}" for name, number in versions.items()) + f"; {machine}")
-    if args.json:
-        facts = {"pairs": pairs, "options": options, "versions": versions, "machine": machine}
-        args.json.write_text(json.dumps(facts, indent=2) + "\n")
+    peers = [name for name in args.peers.split(",") if name]
+    if set(peers) - MAKERS.keys():
+        raise SystemExit(
+            f"no such tool: {', '.join(sorted(set(peers) - MAKERS.keys()))}; there are {', '.join(MAKERS)}"
+        )
+    args.cache.mkdir(parents=True, exist_ok=True)
+    shed = Shed(args.cache)
+    bounds = Bounds(args.limit_s, args.limit_gib << 30)
+    bench = Bench(args.cache, shed, _tools(shed, [OURS, *peers]), bounds, frozenset(args.again))
+    getter = Getter(args.cache, parse(MODELS.read_text(encoding="utf-8"))[1])
+    rows = _started(bench)
+    for pair in chosen:
+        try:
+            rows += bench.rows(pair, getter.get(pair))
+        except NotMadeError as error:
+            say(f"{pair.name}: not measured: {error}")
+    for old, new in args.pair:
+        named = Pair(f"{old.name}-{new.name}", "own files", "")
+        rows += bench.rows(named, Files(old, new, None))
+    print(report.markdown(rows))
+    print(f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}")
+    _write(args, rows, shed)
 
 
 if __name__ == "__main__":

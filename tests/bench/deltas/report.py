@@ -1,0 +1,293 @@
+"""Tables and verdicts out of what was measured; pure: rows in, text out."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import exp, log
+
+OURS = "heliograph"
+START = "start"
+"""Kind of the row that says what applying costs before the first byte."""
+LEAST_BYTES = 2_000_000
+"""Rates of smaller files say more about the start of a process than about an operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tool on one pair; fields as in `measuring.Figures`, limits as in `entropy` (0: not estimated)."""
+
+    pair: str
+    kind: str
+    dtype: str
+    old_bytes: int
+    new_bytes: int
+    limit_plain: int
+    limit_learned: int
+    tool: str
+    version: str
+    options: str
+    bytes: int = 0
+    make_cpu_s: float = 0.0
+    apply_cpu_s: float = 0.0
+    make_rss_bytes: int = 0
+    apply_rss_bytes: int = 0
+    make_above_bytes: int = -1
+    apply_above_bytes: int = -1
+    container_bytes: int = -1
+    ops: str = ""
+    failed: str = ""
+
+
+def encode(rows: Iterable[Row]) -> str:
+    """As CSV."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return out.getvalue()
+
+
+def parse(text: str) -> list[Row]:
+    """The rows of `encode`."""
+    kinds = {field.name: field.type for field in fields(Row)}
+    make = {int: int, float: float, str: str}
+    return [
+        Row(**{name: make[kinds[name]](value) for name, value in line.items()})  # type: ignore[index]
+        for line in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive numbers; 0 for none."""
+    return exp(sum(map(log, values)) / len(values)) if values else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All tools on one pair, those that gave the new file back; `first` is any of them."""
+
+    first: Row
+    tools: dict[str, Row]
+
+    @property
+    def ours(self) -> Row | None:
+        """Our row."""
+        return self.tools.get(OURS)
+
+    @property
+    def best_other(self) -> Row | None:
+        """The row of the smallest other tool."""
+        others = [row for name, row in self.tools.items() if name != OURS]
+        return min(others, key=lambda row: row.bytes, default=None)
+
+    @property
+    def gain(self) -> float:
+        """How many times smaller than the best other tool; 0 if either is missing."""
+        if self.ours is None or self.best_other is None:
+            return 0.0
+        return self.best_other.bytes / self.ours.bytes
+
+
+def results(rows: Iterable[Row]) -> list[Result]:
+    """By pair, in the order in which the pairs first come."""
+    found: dict[str, Result] = {}
+    for row in rows:
+        if row.kind != START:
+            result = found.setdefault(row.pair, Result(row, {}))
+            if not row.failed:
+                result.tools[row.tool] = row
+    return list(found.values())
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *body = lines
+    rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)) + "\n"
+
+
+def sizes(rows: Sequence[Row]) -> str:
+    """The table of bytes: a line a pair, a column a tool; the smallest of a line in bold."""
+    tools = list(dict.fromkeys(row.tool for row in rows if row.kind != START))
+    lines = [["pair", "kind", "new file", *tools, "limit", "times smaller"]]
+    for result in results(rows):
+        least = min((row.bytes for row in result.tools.values()), default=0)
+        cells = []
+        for tool in tools:
+            row = result.tools.get(tool)
+            cells.append("–" if row is None else f"**{row.bytes:,}**" if row.bytes == least else f"{row.bytes:,}")
+        limit = f"{result.first.limit_plain:,}" if result.first.limit_plain else ""
+        gain = f"{result.gain:.2f}" if result.gain else "–"
+        lines.append([result.first.pair, result.first.kind, f"{result.first.new_bytes:,}", *cells, limit, gain])
+    return _table(lines)
+
+
+def costs(rows: Sequence[Row]) -> str:
+    """The table of costs: a line a tool, over the pairs that every measured tool gave back."""
+    found = results(rows)
+    tools = {row.tool: row for row in rows if row.kind != START}
+    common = [result for result in found if result.tools.keys() == tools.keys()]
+    lines = [["tool", "version, options", "pairs", "size, geometric mean", "make CPU s per MB", "apply MB per CPU s",
+              "make peak MB", "apply peak MB", "apply above bare MB"]]  # fmt: skip
+    for tool, any_row in tools.items():
+        have = [result.tools[tool] for result in common]
+        measured = sum(tool in result.tools for result in found)
+        cells = [tool, f"{any_row.version}; {any_row.options}", str(measured)]
+        if have:
+            whole = sum(row.new_bytes for row in have) / 1e6
+            make, apply = sum(row.make_cpu_s for row in have), sum(row.apply_cpu_s for row in have)
+            above = max(row.apply_above_bytes for row in have)
+            cells += [
+                f"{geometric_mean([row.bytes / row.new_bytes for row in have]):.1%}", f"{make / whole:.2f}",
+                f"{whole / apply:.0f}" if apply else "–", f"{max(row.make_rss_bytes for row in have) / 1e6:.0f}",
+                f"{max(row.apply_rss_bytes for row in have) / 1e6:.0f}", f"{above / 1e6:.0f}" if above >= 0 else "–",
+            ]  # fmt: skip
+        lines.append(cells + ["–"] * (9 - len(cells)))
+    return _table(lines)
+
+
+def missing(rows: Iterable[Row]) -> list[str]:
+    """What was not measured, and why."""
+    return [f"{row.tool} on {row.pair}: not measured: {row.failed}" for row in rows if row.failed]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A goal, what came out, and whether it is met (None: nothing was measured for it)."""
+
+    text: str
+    found: str
+    met: bool | None
+
+
+def goals(rows: Sequence[Row]) -> list[Goal]:
+    """The goals of the delta engine on these rows."""
+    have = [result for result in results(rows) if result.gain]
+    tuned = [result for result in have if result.first.kind == "fine-tune"]
+    return [
+        _none_lost(have),
+        _mean("fine-tunes: geometric mean ≥ 1.45 times smaller than the best other tool of each pair (stretch 1.6)",
+              {result.first.pair: result.gain for result in tuned}, 1.45),
+        _mean("fine-tunes: geometric mean ≥ 1.6 times smaller than bsdiff4", {
+            result.first.pair: result.tools["bsdiff4"].bytes / result.ours.bytes
+            for result in tuned if result.ours and "bsdiff4" in result.tools
+        }, 1.6),
+        _entropy(tuned),
+        _container(have),
+        _memory(have),
+        *_rates(have, [row for row in rows if row.kind == START]),
+        _making(have),
+    ]  # fmt: skip
+
+
+def _none_lost(have: list[Result]) -> Goal:
+    text = "every pair: at most 1.01 times the best other tool"
+    lost = [
+        f"{result.first.pair} {1 / result.gain:.3f} ({result.best_other.tool})"
+        for result in have if result.gain < 1 / 1.01 and result.best_other
+    ]  # fmt: skip
+    found = f"{len(have) - len(lost)} of {len(have)} pairs" + (f"; lost: {', '.join(lost)}" if lost else "")
+    return Goal(text, found, not lost if have else None)
+
+
+def _mean(text: str, ratios: dict[str, float], goal: float) -> Goal:
+    if not ratios:
+        return Goal(text, "not measured", None)
+    mean = geometric_mean(list(ratios.values()))
+    low, high = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
+    ends = f"{ratios[low]:.2f} ({low}) to {ratios[high]:.2f} ({high})"
+    return Goal(text, f"{mean:.2f} over {len(ratios)} pairs, {ends}", mean >= goal)
+
+
+def _entropy(tuned: list[Result]) -> Goal:
+    text = "bf16, f16 and int8 fine-tunes: within 5 % of the estimated conditional entropy, container included"
+    over = {
+        result.first.pair: result.ours.bytes / result.first.limit_plain
+        for result in tuned
+        if result.ours and result.first.limit_plain and result.first.dtype in {"bf16", "f16", "int8"}
+    }
+    if not over:
+        return Goal(text, "not measured", None)
+    above = [f"{name} {ratio - 1:+.1%}" for name, ratio in over.items() if ratio > 1.05]
+    found = (
+        f"{len(over) - len(above)} of {len(over)} pairs, geometric mean {geometric_mean(list(over.values())) - 1:+.1%}"
+    )
+    return Goal(text, found + (f"; above: {', '.join(above)}" if above else ""), not above)
+
+
+def _container(have: list[Result]) -> Goal:
+    text = "container: at most 0.5 % + 300 bytes"
+    ours = [result.ours for result in have if result.ours and result.ours.container_bytes >= 0]
+    above = [
+        f"{row.pair} {row.container_bytes:,} of {row.bytes:,}" for row in ours
+        if row.container_bytes > 0.005 * row.bytes + 300
+    ]  # fmt: skip
+    found = f"{len(ours) - len(above)} of {len(ours)} pairs" + (f"; above: {', '.join(above)}" if above else "")
+    return Goal(text, found, not above if ours else None)
+
+
+def _memory(have: list[Result]) -> Goal:
+    ours = [result.ours for result in have if result.ours]
+    text = "apply: the applying process peaks at 64 MiB or less"
+    if not ours:
+        return Goal(text, "not measured", None)
+    worst = max(ours, key=lambda row: row.apply_rss_bytes)
+    above = max(ours, key=lambda row: row.apply_above_bytes)
+    largest = max(ours, key=lambda row: row.new_bytes)
+    found = (
+        f"{worst.apply_rss_bytes / 2**20:.1f} MiB at most ({worst.pair}), {above.apply_above_bytes / 2**20:.1f} above a"
+        f" bare interpreter; {largest.apply_rss_bytes / 2**20:.1f} MiB on the largest file"
+        f" ({largest.new_bytes / 1e6:,.0f} MB)"
+    )
+    return Goal(text, found, worst.apply_rss_bytes <= 64 << 20)
+
+
+def _rates(have: list[Result], starts: list[Row]) -> list[Goal]:
+    start = min((row.apply_cpu_s for row in starts if row.tool == OURS), default=0.0)
+    ours = [result.ours for result in have if result.ours and result.ours.new_bytes >= LEAST_BYTES]
+    ends = []
+    for text, goal, with_rans in (
+        ("apply: at least 60 MB per CPU s without rans", 60, False),
+        ("apply: at least 15 MB per CPU s with rans", 15, True),
+    ):
+        rates = {
+            row.pair: row.new_bytes / 1e6 / max(row.apply_cpu_s - start, 0.01)
+            for row in ours if ("rans" in row.ops) == with_rans
+        }  # fmt: skip
+        if not rates:
+            ends.append(Goal(text, "not measured", None))
+            continue
+        low = min(rates, key=lambda name: rates[name])
+        found = f"{rates[low]:.0f} at least ({low}), {len(rates)} pairs, a start of {start:.2f} s taken off"
+        ends.append(Goal(text, found, rates[low] >= goal))
+    return ends
+
+
+def _making(have: list[Result]) -> Goal:
+    text = "make: at most 6 times the CPU of bsdiff4 on the same pair"
+    times = {
+        result.first.pair: max(result.ours.make_cpu_s, 0.01) / max(result.tools["bsdiff4"].make_cpu_s, 0.01)
+        for result in have
+        if result.ours and "bsdiff4" in result.tools and result.first.new_bytes >= LEAST_BYTES
+    }
+    if not times:
+        return Goal(text, "not measured", None)
+    above = [f"{name} {value:.1f}" for name, value in times.items() if value > 6]
+    mean = geometric_mean(list(times.values()))
+    found = f"{len(times) - len(above)} of {len(times)} pairs of 2 MB and more, geometric mean {mean:.1f}"
+    return Goal(text, found + (f"; above: {', '.join(above)}" if above else ""), not above)
+
+
+def goal_list(rows: Sequence[Row]) -> str:
+    """The goals as a Markdown list."""
+    words = {True: "met", False: "not met", None: "open"}
+    return "".join(f"- {goal.text}: **{words[goal.met]}**. {goal.found}\n" for goal in goals(rows))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """All of it."""
+    parts = [sizes(rows), costs(rows), goal_list(rows)]
+    gaps = missing(rows)
+    if gaps:
+        parts.append("".join(f"- {line}\n" for line in gaps))
+    return "\n".join(parts)
