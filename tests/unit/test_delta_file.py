@@ -54,7 +54,7 @@ def test_a_delta_of_real_models_makes_the_new_one_and_says_what_it_cost(tmp_path
     facts = json.loads(made.stdout)
     assert facts["old_bytes"] == facts["new_bytes"] == 3_459_640
     assert facts["patch_bytes"] == (tmp_path / "patch").stat().st_size < 500_000
-    assert set(facts["segments"]) == {"copy", "dict", "full"}
+    assert facts["segments"]["copy"] >= 1
 
     applied = heliograph("delta", "apply", base, tmp_path / "patch", tmp_path / "out", "--json")
     assert (applied.returncode, applied.stderr) == (0, "")

@@ -1,7 +1,8 @@
 """Rebuilds one segment of a target from the base and its patch bytes; pure, and exact or an error.
 
 Memory is bounded by one segment whatever the image's size: old bytes (at most 8 MiB), patch bytes and result (at most
-4 MiB each), and zstd's own copy of its dictionary.
+4 MiB each), and a codec's own copy of its dictionary or tables. Operations on elements of tensors need numpy: it is
+imported when the first such segment comes, and where there is none these are operations that this version lacks.
 """
 
 from collections.abc import Callable
@@ -9,9 +10,26 @@ from collections.abc import Callable
 import zstandard
 
 from heliograph.blob import short_digest
-from heliograph.delta.recipe import COPY, DICT, FULL, MAX_OLD_BYTES, Segment, UnknownOpError
+from heliograph.delta import edits
+from heliograph.delta.dtypes import Dtype
+from heliograph.delta.packing import Packing, unpacked, unzipped
+from heliograph.delta.recipe import (
+    COPY,
+    DICT,
+    FULL,
+    OPS,
+    SHUFFLE,
+    SUB,
+    SUB_RANS,
+    TUPLES,
+    XOR,
+    XZ,
+    Segment,
+    UnknownOpError,
+)
 from heliograph.errors import IntegrityError
 
+_NUMERIC = frozenset({SUB, SUB_RANS, XOR, SHUFFLE})
 ReadOld = Callable[[int, int], bytes]
 """(offset, length) -> that range of the base."""
 
@@ -24,12 +42,22 @@ def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> 
     """
     if len(patch_bytes) != segment.patch[1]:
         raise IntegrityError(f"segment got {len(patch_bytes)} patch bytes, expected {segment.patch[1]}")
+    length, params = segment.length, segment.params
+    if segment.op in OPS and not OPS[segment.op].is_shaped(segment):
+        raise IntegrityError(f"segment has ranges or parameters that {OPS[segment.op].name} can't have")
     if segment.op == COPY:
         out = _read(read_old, segment.old[0])
     elif segment.op == DICT:
-        out = _unzip(patch_bytes, segment.length, dictionary(_read(read_old, segment.old[0])))
+        out = unzipped(patch_bytes, length, length, dictionary(_read(read_old, segment.old[0])))
     elif segment.op == FULL:
-        out = _unzip(patch_bytes, segment.length, None)
+        out = unzipped(patch_bytes, length, length)
+    elif segment.op == XZ:
+        out = unpacked(patch_bytes, Packing.LZMA, length, length)
+    elif segment.op == TUPLES:
+        plain = unpacked(patch_bytes, Packing(params[0]), 1, edits.max_plain_bytes(length))
+        out = edits.rebuilt(plain, _joined(read_old, segment), length)
+    elif segment.op in _NUMERIC:
+        out = _rebuild_elements(segment, read_old, patch_bytes)
     else:
         raise UnknownOpError(f"segment needs operation {segment.op}, which this version lacks")
     if len(out) != segment.length or short_digest(out) != segment.digest16:
@@ -49,12 +77,22 @@ def _read(read_old: ReadOld, span: tuple[int, int]) -> bytes:
     return data
 
 
-def _unzip(frame: bytes, length: int, old: zstandard.ZstdCompressionDict | None) -> bytes:
+def _joined(read_old: ReadOld, segment: Segment) -> bytes:
+    """The old ranges, one behind the other."""
+    return b"".join([_read(read_old, span) for span in segment.old])
+
+
+def _rebuild_elements(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes:
     try:
-        stated = zstandard.frame_content_size(frame)
-        if stated != length:
-            raise IntegrityError(f"patch bytes unpack to {stated} bytes, the segment has {length}")
-        codec = zstandard.ZstdDecompressor(dict_data=old, max_window_size=MAX_OLD_BYTES)
-        return codec.decompress(frame, max_output_size=length, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"patch bytes are not a zstd frame for this base: {error}") from error
+        from heliograph.delta import numeric
+    except ImportError as error:
+        raise UnknownOpError(f"segment needs operation {segment.op}, for which numpy is missing here") from error
+    dtype, length = Dtype(segment.params[0]), segment.length
+    if segment.op == SHUFFLE:
+        return numeric.shuffle_rebuilt(patch_bytes, length, dtype, Packing(segment.params[1]))
+    old = _joined(read_old, segment)
+    if segment.op == SUB:
+        return numeric.sub_rebuilt(old, patch_bytes, length, dtype)
+    if segment.op == XOR:
+        return numeric.xor_rebuilt(old, patch_bytes, length, dtype)
+    return numeric.rans_rebuilt(old, patch_bytes, length, dtype, segment.params[1])

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from heliograph.blob import MAX_UNPAGED_BYTES, SHORT_DIGEST_BYTES, Digest, page_count
+from heliograph.delta.dtypes import Dtype
+from heliograph.delta.packing import is_packing
 from heliograph.errors import ConfigError, IntegrityError
 from heliograph.wire import Reader, compress, decompress, pack
 
@@ -33,10 +35,18 @@ MAX_PATCH_BYTES = MAX_SEGMENT_BYTES + (64 << 10)
 """What one segment may read of the patch: incompressible bytes and their frame."""
 MAX_PARAMS_BYTES = 4096
 MAX_BLOB_BYTES = 1 << 40
+MAX_LANES_LOG2 = 12
+_DTYPES = frozenset(Dtype)
 
 COPY = 1
 DICT = 2
 FULL = 3
+SUB = 4
+SUB_RANS = 5
+XOR = 6
+SHUFFLE = 7
+TUPLES = 8
+XZ = 9
 
 
 class UnknownOpError(IntegrityError):
@@ -56,7 +66,7 @@ class Segment:
     digest16: bytes
     """Short digest of what must come out."""
     params: bytes = b""
-    """Parameters in the operation's own encoding; empty for the operations of this version."""
+    """Parameters in the operation's own encoding."""
 
 
 def max_old_bytes(length: int) -> int:
@@ -88,11 +98,11 @@ class Recipe:
             )
 
     def op_counts(self) -> dict[str, int]:
-        """How many segments each operation of this version has, by its name."""
-        counts = {op.name: 0 for op in OPS.values()}
+        """How many segments each operation that occurs has, by its name, in the order of the registry."""
+        counts = {number: 0 for number in sorted({segment.op for segment in self.segments})}
         for segment in self.segments:
-            counts[OPS[segment.op].name] += 1
-        return counts
+            counts[segment.op] += 1
+        return {OPS[number].name: count for number, count in counts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,54 @@ def _is_full(segment: Segment) -> bool:
     return segment.old == () and segment.patch[1] > 0 and segment.params == b""
 
 
-OPS: dict[int, Op] = {COPY: Op("copy", _is_copy), DICT: Op("dict", _is_dict), FULL: Op("full", _is_full)}
+def _is_aligned(segment: Segment, params: int) -> bool:
+    """Old ranges as long together as the segment, patch bytes, and so many parameters: the first is a dtype."""
+    return (
+        len(segment.old) > 0
+        and sum(length for _, length in segment.old) == segment.length
+        and segment.patch[1] > 0
+        and len(segment.params) == params
+        and segment.params[0] in _DTYPES
+    )
+
+
+def _is_sub_or_xor(segment: Segment) -> bool:
+    return _is_aligned(segment, 1)
+
+
+def _is_sub_rans(segment: Segment) -> bool:
+    return (
+        _is_aligned(segment, 2)
+        and segment.params[1] <= MAX_LANES_LOG2
+        and segment.length >= Dtype(segment.params[0]).item_bytes
+    )
+
+
+def _is_shuffle(segment: Segment) -> bool:
+    return (
+        segment.old == ()
+        and segment.patch[1] > 0
+        and len(segment.params) == 2
+        and segment.params[0] in _DTYPES
+        and is_packing(segment.params[1])
+    )
+
+
+def _is_tuples(segment: Segment) -> bool:
+    return len(segment.old) > 0 and segment.patch[1] > 0 and len(segment.params) == 1 and is_packing(segment.params[0])
+
+
+OPS: dict[int, Op] = {
+    COPY: Op("copy", _is_copy),
+    DICT: Op("dict", _is_dict),
+    FULL: Op("full", _is_full),
+    SUB: Op("sub", _is_sub_or_xor),
+    SUB_RANS: Op("sub+rans", _is_sub_rans),
+    XOR: Op("xor", _is_sub_or_xor),
+    SHUFFLE: Op("shuffle", _is_shuffle),
+    TUPLES: Op("tuples", _is_tuples),
+    XZ: Op("xz", _is_full),
+}
 """The registry of FORMATS.md: numbers are never used again for something else."""
 
 

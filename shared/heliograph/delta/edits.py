@@ -1,0 +1,138 @@
+"""Control tuples: add so many old bytes, take so many new ones, go on elsewhere; pure, and without numpy.
+
+The operation `tuples`. Layout in FORMATS.md: the count of tuples, all their adds, all their takes, all their seeks,
+then the bytes to add and the bytes to take.
+"""
+
+from dataclasses import dataclass
+
+from heliograph.errors import IntegrityError
+
+_STRIDE = 1 << 16
+_LOW_BITS = int.from_bytes(b"\x7f" * _STRIDE, "little")
+_TOP_BITS = int.from_bytes(b"\x80" * _STRIDE, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Add `add` bytes to as many of the old ones at `old`, then take `take` bytes as they are."""
+
+    old: int
+    add: int
+    take: int
+
+
+def max_edits(length: int) -> int:
+    """How many tuples may make so many bytes: time is bounded by it."""
+    return 16 + length // 8
+
+
+def max_plain_bytes(length: int) -> int:
+    """How long the layout of so many bytes may be."""
+    return 2 * length + 1024
+
+
+def encoded(edits: list[Edit], old: bytes, new: bytes) -> bytes:
+    """The layout for `new`, which the edits tile, over `old`, which they stand in."""
+    numbers = bytearray()
+    _put(numbers, len(edits))
+    for edit in edits:
+        _put(numbers, edit.add)
+    for edit in edits:
+        _put(numbers, edit.take)
+    at = 0
+    for edit in edits:
+        _put(numbers, (abs(edit.old - at) << 1) | (edit.old < at))
+        at = edit.old + edit.add
+    pieces, takes = bytearray(), bytearray()
+    adds = bytearray()
+    made = 0
+    for edit in edits:
+        pieces += old[edit.old : edit.old + edit.add]
+        adds += new[made : made + edit.add]
+        takes += new[made + edit.add : made + edit.add + edit.take]
+        made += edit.add + edit.take
+    return bytes(numbers + _summed(bytes(adds), _negated(bytes(pieces))) + takes)
+
+
+def rebuilt(plain: bytes, old: bytes, length: int) -> bytes:
+    """The new bytes.
+
+    Raises:
+        IntegrityError: the layout is not one of so many bytes over this old content.
+    """
+    reader = _Numbers(plain)
+    count = reader.next()
+    if count > max_edits(length):
+        raise IntegrityError(f"{count} tuples for {length} bytes, at most {max_edits(length)}")
+    adds = [reader.next() for _ in range(count)]
+    takes = [reader.next() for _ in range(count)]
+    added = sum(adds)
+    if added + sum(takes) != length:
+        raise IntegrityError(f"tuples make {added + sum(takes)} bytes, the segment has {length}")
+    pieces = bytearray()
+    at = 0
+    for add in adds:
+        seek = reader.next()
+        at += -(seek >> 1) if seek & 1 else seek >> 1
+        if at < 0 or at + add > len(old):
+            raise IntegrityError(f"a tuple adds to {add} bytes from {at}, the old ranges have {len(old)}")
+        pieces += old[at : at + add]
+        at += add
+    rest = memoryview(plain)[reader.at :]
+    if len(rest) != length:
+        raise IntegrityError(f"tuples come with {len(rest)} bytes for {length}")
+    sums = memoryview(_summed(bytes(pieces), bytes(rest[:added])))
+    out = bytearray()
+    from_sums, from_rest = 0, added
+    for add, take in zip(adds, takes, strict=True):
+        out += sums[from_sums : from_sums + add]
+        out += rest[from_rest : from_rest + take]
+        from_sums += add
+        from_rest += take
+    return bytes(out)
+
+
+class _Numbers:
+    """Reads integers of seven bits a byte, the lowest first; the last byte has no top bit."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
+
+    def next(self) -> int:
+        value = shift = 0
+        while self.at < len(self._data) and shift < 35:
+            byte = self._data[self.at]
+            self.at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+        raise IntegrityError("a tuple's number is cut off or too large")
+
+
+def _put(out: bytearray, value: int) -> None:
+    while value >= 128:
+        out.append(128 | (value & 127))
+        value >>= 7
+    out.append(value)
+
+
+def _summed(one: bytes, two: bytes) -> bytes:
+    """Byte by byte modulo 256; numpy would cost a process 20 MB and a tenth of a second."""
+    out = bytearray()
+    for at in range(0, len(one), _STRIDE):
+        a = int.from_bytes(one[at : at + _STRIDE], "little")
+        b = int.from_bytes(two[at : at + _STRIDE], "little")
+        total = ((a & _LOW_BITS) + (b & _LOW_BITS)) ^ ((a ^ b) & _TOP_BITS)
+        out += total.to_bytes(min(_STRIDE, len(one) - at), "little")
+    return bytes(out)
+
+
+def _negated(data: bytes) -> bytes:
+    """Each byte's complement to 256."""
+    return data.translate(_NEGATIVE)
+
+
+_NEGATIVE = bytes(-value & 255 for value in range(256))
