@@ -180,7 +180,8 @@ class Road:
         if message[0] == "chunk" and self._rng.random() < self.weather.corrupt:
             self.weather.met["corrupt chunk"] += 1
             data = bytearray(message[2])
-            data[self._rng.randrange(len(data))] ^= 1 << self._rng.randrange(8)
+            if data:  # a hostile broker may have left nothing of it
+                data[self._rng.randrange(len(data))] ^= 1 << self._rng.randrange(8)
             message = (message[0], message[1], bytes(data))
 
         def arrive() -> None:
