@@ -161,6 +161,7 @@ class Outbox:
         self._conn: sqlite3.Connection = self._db.conn
         self.telemetry = Telemetry()
         self._cap_bytes = cap_bytes
+        self._reserved_bytes = sum(int(share * cap_bytes) for share in RESERVED_SHARES.values())
         self._page_bytes: int = self._conn.execute("PRAGMA page_size").fetchone()[0]
         self._run = -1
         if run is not None:
@@ -200,9 +201,9 @@ class Outbox:
             data = pack({"oversize_bytes": len(data)})
         with self._db.atomic():
             self._insert(lane, 1, kind, 0, Piece(at, at, {}), data)
-            self._conn.execute("UPDATE total SET written = written + 1 WHERE lane = ?", (_RANKS[lane],))
-            self._make_room(lane, at)
-        self._give_back()
+            is_freed = self._make_room(lane, at)
+        if is_freed:
+            self._give_back()
 
     def expire(self, now: int) -> int:
         """Loses, counted in their lanes' gaps, what was kept longer than `telemetry.keep_days`; returns how many.
@@ -234,6 +235,8 @@ class Outbox:
         """
         rank = _RANKS[lane]
         rows: list[tuple[int, str, int, dict[str, Any]]] = []
+        if self._conn.execute("SELECT 1 FROM record WHERE lane = ? LIMIT 1", (rank,)).fetchone() is None:
+            return None
         with self._db.atomic():
             oldest = self._conn.execute(
                 "SELECT MIN(run) FROM record WHERE lane = ? AND run IS NOT NULL", (rank,)
@@ -334,14 +337,17 @@ class Outbox:
         return int(self._conn.execute(f"PRAGMA {name}").fetchone()[0])
 
     def _insert(self, lane: Lane, count: int, kind: str, level: int, piece: Piece, data: bytes) -> None:
-        """Puts a row at the lane's end. In a transaction, like all that follow."""
+        """Puts a record written now at the lane's end. In a transaction, like all that follow."""
         rank = _RANKS[lane]
         self._conn.execute(
             "INSERT INTO record SELECT ?1, COALESCE(MAX(id), 0) + 1, NULL, NULL, ?2, ?3, ?4, ?5, ?6, ?7"
             " FROM record WHERE lane = ?1",
             (rank, count, kind, level, piece.at, piece.until, data),
         )
-        self._add_bytes(rank, len(data) + ROW_OVERHEAD_BYTES)
+        self._conn.execute(
+            "UPDATE total SET written = written + 1, bytes = bytes + ? WHERE lane = ?",
+            (len(data) + ROW_OVERHEAD_BYTES, rank),
+        )
 
     def _add_bytes(self, rank: int, size: int) -> None:
         self._conn.execute("UPDATE total SET bytes = bytes + ? WHERE lane = ?", (size, rank))
@@ -354,15 +360,22 @@ class Outbox:
             limit -= max(0, int(RESERVED_SHARES.get(dearer, 0) * self._cap_bytes) - held)
         return limit
 
-    def _make_room(self, lane: Lane, at: int) -> None:
-        """Thins, then loses, until what is used is within the lane's limit; `at` says which hour and day are open."""
+    def _make_room(self, lane: Lane, at: int) -> bool:
+        """Thins, then loses, until what is used is within the lane's limit; `at` says which hour and day are open.
+
+        Whether there was anything to do.
+        """
+        used = self.used_bytes()
+        if used <= self._cap_bytes - self._reserved_bytes:
+            return False  # below every limit
         limit = self._limit(lane)
-        if self.used_bytes() <= limit:
-            return
+        if used <= limit:
+            return False
         self._decay(limit, at)
         for victim in reversed(LANES[_RANKS[lane] :]):
             while self.used_bytes() > limit and self._lose(victim):
                 pass
+        return True
 
     def _decay(self, limit: int, at: int) -> None:
         """Merges metrics, the oldest first, until what is used is within the limit, with some room where it can be."""
