@@ -76,6 +76,7 @@ class Vault:
         recipe, patch = make(old, new)
         encoded = recipes.encode(recipe)
         named, size = self.seal(encoded, *[patch] * bool(patch))
+        self.plain[self.plain.index(encoded)] = _without(encoded, recipe.base, recipe.target, recipe.patch_sha256)
         reference = RecipeRef(length=len(encoded), sha256=sha256(encoded))
         return Way(kind="delta", blob=sha256(new), bytes=size, base=sha256(old), recipe=reference, seal=named)
 
@@ -88,6 +89,13 @@ class Vault:
             for at in range(first, first + count, 4):
                 leaves = data[at * LEAF_BYTES : min(at + 4, first + count) * LEAF_BYTES]
                 yield Chunk(handle=want.handle, offset=at * LEAF_BYTES, bytes=leaves)
+
+
+def _without(content: bytes, *digests: bytes) -> bytes:
+    """What is left of a recipe without digests, which seals and offers name openly."""
+    for digest in digests:
+        content = content.replace(digest, b"")
+    return content
 
 
 def leaks(folder: Path, plain: Iterable[bytes]) -> list[str]:
