@@ -59,7 +59,10 @@ def test_every_tensor_is_found_with_its_name_type_shape_and_bytes(name: str) -> 
 def test_a_real_model_is_nearly_all_tensors() -> None:
     data = (DIGITS / "digits_base_int8.tflite").read_bytes()
     found = tables(data)
-    assert len(found) == 25
+    assert len([tensor for tensor in found if not tensor.name.endswith("/scale")]) == 25
+    scales = [tensor for tensor in found if tensor.name == "functional_1/dense_1/MatMul/scale"]
+    assert [(tensor.dtype, tensor.shape) for tensor in scales] == [(Dtype.F32, (1024,))]
+    assert 0 < struct.unpack_from("<f", data, scales[0].offset)[0] < 0.1
     assert sum(tensor.length for tensor in found) > 0.96 * len(data)
     dense = next(tensor for tensor in found if tensor.name == "functional_1/dense_1/MatMul")
     assert (dense.dtype, dense.shape) == (Dtype.I8, (1024, 512))

@@ -36,6 +36,7 @@ MAX_RUNS = 1 << 14
 GUESS_BYTES = 4 << 20
 """One guess at a type is for so many bytes."""
 _MAX_GUESSES = 512
+_CRUMB_BYTES = 16
 _MAX_SCORES = 1 << 22
 _MAX_POOL = 1 << 12
 _CANDIDATES = 4
@@ -283,13 +284,15 @@ def _with_rest(old: Buffer, new: Buffer, spans: list[Span], news: Sequence[Tenso
     ]
     guesses = _MAX_GUESSES
     for tiles in pieces(old, new, regions):
+        parts: list[Span] = []
         for piece in _on_elements(tiles, news, starts, len(old)):
             for part in _typed(piece, news, starts):
                 if part.dtype is None and part.old is not None and part.length >= LEAST_BYTES and guesses > 0:
                     guesses -= -(-part.length // GUESS_BYTES)
-                    rest += _guessed(old, new, part)
+                    parts += _guessed(old, new, part)
                 else:
-                    rest.append(part)
+                    parts.append(part)
+        rest += _without_crumbs(parts, len(old))
     return sorted([*spans, *rest], key=lambda span: span.new)
 
 
@@ -355,6 +358,24 @@ def _guessed(old: Buffer, new: Buffer, span: Span) -> list[Span]:
         high = stop - (stop - low) % guess.dtype.item_bytes
         parts = ((start, low, None), (low, high, guess.dtype), (high, stop, None))
         out += [_span(begin, finish, shift, dtype) for begin, finish, dtype in parts if begin < finish]
+    return out
+
+
+def _without_crumbs(spans: list[Span], old_length: int) -> list[Span]:
+    """The same with the few bytes between two runs of one type as elements of the first, where they could be: a piece's
+    edge is only nearly known, and may have fallen between an element's bytes."""
+    out: list[Span] = []
+    for span in spans:
+        if span.dtype is not None and span.old is not None:
+            whole = len(out)
+            while whole and out[whole - 1].dtype is None and span.new - out[whole - 1].new <= _CRUMB_BYTES:
+                whole -= 1
+            crumbs = span.new - out[whole].new if whole < len(out) else 0
+            last = out[whole - 1] if whole and crumbs else span
+            room = 0 if last.old is None or last.dtype != span.dtype else old_length - last.old - last.length
+            if 0 < crumbs <= room and crumbs % span.dtype.item_bytes == 0:
+                out[whole - 1 :] = [replace(last, length=last.length + crumbs)]
+        out.append(span)
     return out
 
 

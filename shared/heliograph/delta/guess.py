@@ -15,6 +15,7 @@ LEAST_BYTES = 64 << 10
 _RUNS, _RUN_BYTES = 8, 8 << 10
 _CLASSES = 16
 _LEAST_GAIN = 0.95
+_LEAST_CHANGED = 0.01
 # Unsigned type; bits below the exponent, whose value says how large differences are; floats of half a word are told
 # apart by which exponent says more.
 _WIDE = (
@@ -31,7 +32,8 @@ class Guess:
 
 
 def guessed(old: Buffer, old_at: int, new: Buffer, new_at: int, length: int) -> Guess | None:
-    """What `new[new_at:new_at + length]`, aligned with `old[old_at:]`, is made of; None where that is of no use.
+    """What `new[new_at:new_at + length]`, aligned with `old[old_at:]`, is made of; None where that is of no use, and
+    where nearly all is unchanged.
 
     The test is cheap: of 64 KiB, the entropy of the differences under each type and at each phase, given the old
     element's exponent. A type is named if it promises 5 % less than differences of bytes do, bytes (I8) if
@@ -45,7 +47,7 @@ def guessed(old: Buffer, old_at: int, new: Buffer, new_at: int, length: int) -> 
         for data, at in ((old, old_at), (new, new_at))
     )
     old_bytes, new_bytes = np.concatenate(olds), np.concatenate(news)
-    if np.array_equal(old_bytes, new_bytes):
+    if np.count_nonzero(old_bytes != new_bytes) < _LEAST_CHANGED * len(new_bytes):
         return None
     plain = _entropy(new_bytes)
     best, least = None, plain * _LEAST_GAIN

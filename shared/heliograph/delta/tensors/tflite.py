@@ -13,10 +13,12 @@ _DTYPES = {
     0: Dtype.F32, 1: Dtype.F16, 2: Dtype.I32, 3: Dtype.U8, 4: Dtype.I64, 6: Dtype.U8, 7: Dtype.I16, 9: Dtype.I8,
     10: Dtype.F64, 12: Dtype.U64, 15: Dtype.U32, 16: Dtype.U16, 17: Dtype.I4, 18: Dtype.BF16,
 }  # fmt: skip
+_MANY_SCALES = 256
 # Places of fields in their tables.
 _MODEL_SUBGRAPHS, _MODEL_BUFFERS = 2, 4
 _SUBGRAPH_TENSORS = 0
 _TENSOR_SHAPE, _TENSOR_TYPE, _TENSOR_BUFFER, _TENSOR_NAME = range(4)
+_TENSOR_QUANTIZATION, _QUANTIZATION_SCALE = 4, 2
 _BUFFER_DATA, _BUFFER_OFFSET, _BUFFER_SIZE = range(3)
 
 
@@ -33,9 +35,10 @@ def tensors(view: View) -> list[Tensor | None]:
     found: list[Tensor | None] = []
     for subgraph in _tables(view, model, _MODEL_SUBGRAPHS):
         for table in _tables(view, subgraph, _SUBGRAPH_TENSORS):
-            if len(found) == MAX_TENSORS:
+            if len(found) >= MAX_TENSORS:
                 raise OddError
             found.append(_tensor(view, table, buffers))
+            found.append(_scales(view, table))
     return found
 
 
@@ -50,6 +53,18 @@ def _tensor(view: View, table: int, buffers: list[int]) -> Tensor | None:
         return None
     shape = struct.unpack(f"<{count}i", view.read(at, 4 * count))
     return view.tensor(view.name(*name), *_placed(view, buffers[buffer]), dtype, shape)
+
+
+def _scales(view: View, table: int) -> Tensor | None:
+    """What the values of a tensor are multiplied by, channel by channel, where these are many."""
+    quantization = _field(view, table, _TENSOR_QUANTIZATION)
+    if quantization is None:
+        return None
+    at, count = _vector(view, quantization + view.number(U32, quantization), _QUANTIZATION_SCALE)
+    if count < _MANY_SCALES:
+        return None
+    name = view.name(*_vector(view, table, _TENSOR_NAME))
+    return view.tensor(f"{name}/scale", at, 4 * count, Dtype.F32, (count,))
 
 
 def _placed(view: View, buffer: int) -> tuple[int, int]:
