@@ -80,7 +80,15 @@ class Hub:
         assert main([*args, "--hub", str(self.folder)]) == 0, args
 
     def release(
-        self, tmp: Path, model: str, version: str, content: bytes, soak: float = 0, fail_mode: str = "safe"
+        self,
+        tmp: Path,
+        model: str,
+        version: str,
+        content: bytes,
+        soak: float = 0,
+        fail_mode: str = "safe",
+        *,
+        is_confidential: bool = False,
     ) -> str:
         """Adds, signs, approves and rolls out to canary."""
         bundle = tmp / f"{model}-{version}"
@@ -88,9 +96,8 @@ class Hub:
         (bundle / "model.tflite").write_bytes(content)
         (bundle / "in.json").write_text(json.dumps({"requests": [{"inputs": [TENSOR]}]}))
         (bundle / "out.json").write_text(json.dumps({"responses": [{"outputs": [TENSOR]}]}))
-        (bundle / "release.toml").write_text(
-            BUNDLE.format(model=model, version=version, soak=soak, fail_mode=fail_mode)
-        )
+        text = BUNDLE.format(model=model, version=version, soak=soak, fail_mode=fail_mode)
+        (bundle / "release.toml").write_text("confidential = true\n" * is_confidential + text)
         self.operate("release", "add", str(bundle))
         name, keys = f"{model}@{version}", self.folder / "keys"
         self.operate("release", "sign", name, "--key", str(keys / f"sign-{model}.key"))
