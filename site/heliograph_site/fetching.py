@@ -221,7 +221,7 @@ class Downloads:
         for way in usable_ways(slots, file, ways, is_confidential=manifest.confidential):
             form: Form = PlainForm()
             if way.seal is not None:
-                form = await self._sealed_form(slots, manifest, file, way.seal, grant)
+                form = await self._sealed_form(slots, manifest, file, way, way.seal, grant)
             if way.kind == "full":
                 await self._full(slots, file, form, on_progress)
                 return way
@@ -234,7 +234,7 @@ class Downloads:
         raise IntegrityError(f"no way was offered that leads to {file.name}{' sealed' * manifest.confidential}")
 
     async def _sealed_form(
-        self, slots: Slots, manifest: Manifest, file: File, named: SealRef, grant: Grant | None
+        self, slots: Slots, manifest: Manifest, file: File, way: Way, named: SealRef, grant: Grant | None
     ) -> SealedForm:
         if grant is None:
             raise IntegrityError(f"{manifest.release} is confidential and was offered without a grant")
@@ -243,6 +243,8 @@ class Downloads:
             return SealedForm(slots, manifest, data, grant)
         data = await self.small(named.sha256, named.length, BULK)
         form = SealedForm(slots, manifest, data, grant)
+        first = file if way.recipe is None else way.recipe
+        form.leg(Digest(first.sha256), first.length, ())  # only what is of use is kept
         slots.keep(file.sha256, "seal", data)
         return form
 

@@ -24,7 +24,7 @@ from heliograph.errors import (
     TransportError,
     WaitError,
 )
-from heliograph.manifest import Manifest, Variant
+from heliograph.manifest import File, Manifest, Variant
 from heliograph_site.holdings import Holding
 from heliograph_site.serving import golden
 from heliograph_site.serving.admission import Limits, admit
@@ -139,13 +139,11 @@ class Slot:
         model = self.manifest.file(variant.files[0])
         begin = time.monotonic()
         try:
-            held, cases = await asyncio.to_thread(lambda: (self._files.find(Digest(model.sha256)), self._golden()))
+            held, cases = await asyncio.to_thread(self._found, model)
         except NotFoundError as error:
             raise IntegrityError(f"{self.manifest.release}: {error}") from error
         except ConfigError as error:
             raise TransportError(f"{self.manifest.release} is sealed: {error}") from error
-        if held is None:
-            raise IntegrityError(f"{self.manifest.release}: {model.name} is not held, or not sealed to this node's key")
         worker = await self._forks.fork(self._answered)
         try:
             head, _ = await worker.call(
@@ -399,6 +397,13 @@ class Slot:
             ):
                 return variant
         raise RefusedError(f"{self.manifest.release} has no variant for tflite on {machine} without an accelerator")
+
+    def _found(self, model: File) -> tuple[Holding, tuple[golden.Case, ...]]:
+        """Where the model lies, and the golden requests."""
+        held = self._files.find(Digest(model.sha256))
+        if held is None:
+            raise IntegrityError(f"{self.manifest.release}: {model.name} is not held, or not sealed to this node's key")
+        return held, self._golden()
 
     def _golden(self) -> tuple[golden.Case, ...]:
         named = self.manifest.golden
