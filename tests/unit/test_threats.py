@@ -18,7 +18,8 @@ THREATS = (ROOT / "shared" / "THREATS.md").read_text()
 ATTACKS = (
     "unsigned", "threshold minus one", "metadata rollback", "fast-forward", "downgrade", "1970", "2040", "withheld",
     "mix and match", "partial set", "partial bundle", "endless data", "slow retrieval", "swapped", "single stolen key",
-    "ten root rotations", "hostile broker", "eavesdropping", "bits flipped", "yesterday's database", "pointer edited",
+    "ten root rotations", "hostile broker", "eavesdropping", "listener reads",
+    "a removed node reads", "copied disk", "sealed leaves", "bits flipped", "yesterday's database", "pointer edited",
     "links swapped", "hostile bundles", "bombs", "patch ranges", "topic injection", "retained poisoning", "forged will",
     "replay, three times", "session outliving", "quota exhaustion",
 )  # fmt: skip
