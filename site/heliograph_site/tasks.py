@@ -187,9 +187,7 @@ class Tasks:
                     for way in offer.ways
                     if way.recipe is None or not (memory.full_only or self._agent.is_recipe_denied(way.recipe.sha256))
                 )
-                lost = [
-                    f.name for f in self._slots.missing(manifest) if f.length and not self._usable(manifest, f, ways)
-                ]
+                lost = self._why_lost(manifest, ways, offer.grant)
                 judged = self._judge_ways(memory, manifest, ways)
                 if not lost and judged == "take":
                     self._ways[model] = (release, ways, offer.grant)
@@ -197,11 +195,19 @@ class Tasks:
                 number = self._agent.policy_of(model).number
                 if not lost and judged == "fail":
                     return Declined(memory.epoch, f"only the full image is offered, and policy {number} refuses that")
-                reason, pause_s = f"a delta: policy {number} waits for one", back_off_s
-                if lost:
-                    reason = f"the hub offers no way to {lost[0]}{' that keeps it sealed' * manifest.confidential}"
+                reason, pause_s = lost or f"a delta: policy {number} waits for one", back_off_s
                 back_off_s = min(2 * back_off_s, self._deadlines.check_in_s)
             await self._wait(model, reason, pause_s)
+
+    def _why_lost(self, manifest: Manifest, ways: tuple[Way, ...], grant: Grant | None) -> str:
+        """What an offer lacks to get every file by; empty: nothing."""
+        missing = [file for file in self._slots.missing(manifest) if file.length]
+        for file in missing:
+            if not self._usable(manifest, file, ways):
+                return f"the hub offers no way to {file.name}{' that keeps it sealed' * manifest.confidential}"
+        if missing and manifest.confidential and grant is None:
+            return f"the hub offers {manifest.release} sealed, and no key that opens it"
+        return ""
 
     def _judge_ways(self, memory: Memory, manifest: Manifest, ways: tuple[Way, ...]) -> str:
         """`take`, `wait` or `fail`, as policy has it where only the full image will do."""

@@ -13,7 +13,7 @@ import pytest
 
 from heliograph.blob import describe
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Hardware, Offer, RecipeRef, Way
+from heliograph.documents import Grant, Hardware, Offer, RecipeRef, SealRef, Way
 from heliograph.economy import Wait
 from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
 from heliograph.names import Digest
@@ -50,10 +50,11 @@ class Surroundings:
         self.waited_for: list[str] = []
         self.policy = no_policy("lab", "canary")
         self.waits: list[Wait | None] = []
+        self.manifest = MANIFEST
 
     def target(self, model: str, release: bytes) -> Listed:
-        size = len(MANIFEST.encode())
-        return Listed("digits/1.0.0", "digits", "1.0.0", size, RELEASE, frozenset(), frozenset())
+        size = len(self.manifest.encode())
+        return Listed("digits/1.0.0", "digits", "1.0.0", size, Digest(release), frozenset(), frozenset())
 
     async def ask(self, model: str, release: bytes) -> Offer | None:
         return self.offers.pop(0)
@@ -65,7 +66,7 @@ class Surroundings:
         return None
 
     def named(self, release: bytes, manifest: Manifest) -> None:
-        assert release == RELEASE
+        assert release == manifest_digest(self.manifest)
 
     def is_recipe_denied(self, recipe: bytes) -> bool:
         return False
@@ -83,7 +84,7 @@ class Surroundings:
         return self.waits.pop(0) if self.waits else None
 
     async def small(self, digest: bytes, length: int) -> bytes:
-        return MANIFEST.encode()
+        return self.manifest.encode()
 
 
 class Serves:
@@ -200,3 +201,18 @@ def test_a_release_that_lies_here_whole_waits_for_no_window_to_be_asked_for(tmp_
     around.waits = [Wait("the window", 9)]
     assert isinstance(check(tmp_path, around, lambda slots: slots.store.put(CONTENT)), Declined)
     assert around.waits, "nobody asked about windows"
+
+
+def test_a_confidential_release_is_taken_only_sealed_and_with_a_key(tmp_path: Path) -> None:
+    sealed = FULL.model_copy(update={"seal": SealRef(length=9, sha256=bytes(32))})
+    granted = offer(sealed).model_copy(update={"grant": Grant(model="digits", epoch=1, box=bytes(80))})
+    around = Surroundings(offer(FULL), offer(FULL, DELTA), offer(sealed), granted)
+    around.manifest = MANIFEST.model_copy(update={"confidential": True, "crit": ("confidential",)})
+    memory = replace(MEMORY, target=Target(manifest_digest(around.manifest), 1))
+    assert check(tmp_path, around, hold_base, memory) == Admitted(7)
+    said = [reason for reason in around.waited_for if reason.startswith("the hub offers")]
+    assert said == [
+        "the hub offers no way to m that keeps it sealed",
+        "the hub offers no way to m that keeps it sealed",
+        "the hub offers digits@1.0.0 sealed, and no key that opens it",
+    ]
