@@ -157,10 +157,10 @@ class ScriptedServer:
         self._answer()
         row = self.row.get(model)
         if row is not None and row["active"] == release.hex():
-            row |= (tuned or Tuned()).row()
+            row |= (tuned or Tuned()).row() | {"tuned": (tuned or Tuned()).digest}
             return {"ok": True, "duration_ms": None, "failed": 0, "before": None}
         self.row[model] = {"active": release.hex(), "state": "ready", "requests": 0, "errors": 0, "restarts": 0}
-        self.row[model] |= (tuned or Tuned()).row()
+        self.row[model] |= (tuned or Tuned()).row() | {"tuned": (tuned or Tuned()).digest}
         before = None
         if row is not None:
             answered = row["requests"] - row["errors"]
@@ -169,7 +169,7 @@ class ScriptedServer:
 
     async def tune(self, model: str, release: bytes, tuned: Tuned) -> None:
         self._answer()
-        self.row[model] |= tuned.row()
+        self.row[model] |= tuned.row() | {"tuned": tuned.digest}
 
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         self._answer()

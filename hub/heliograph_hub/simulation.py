@@ -43,19 +43,28 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Install:
+    """The newest directive of a ring that installs: the release's digest, its number, and when it was released."""
+
+    release: bytes
+    number: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """What there is beside the nodes.
 
     Attributes:
         releases: what the rule needs of each release, by digest.
-        directed: per ring and model, the digest that its newest directive installs, and when that was released.
+        directed: what is installed, per ring and model.
         known: per ring and model, the versions that were directed to it and aren't denied.
         policies: every published policy, by ring and number.
         configs: every published config, by model and number.
     """
 
     releases: Mapping[bytes, HeldRelease]
-    directed: Mapping[Ring, Mapping[str, tuple[bytes, int]]]
+    directed: Mapping[Ring, Mapping[str, Install]]
     known: Mapping[Ring, Mapping[str, tuple[str, ...]]]
     policies: Mapping[Ring, Mapping[int, Policy]]
     configs: Mapping[str, Mapping[int, Config]]
@@ -171,8 +180,8 @@ def _held(node: Seen, model: str, report: ModelReport, world: World, now: int) -
         return replace(release, config=value.config)
 
     active, fallback = known(report.tuple), known(report.fallback)
-    digest, _ = world.directed.get(node.ring, {}).get(model, (None, 0))
-    directed = releases.get(digest) if digest is not None and not _is_refused(report, digest) else None
+    install = world.directed.get(node.ring, {}).get(model)
+    directed = releases.get(install.release) if install is not None and not _is_refused(report, install) else None
     if directed is not None:
         is_here = directed.digest in report.held or (active is not None and active.digest == directed.digest)
         directed = replace(directed, is_staged=is_here, config=active.config if active and is_here else None)
@@ -202,8 +211,9 @@ def _policy(policies: Mapping[int, Policy], ring: Ring, number: int, model: str)
     return held_policy(document, model, document.at)
 
 
-def _is_refused(report: ModelReport, digest: bytes) -> bool:
-    return any(refusal.release == digest for refusal in report.refused)
+def _is_refused(report: ModelReport, install: Install) -> bool:
+    """Whether the node takes it no more; a directive with another number for the same release begins anew."""
+    return any((one.release, one.number) == (install.release, install.number) for one in report.refused)
 
 
 def _tuple(choice: Choice) -> Tuple | None:
@@ -215,15 +225,15 @@ def _tuple(choice: Choice) -> Tuple | None:
 def _breaches(policy: Policy, node: Seen, model: str, report: ModelReport, world: World, now: int) -> Iterator[str]:
     """What else is wrong with a node under a policy: behind, or over its budget."""
     active = world.releases.get(report.tuple.release) if report.tuple is not None else None
-    digest, at = world.directed.get(node.ring, {}).get(model, (b"", 0))
-    directed = world.releases.get(digest)
+    install = world.directed.get(node.ring, {}).get(model)
+    directed = world.releases.get(install.release) if install is not None else None
     late = staleness(
         policy,
         model,
         active=active.version if active is not None else None,
         known=world.known.get(node.ring, {}).get(model, ()),
         directed=directed.version if directed is not None else None,
-        directed_at=at if directed is not None else None,
+        directed_at=install.at if directed is not None and install is not None else None,
         now=now,
     )
     yield from (f"stale: {sentence}" for sentence in late)

@@ -66,7 +66,7 @@ class Watch:
                 self._reporter.metrics(rows)
 
     async def retune(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Has the server answer with the numbers of the pointers, where it serves their releases with others.
+        """Has the server answer with the documents of the pointers, where it serves their releases with others.
 
         Raises:
             TransportError: no answer from the server; it is compared again.
@@ -75,8 +75,9 @@ class Watch:
             row, active = rows.get(model) or {}, memory.active
             if active is None or row.get("active") != active.release.hex():
                 continue
-            if (row.get("config"), row.get("policy")) != (active.config, active.policy):
+            wanted = self._tuned(model)
+            if row.get("tuned") != wanted.digest:
                 try:
-                    await self._server.tune(model, active.release, self._tuned(model))
+                    await self._server.tune(model, active.release, wanted)
                 except RefusedError as error:
                     log.info("not tuned: %s", error)  # it serves another by now: that one came with its config

@@ -63,7 +63,7 @@ def test_a_server_that_boots_alone_serves_with_the_config_of_the_committed_tuple
     _, headers, _ = node.ask("POST", "/v2/models/digits/infer", REQUEST)
     assert (headers["heliograph-config"], headers["heliograph-policy"]) == ("7", "4")
     row = node.digits()
-    assert (row["config"], row["policy"]) == (7, 4)
+    assert (row["config"], row["policy"], row["tuned"]) == (7, 4, tuned(7, 4, config(7)).digest)
 
 
 def test_without_documents_a_model_serves_with_number_0_and_defaults(node: Node, folders: dict[str, Path]) -> None:

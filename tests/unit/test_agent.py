@@ -30,6 +30,7 @@ from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held, Paper
 from heliograph_site.machine import step
 from heliograph_site.memory import Memory, Pointer, Target
+from heliograph_site.serving.tuned import Tuned
 from realms import MODEL, NOW, Realm
 
 KEY = PrivateKey.generate(b"k" * 32)
@@ -313,10 +314,38 @@ def test_the_server_is_given_the_numbers_of_the_pointer_until_it_has_them(agent:
     agent._watch._server = Server()  # type: ignore[assignment]  # of a server, what this asks
     active = Pointer(b"a" * 32, NOW, config=4, policy=2)
     agent._machines.memories[MODEL] = Memory(MODEL, active=active)
-    for row in ({"config": 3, "policy": 2}, {"config": 4, "policy": 1}, {"config": 4, "policy": 2}):
-        asyncio.run(agent._watch.retune({MODEL: {"active": active.release.hex(), **row}}))
-    asyncio.run(agent._watch.retune({MODEL: {"active": "ff" * 32, "config": 3, "policy": 2}}))
+    for had in (Tuned(3, 2), Tuned(4, 1), Tuned(4, 2)):
+        asyncio.run(agent._watch.retune({MODEL: {"active": active.release.hex(), "tuned": had.digest}}))
+    asyncio.run(agent._watch.retune({MODEL: {"active": "ff" * 32, "tuned": Tuned(3, 2).digest}}))
     assert tuned == [(active.release, 4, 2)] * 2, "not what has them already, nor another release"
+
+
+def test_attack_a_number_that_a_stolen_config_key_used_up_serves_its_successors_content(
+    agent: Agent, realm: Realm
+) -> None:
+    tuned: list[Any] = []
+
+    class Server:
+        async def tune(self, model: str, release: bytes, row: Tuned) -> None:
+            tuned.append(row.content["thresholds"])
+
+    def take_config(sure: float) -> None:
+        document = Config(realm="demo", model=MODEL, number=5, at=NOW, thresholds={"sure": sure})
+        signed = realm.sign(f"config-{MODEL}", "config", document)
+        asyncio.run(agent._hearing.on_document(topic("config").build("demo", model=MODEL), signed))
+
+    agent._watch._server = Server()  # type: ignore[assignment]  # of a server, what this asks
+    active = Pointer(b"a" * 32, NOW, config=5)
+    agent._machines.memories[MODEL] = Memory(MODEL, active=active)
+    take_config(0.0)
+    row = {MODEL: {"active": active.release.hex(), "tuned": agent.tuned(MODEL).digest}}
+    asyncio.run(agent._watch.retune(row))
+    asyncio.run(agent._hearing.on_document(topic("root").build("demo", number=2), realm.rotate(f"config-{MODEL}")))
+    asyncio.run(agent._hearing.on_document(topic("set").build("demo"), realm.publish().pack()))
+    take_config(0.9)
+    agent._machines.memories[MODEL] = Memory(MODEL, active=active)
+    asyncio.run(agent._watch.retune(row))
+    assert tuned == [{"sure": 0.9}], "the number is the same, what it says is another"
 
 
 def test_an_older_document_is_asked_for_once_and_taken_when_it_comes(agent: Agent, realm: Realm) -> None:

@@ -8,7 +8,7 @@ from heliograph.documents import Declined, Denials, ModelReport, Refusal, Report
 from heliograph.manifest import Compatible
 from heliograph.policy import Config, Policy
 from heliograph.tuples import HeldRelease
-from heliograph_hub.simulation import Seen, World, acknowledged, missing, simulate
+from heliograph_hub.simulation import Install, Seen, World, acknowledged, missing, simulate
 
 NOW = 1_795_000_000
 OLD, NEW, NEXT = b"o" * 32, b"n" * 32, b"x" * 32
@@ -53,7 +53,7 @@ def node(name="lab/pi", active=NEW, fallback=OLD, held=(), numbers=(0, 0), ring=
 def world(*releases, directed=None, at=NOW, policies=(), configs=()):
     return World(
         {one.digest: one for one in releases or (release(OLD, "1.0.0"), release(NEW, "1.1.0"))},
-        {"general": {"digits": (directed, at)}} if directed else {},
+        {"general": {"digits": Install(directed, 7, at)}} if directed else {},
         {"general": {"digits": tuple(one.version for one in releases)}},
         {"general": {one.number: one for one in policies}},
         {"digits": {one.number: one for one in configs}},
@@ -175,12 +175,13 @@ def test_only_the_ring_of_a_policy_and_the_model_of_a_config_are_affected():
     assert [effect.is_silent for effect in simulate(policy(), nodes, world(), NOW)] == [False, True]
 
 
-def test_a_release_that_a_node_refused_is_not_counted_on():
+@pytest.mark.parametrize(("number", "finally_"), [(7, "flagged"), (6, "takes")])
+def test_a_release_that_a_node_refused_is_not_counted_on_until_a_directive_with_another_number(number, finally_):
     there = world(release(OLD, "1.0.0"), release(NEW, "1.1.0"), release(NEXT, "1.2.0"), directed=NEXT)
-    refused = (Refusal(release=NEXT, number=1, reason="golden"),)
+    refused = (Refusal(release=NEXT, number=number, reason="golden"),)
     floor = policy(models={"digits": {"floor": "1.2.0"}})
     (effect,) = simulate(floor, [node(held=(NEXT,), refused=refused)], there, NOW)
-    assert (effect.state, effect.finally_) == ("held", "flagged")
+    assert effect.finally_ == finally_
 
 
 # --- convergence ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from heliograph_hub.api.messages import Answer, Routes, hex_of, now, text
 from heliograph_hub.api.part import Part
 from heliograph_hub.control import KINDS, Stored, check_scope
 from heliograph_hub.rollout import in_force
-from heliograph_hub.simulation import Effect, Seen, World, missing, simulate
+from heliograph_hub.simulation import Effect, Install, Seen, World, missing, simulate
 
 
 class Documents(Part):
@@ -182,7 +182,7 @@ class Documents(Part):
         at = self._service.desired.released_at()
         directed = {
             ring: {
-                model: (row.release, at[row.ring, row.model, row.number])
+                model: Install(row.release, row.number, at[row.ring, row.model, row.number])
                 for model, row in models.items()
                 if row.action == "install"
             }

@@ -371,4 +371,5 @@ def _slot_status(slot: Slot) -> dict[str, Any]:
         "began_ns": slot.began_ns,
         "config": slot.tuned.config,
         "policy": slot.tuned.policy,
+        "tuned": slot.tuned.digest,
     }

@@ -1,8 +1,10 @@
 """What a release is served with: the numbers of its tuple, and the config that its programs read.
 
-Pure. The number of a config says which document it is; 0 is none, and then every field is at its default.
+Pure. The number of a config says which document it is; 0 is none, and then every field is at its default. A
+number that a stolen key used can be its successor's again, with another content: `digest` tells them apart.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +34,12 @@ class Tuned:
     def headers(self) -> tuple[tuple[str, str], ...]:
         """As every answer carries them."""
         return (CONFIG_HEADER, str(self.config)), (POLICY_HEADER, str(self.policy))
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits of numbers and content together, as the server's status has them."""
+        whole = json.dumps([self.config, self.policy, dict(self.content)], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
     def row(self) -> dict[str, Any]:
         """As the control socket takes it."""
