@@ -77,7 +77,7 @@ def test_every_constant_that_is_a_version_of_a_format_is_told_with_its_number() 
         for name in CONSTANT.findall(path.read_text())
         if not name.startswith(("MAX_", "_"))
     }
-    assert found - {"mqtt.UNSUPPORTED_VERSION"} == set(VERSIONS) | MIGRATED
+    assert found - {"connection.UNSUPPORTED_VERSION"} == set(VERSIONS) | MIGRATED
     for name, number in VERSIONS.values():
         assert growth()[name][0] == str(number), name
     assert growth()["conversation"][0] == str(conversation.FORMAT)
