@@ -211,7 +211,7 @@ class ObjectStore:
     def _place(self, digest: Digest) -> Path:
         name = digest.hex()
         assert len(name) == 64, "a digest is 32 bytes"
-        return self.root / name[:2] / name
+        return Path(f"{self.root}/{name[:2]}/{name}")
 
     def _made(self, digest: Digest) -> Path:
         path = self._place(digest)

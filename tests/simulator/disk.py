@@ -12,6 +12,7 @@ from heliograph.delta.recipe import Segment
 from heliograph.source import Source
 from heliograph_site.journal import Held, Paper
 from heliograph_site.memory import Memory
+from heliograph_site.outbox import Outbox
 
 
 class Joined:
@@ -89,6 +90,14 @@ class Journal:
 
     def save_life(self, is_alive: bool) -> None:
         self._was_orderly = not is_alive
+
+
+def outbox(path: Path, run: bytes, cap_bytes: int) -> Outbox:
+    """A real one. Nobody else reads it and no power cut takes of it, so it needs neither locks nor syncs."""
+    opened = Outbox(path, run, cap_bytes)
+    opened._conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+    opened._conn.execute("PRAGMA synchronous = OFF")
+    return opened
 
 
 def tear(incoming: Path, rng: Random) -> int:

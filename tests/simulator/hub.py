@@ -84,7 +84,7 @@ class Hub:
     def assign(self, name: str, ring: Ring) -> None:
         number = self.assignments.get(name, (0, b""))[0] + 1
         site, node = name.split("/")
-        keyid = catalogue.key(name).public.keyid
+        keyid = catalogue.key(name).keyid
         document = Assignment(
             realm=catalogue.REALM, site=site, node=node, key=keyid, number=number, ring=ring,
             commands=self.commands.get(name, ()),

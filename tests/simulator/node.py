@@ -127,7 +127,7 @@ class Node:
         self.is_alive = True
         self.run = self.rng.randbytes(8)
         self.watch.starts()
-        keyid = catalogue.key(self.name).public.keyid
+        keyid = catalogue.key(self.name).keyid
         names = (catalogue.REALM, self.site, self.node)
         self.belief = Belief(
             self.journal,
@@ -156,7 +156,7 @@ class Node:
         self._pumps = 0
         self._sent: dict[str, tuple[int, float]] = {}
         if self.world.has_records:
-            self.outbox = Outbox(self.outbox_path, self.run, self.world.outbox_cap)
+            self.outbox = disk.outbox(self.outbox_path, self.run, self.world.outbox_cap)
         self.was_orderly = self.journal.was_orderly()
         started = Started(self.was_orderly)
         self._do("journal save", lambda: self.journal.save_life(True))

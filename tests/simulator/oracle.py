@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from heliograph.blob import LEAF_BYTES, leaf_count, page_of
+from heliograph.deny import DenySet
 from heliograph.documents import LANES, Deny, DenyKey
 from heliograph.names import Digest
 from heliograph.policy import Policy
@@ -93,6 +94,10 @@ class Oracle:
         self._rotten: set[tuple[str, bytes]] = set()
         self._allowed_bytes: dict[str, int] = defaultdict(int)
         self._handed_out: dict[tuple[str, bytes, str, int], tuple[int, str, int, bytes]] = {}
+        # What was judged last, by identity: these never change, they are replaced.
+        self._judged_set: dict[str, object] = {}
+        self._judged_denials: dict[str, tuple[DenySet, frozenset[bytes]]] = {}
+        self._judged: dict[tuple[str, str], tuple[Memory, DenySet]] = {}
 
     # --- what is watched ----------------------------------------------------------------------------------------------
 
@@ -161,39 +166,28 @@ class Oracle:
 
     def holds(self, node: "Node") -> None:
         """What must be true of a node between any two events."""
-        versions = node.belief.trusted.versions
-        for role, version in self._versions[node.name].items():
-            require(
-                "set", versions.get(role, 0) >= version, f"{node.name} went back from {role} {version} to {versions}"
-            )
-        self._versions[node.name] = dict(versions)
-        held = node.belief.denials.denials.keys()
-        require("denied", self._denials[node.name] <= held, f"{node.name} forgot a denial")
-        self._denials[node.name].update(held)
+        if self._judged_set.get(node.name) is not node.belief.trusted:
+            self._goes_on(node)
+            self._judged_set[node.name] = node.belief.trusted
+        denied = self._denied(node)
         for memory in node.memories.values():
-            require("reason", memory.phase != "stuck" or memory.reason, f"{node.name} is stuck without a reason")
-            for pointer in memory.line:
-                require("denied", not self.denials(node, pointer), f"{node.name} keeps a denied fallback")
+            known = self._judged.get((node.name, memory.model))
+            if known is None or known[0] is not memory or known[1] is not node.belief.denials:
+                self._remembers(node, memory)
+                self._judged[node.name, memory.model] = (memory, node.belief.denials)
             for pointer in memory.kept[1:]:
                 require("fallback", self._stands(node, pointer.release), f"{node.name}: a fallback lacks files")
             target = memory.target
             if target is not None and memory.phase in UNDER_WAY:
-                is_denied = self._by_digest(node, target.release)
-                require("denied", not is_denied, f"{node.name} is after a denied release")
                 told = node.belief._directives.get(memory.model)
                 if told is not None and told.number != target.number:
                     says, _ = node.belief.wanted(memory.model, memory)
                     is_same = isinstance(says, Directed) and says.target.release == target.release
                     is_held = isinstance(says, Directed) and says.action != "install"
                     require("number", not is_same or is_held, f"{node.name} obeys {target.number}, told {told.number}")
-            active = memory.active
-            if active is not None and (by := self.denials(node, active)):
-                require("denied", active.denied, f"{node.name} serves {active.release.hex()[:8]}, denied, unflagged")
-                require("denied", memory.fallback is None, f"{node.name} serves what is denied beside a fallback")
-                require("denied", by < 2 or active.fail_mode == "safe", f"{node.name} is closed and serves on")
         self.serves(node)
         for model, release in node.server.serving.items():
-            is_known = self._by_digest(node, release)
+            is_known = release in denied
             memory = node.memories.get(model) or Memory(model)
             active = memory.active
             is_named = active is not None and active.release == release
@@ -201,6 +195,30 @@ class Oracle:
             require("pointer", is_named or is_leaving, f"{node.name} answers by a {model} that no pointer names")
             is_flagged = is_named and active is not None and active.denied != ""
             require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
+
+    def _goes_on(self, node: "Node") -> None:
+        """Another set is never an older one."""
+        versions = node.belief.trusted.versions
+        for role, version in self._versions[node.name].items():
+            require(
+                "set", versions.get(role, 0) >= version, f"{node.name} went back from {role} {version} to {versions}"
+            )
+        self._versions[node.name] = versions
+
+    def _remembers(self, node: "Node", memory: Memory) -> None:
+        """What a machine remembers, by the denials that its node holds."""
+        require("reason", memory.phase != "stuck" or memory.reason, f"{node.name} is stuck without a reason")
+        for pointer in memory.line:
+            require("denied", not self.denials(node, pointer), f"{node.name} keeps a denied fallback")
+        target = memory.target
+        if target is not None and memory.phase in UNDER_WAY:
+            is_denied = self._by_digest(node, target.release)
+            require("denied", not is_denied, f"{node.name} is after a denied release")
+        active = memory.active
+        if active is not None and (by := self.denials(node, active)):
+            require("denied", active.denied, f"{node.name} serves {active.release.hex()[:8]}, denied, unflagged")
+            require("denied", memory.fallback is None, f"{node.name} serves what is denied beside a fallback")
+            require("denied", by < 2 or active.fail_mode == "safe", f"{node.name} is closed and serves on")
 
     def serves(self, node: "Node") -> None:
         """Whatever answers gave its golden outputs, and is what the journal names or named."""
@@ -305,8 +323,19 @@ class Oracle:
         return len(found)
 
     def _by_digest(self, node: "Node", release: bytes) -> bool:
-        known = (self._world.hub.truth[digest][0] for digest in _verified(node))
-        return any(isinstance(document, Deny) and release in document.releases for document in known)
+        return release in self._denied(node)
+
+    def _denied(self, node: "Node") -> frozenset[bytes]:
+        """Every release that a denial held names; none is forgotten."""
+        denials, known = node.belief.denials, self._judged_denials.get(node.name)
+        if known is None or known[0] is not denials:
+            held = denials.denials.keys()
+            require("denied", self._denials[node.name] <= held, f"{node.name} forgot a denial")
+            self._denials[node.name].update(held)
+            told = (self._world.hub.truth[digest][0] for digest in _verified(node))
+            named = {release for document in told if isinstance(document, Deny) for release in document.releases}
+            known = self._judged_denials[node.name] = (denials, frozenset(named))
+        return known[1]
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
@@ -343,9 +372,10 @@ class Oracle:
         lag_s = watch.true() - watch.now()
         require("time", lag_s >= 0, f"{node.name} is {-lag_s} s ahead of time")
         require("time", lag_s <= watch.off_s + ROUNDED_S, f"{node.name} is {lag_s} s behind, unmeasured {watch.off_s}")
-        alone_s = watch.true() - node.heard_at
-        allowed_s = for_model(policy, model).max_offline_s
-        require("time", not is_alone or alone_s > allowed_s, f"{node.name} takes itself for alone after {alone_s} s")
+        if is_alone:
+            alone_s = watch.true() - node.heard_at
+            allowed_s = for_model(policy, model).max_offline_s
+            require("time", alone_s > allowed_s, f"{node.name} takes itself for alone after {alone_s} s")
 
     def _stands(self, node: "Node", release: bytes) -> bool:
         known = catalogue.releases()[Digest(release)]
