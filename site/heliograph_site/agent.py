@@ -224,7 +224,9 @@ class Agent:
     def policy_of(self, model: str) -> Policy:
         """The policy in force for the model; before there is one, the node's."""
         memory = self._machines.memories.get(model)
-        return self._belief.rules.policy(memory.policy) if memory is not None and memory.policy else self.policy
+        if memory is None or not memory.policy:
+            return self.policy
+        return self._belief.rules.policy(memory.policy, memory.ring)
 
     def why_not_fetch(self) -> Wait | None:
         """What fetching waits for by policy."""

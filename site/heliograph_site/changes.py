@@ -138,6 +138,7 @@ def flip(memory: Memory, event: Event) -> Memory:
         resort=_other(memory.active, active),
         unfit=None,
         policy=event.policy,
+        ring=event.ring,
         cuts=0,
         is_healthy=False,
         reason="",
@@ -151,7 +152,7 @@ def retune(memory: Memory, event: Event) -> Memory:
     active = memory.active
     if active is not None:
         active = replace(active, config=event.config, policy=event.policy, fail_mode=event.fail_mode, is_unfit=is_unfit)
-    return replace(memory, active=active, policy=event.policy)
+    return replace(memory, active=active, policy=event.policy, ring=event.ring)
 
 
 def flag_unfit(memory: Memory, event: Event) -> Memory:
@@ -185,6 +186,7 @@ def _take_over(memory: Memory, event: ActiveUnfit | FitsAgain, candidates: tuple
         unfit=None,
         aside="",
         policy=event.policy,
+        ring=event.ring,
         reason=reason[:REASON_LENGTH],
     )
 
@@ -203,6 +205,7 @@ def shut(memory: Memory, event: Event) -> Memory:
         resort=memory.resort or memory.active,
         aside="",
         policy=event.policy,
+        ring=event.ring,
         reason=event.reason[:REASON_LENGTH],
     )
 

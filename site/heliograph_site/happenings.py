@@ -57,6 +57,7 @@ class Matched:
         release: what is to serve.
         fit: with nothing that fits, the release is the last one, and its fail mode says whether it serves on.
         reason: why what is active doesn't fit, or what newer doesn't.
+        ring: whose policy it is; empty with number 0.
     """
 
     release: bytes
@@ -65,6 +66,7 @@ class Matched:
     fit: Fit = "fits"
     fail_mode: FailMode = "safe"
     reason: str = ""
+    ring: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ class Passed:
     Attributes:
         fail_mode: what its manifest wants when nothing good is left to serve.
         waits_for: what forbids activating at the moment the answer is heard; empty: nothing.
-        config, policy: the numbers that go with it, chosen at that moment.
+        config, policy: the numbers that go with it, chosen at that moment; `ring` is the policy's.
     """
 
     epoch: int
@@ -243,6 +245,7 @@ class Passed:
     waits_for: str = ""
     config: int = 0
     policy: int = 0
+    ring: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +366,7 @@ class Retuned:
     config: int
     policy: int
     fail_mode: FailMode = "safe"
+    ring: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +378,7 @@ class ActiveUnfit:
     policy: int
     fail_mode: FailMode = "safe"
     reason: str = ""
+    ring: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +389,7 @@ class LastUnfit:
     policy: int
     fail_mode: FailMode = "safe"
     reason: str = ""
+    ring: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +398,7 @@ class LastStopped:
 
     policy: int
     reason: str = ""
+    ring: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +409,7 @@ class FitsAgain:
     config: int
     policy: int
     fail_mode: FailMode = "safe"
+    ring: str = ""
 
 
 Answer = (

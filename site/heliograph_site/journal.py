@@ -139,8 +139,8 @@ class Journal:
             else:
                 value = pack(list(_row_from_pointer(pointer)))
                 self._conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
-        aside = (f"aside {memory.model}", memory.aside.encode())
-        self._conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", aside)
+        for name, text in (("aside", memory.aside), ("ring", f"{memory.policy} {memory.ring}")):
+            self._conn.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (f"{name} {memory.model}", text.encode()))
 
     def load(self, model: str) -> Memory:
         """The machine's memory as last saved; a new one for a model never seen."""
@@ -168,6 +168,7 @@ class Journal:
             bool(is_healthy),
             self._apart(model, "resort"),
             policy=policy,
+            ring=self._ring(model, policy),
             unfit=self._apart(model, "unfit"),
             aside=cast(Aside, (self._get(f"aside {model}") or b"").decode()),
         )
@@ -175,6 +176,11 @@ class Journal:
     def models(self) -> tuple[str, ...]:
         """The models that have a machine here, by name."""
         return tuple(row[0] for row in self._conn.execute("SELECT model FROM machine ORDER BY model"))
+
+    def _ring(self, model: str, policy: int) -> str:
+        """The ring of the policy in force, unless an agent has saved another number since that kept no ring."""
+        number, _, ring = (self._get(f"ring {model}") or b"").decode().partition(" ")
+        return ring if number == str(policy) else ""
 
     def _apart(self, model: str, name: str) -> Pointer | None:
         row = self._get(f"{name} {model}")

@@ -99,6 +99,7 @@ class Machines:
             happening = self._wanted(model)
             if happening is not None:
                 await self.step(model, happening)
+        self._belief.rules.leave_ring()
 
     def _wanted(self, model: str) -> Happening | None:
         memory = self.memories.get(model) or self._journal.load(model)

@@ -95,6 +95,9 @@ class Memory:
 
     policy: int = 0
     """Number of the policy in force for the model; in one ring it never goes back."""
+    ring: str = ""
+    """The ring whose policy that is: this node's, or until one of that is in force the one it came from. Empty with
+    number 0, and where an agent wrote it that didn't say."""
     unfit: Pointer | None = None
     """What was active and, by its fail mode, stopped because nothing fits; it serves again once something does."""
 

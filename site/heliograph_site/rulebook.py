@@ -8,8 +8,8 @@ Rule 2: several numbers of a scope are held: what is in force, what machines kee
     the number that the newest timestamp names is taken, unless it was asked for.
 Rule 3: a number counts as long as the signatures of its document do. What is in force stays so until a document that
     verifies has come since; that one needs no higher number.
-Rule 4: what is of another ring is never in force, but for the former ring's until one of the new ring's that can be
-    obeyed is here: nothing is made of its lack.
+Rule 4: what is of another ring is never in force, but for the former ring's: for each model until one of the new ring's
+    is in force for it. Nothing is made of the new ring's lack, nor of what is only held of it.
 """
 
 import logging
@@ -97,7 +97,7 @@ class Rulebook:
         self._manifests: dict[bytes, Manifest] = {}
         self._asked: dict[tuple[str, str], int] = {}
         # Worked out once for what it was worked out from: machines ask after every step.
-        self._held: dict[tuple[str, bool, bool], tuple[object, tuples.Held]] = {}
+        self._held: dict[tuple[str, str, bool, bool], tuple[object, tuples.Held]] = {}
         self._held_under: TrustedSet | None = None
         self._heads: tuple[TrustedSet, Heads] | None = None
         self._ruled: tuple[TrustedSet, Ring | None, bool, str] | None = None
@@ -132,8 +132,6 @@ class Rulebook:
         if not is_asked and (number <= newest or number < self._head(kind, scope)):
             return False
         self._keep(Paper(kind, scope, number, payload, self._now(), asked if is_asked and is_answer else 0))
-        if kind == "policy":
-            self.leave_ring()
         log.info("%s %s %d has come", kind, scope, number)
         return True
 
@@ -164,12 +162,13 @@ class Rulebook:
         needed = {paper.number, max((n for n, one in held.items() if not isinstance(self._open(one), str)), default=0)}
         memories = [self._shelf.load(model) for model in self._shelf.models()]
         for memory in memories:
-            if paper.kind == "policy":
+            if paper.kind == "policy" and self._ring_in_force(memory) == paper.scope:
                 needed.add(memory.policy)
-            elif memory.model == paper.scope:
+            elif paper.kind == "config" and memory.model == paper.scope:
                 needed |= {pointer.config for pointer in memory.kept}
         spare = sorted((number for number in held if number not in needed), reverse=True)
-        in_force = min((memory.policy for memory in memories), default=0) if paper.kind == "policy" else 0
+        numbers = [memory.policy if self._ring_in_force(memory) == paper.scope else 0 for memory in memories]
+        in_force = min(numbers, default=0) if paper.kind == "policy" else 0
         if in_force in held and not self._is_signed(held[in_force]):
             in_force = 0  # its number is nobody's any more
         drop = tuple(held[number] for place, number in enumerate(spare) if place >= MAX_PAPERS or number < in_force)
@@ -212,21 +211,19 @@ class Rulebook:
         return known
 
     def leave_ring(self) -> None:
-        """The ring is another: once a policy of it is here, or if it has none, no other ring's matters any more."""
-        self._held.clear()
-        self._ruled = None
-        if self._lacks_policy():
+        """No other ring's policies matter any more but those in force; if this ring has none, not even those."""
+        own, self._ruled = self._ring() or "", None
+        others = {scope for kind, scope in self._papers if kind == "policy" and scope != own}
+        if not others or self._lacks_policy():
             return
-        gone = tuple(
-            paper
-            for (kind, scope), held in self._papers.items()
-            if kind == "policy" and scope != self._ring()
-            for paper in held.values()
-        )
+        if self._policy_papers(own):
+            others -= {self._ring_in_force(self._shelf.load(model)) for model in self._shelf.models()}
+        gone = tuple(paper for ring in sorted(others) for paper in self._policy_papers(ring).values())
         self._shelf.shelve(drop=gone)
-        self._papers = {key: held for key, held in self._papers.items() if key[0] != "policy" or key[1] == self._ring()}
-        self._held.clear()
+        for ring in others:
+            del self._papers["policy", ring]
         self._ruled = None
+        self._held.clear()
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -249,7 +246,7 @@ class Rulebook:
         """Which older documents would help: of each the newest published one up to this number."""
         policy, configs = 0, {}
         for memory in memories:
-            held = self.held(memory, self._target(memory, is_staged=False))
+            held = self._coming(memory)
             found = self._lacking(held) if held is not None else tuples.Lacks()
             policy = max(policy, found.policy)
             if found.config:
@@ -285,7 +282,7 @@ class Rulebook:
         found: list[Candidate] = []
         told = {(d.document, d.number): d.reason for d in self.declined()}
         for memory in memories:
-            held = self.held(memory, self._target(memory, is_staged=False))
+            held = self._coming(memory)
             if held is None:
                 continue
             choice = tuples.choose(held, self._now())
@@ -309,9 +306,9 @@ class Rulebook:
 
     # --- documents in force -------------------------------------------------------------------------------------------
 
-    def policy(self, number: int) -> Policy:
-        """The ring's policy of this number; without it, no document."""
-        paper = self._papers.get(("policy", self.policy_ring), {}).get(number)
+    def policy(self, number: int, ring: str = "") -> Policy:
+        """The ring's policy of this number; without it, no document. `ring`: empty for this node's."""
+        paper = self._policy_papers(ring or self.policy_ring).get(number)
         opened = self._open(paper) if paper is not None else None
         return opened if isinstance(opened, Policy) else no_policy(self._realm, self._ring() or "canary")
 
@@ -323,11 +320,16 @@ class Rulebook:
 
     def node_policy(self, memories: Iterable[Memory]) -> Policy:
         """What counts for the node as a whole: the newest in force for any model, or, with none, the newest held."""
-        held = self._papers.get(("policy", self.policy_ring), {})
-        in_force = max((memory.policy for memory in memories if memory.policy in held), default=0)
-        if in_force:
-            return self.policy(in_force)
-        return max(self._policies(), default=(no_policy(self._realm, self._ring() or "canary"), 0), key=_number)[0]
+        newest: dict[str, int] = {}
+        for memory in memories:
+            ring = self._ring_in_force(memory)
+            if memory.policy in self._policy_papers(ring):
+                newest[ring] = max(newest.get(ring, 0), memory.policy)
+        if newest:
+            ring = self.policy_ring if self.policy_ring in newest else min(newest)
+            return self.policy(newest[ring], ring)
+        nothing = no_policy(self._realm, self._ring() or "canary")
+        return max(self._policies(self.policy_ring), default=(nothing, 0), key=_number)[0]
 
     def node_policy_number(self, memories: Iterable[Memory]) -> int:
         """Number of `node_policy`."""
@@ -337,7 +339,8 @@ class Rulebook:
 
     def match(self, memory: Memory) -> Matched | None:
         """What is to serve of what is, or was last, active and its fallbacks; None where that can't be told."""
-        held = self.held(memory, None)
+        ring = self._ring_for(memory, None)
+        held = self._held_of(ring, memory, None)
         if held is None or held.active is None:
             return None
         choice = self._choose(held)
@@ -349,17 +352,18 @@ class Rulebook:
             choice.config,
             choice.in_force,
             choice.standing,
-            self._fail_mode(memory.model, choice.release, choice.in_force),
+            self._fail_mode(memory.model, choice.release, choice.in_force, ring),
             reason,
+            ring if choice.in_force else "",
         )
 
     def why_unfit(self, memory: Memory) -> str | None:
         """What the target waits for; None if it could be activated with what is held, or nothing is known of it yet."""
         assert memory.target is not None, "the caller looked"
-        if self._lacks_policy():
-            return f"the policy of ring {self._ring()}"
         target = self._target(memory, is_staged=True)
-        held = self.held(memory, target)
+        if self._is_elsewhere(memory, target):
+            return f"the policy of ring {self._ring()}"
+        held = self._held_of(self._ring() or "", memory, target)
         if target is None or held is None:
             return None
         if tuples.fitting(replace(held, in_force=tuples.least(held, self._now())), target) is not None:
@@ -370,29 +374,55 @@ class Rulebook:
     def heard(self, memory: Memory, passed: Passed) -> Passed:
         """The same with the numbers that are activated with the target at this moment, or with what it waits for."""
         assert memory.target is not None, "the caller looked"
-        if self._lacks_policy():
-            return replace(passed, waits_for=f"the policy of ring {self._ring()}")
-        target = self._target(memory, is_staged=True)
-        held = self.held(memory, target)
+        target, ring = self._target(memory, is_staged=True), self._ring() or ""
+        if self._is_elsewhere(memory, target):
+            return replace(passed, waits_for=f"the policy of ring {ring}")
+        held = self._held_of(ring, memory, target)
         if target is None or held is None:
-            return replace(passed, policy=memory.policy)  # a manifest is gone: that shows when it is served
+            # A manifest is gone: that shows when it is served.
+            return replace(passed, policy=memory.policy, ring=memory.ring)
         choice = tuples.choose(held, self._now())
         if choice.release != target.digest or choice.standing != "fits":
             return replace(passed, waits_for="documents that fit: " + ("; ".join(choice.waits) or "none held does"))
-        mode = self._fail_mode(memory.model, target.digest, choice.in_force)
-        return replace(passed, config=choice.config, policy=choice.in_force, fail_mode=mode)
+        in_force, mode = choice.in_force, self._fail_mode(memory.model, target.digest, choice.in_force, ring)
+        return replace(passed, config=choice.config, policy=in_force, fail_mode=mode, ring=ring if in_force else "")
 
-    def held(self, memory: Memory, directed: tuples.HeldRelease | None) -> tuples.Held | None:
-        """All that is held of a model, as the one rule asks; None where a manifest or the ring's policy is to come."""
-        if self._lacks_policy() and memory.policy and not self._papers.get(("policy", self.policy_ring)):
+    def _is_elsewhere(self, memory: Memory, target: tuples.HeldRelease | None) -> bool:
+        """Whether nothing new may be activated, since no policy of this node's ring can be in force with it yet."""
+        return self._lacks_policy() or self._ring_for(memory, target) != (self._ring() or "")
+
+    def _coming(self, memory: Memory) -> tuples.Held | None:
+        """What is held of this node's ring, also where the former ring's policy is still in force for the model."""
+        return self._held_of(self.policy_ring, memory, self._target(memory, is_staged=False))
+
+    def _ring_for(self, memory: Memory, directed: tuples.HeldRelease | None) -> str:
+        """The ring of whose policies one is to be in force for the model now."""
+        own, former = self.policy_ring, self._ring_in_force(memory)
+        if former == own or not self._policy_papers(former):
+            return own
+        held = self._held_of(own, memory, directed)
+        return own if held is None or self._takes_over(held) else former
+
+    def _takes_over(self, held: tuples.Held) -> bool:
+        """Whether one of a new ring's policies is in force: what may serve fits it, or its time has come."""
+        if tuples.least(held, self._now()):
+            return True
+        wanted = held.directed if held.directed is not None and held.directed.is_staged else None
+        found = (tuples.fitting(held, release) for release in (wanted, held.active) if release is not None)
+        return any(one is not None and one[1].number > 0 for one in found)
+
+    def _held_of(self, ring: str, memory: Memory, directed: tuples.HeldRelease | None) -> tuples.Held | None:
+        """All that is held of a model and a ring, as the one rule asks; None where one of them is to come."""
+        if self._lacks_policy() and memory.policy and not self._policy_papers(ring):
             return None
-        basis = (memory.active, memory.unfit, memory.line, memory.policy, directed, self.policy_ring)
-        place = (memory.model, directed is None, directed is not None and directed.is_staged)
+        in_force = memory.policy if self._ring_in_force(memory) == ring else 0
+        basis = (memory.active, memory.unfit, memory.line, in_force, directed)
+        place = (memory.model, ring, directed is None, directed is not None and directed.is_staged)
         if self._trusted() is not self._held_under:
             self._held, self._held_under = {}, self._trusted()
         known = self._held.get(place)
         if known is None or known[0] != basis:
-            found = self._gathered(memory, directed)
+            found = self._gathered(ring, in_force, memory, directed)
             if found is None or len(found.fallbacks) < len(memory.line):
                 return found  # manifests may come
             known = self._held[place] = (basis, found)
@@ -406,15 +436,17 @@ class Rulebook:
             known = self._chosen[held.model] = (held, tuples.choose(held, now))
         return known[1]
 
-    def _gathered(self, memory: Memory, directed: tuples.HeldRelease | None) -> tuples.Held | None:
+    def _gathered(
+        self, ring: str, in_force: int, memory: Memory, directed: tuples.HeldRelease | None
+    ) -> tuples.Held | None:
         last = memory.active or memory.unfit
         active = self._release(last) if last is not None else None
         if last is not None and active is None:
             return None
         spare = [self._release(pointer) for pointer in memory.line if last is None or pointer.release != last.release]
-        in_force = memory.policy if memory.policy in self._papers.get(("policy", self.policy_ring), {}) else 0
-        policies = self._policies()
-        paper = self._papers.get(("policy", self.policy_ring), {}).get(in_force)
+        papers, policies = self._policy_papers(ring), self._policies(ring)
+        in_force = in_force if in_force in papers else 0
+        paper = papers.get(in_force)
         if paper is not None and not self._is_signed(paper):
             since = [(policy, came) for policy, came in policies if came > paper.came]
             stays = self._open(paper)
@@ -423,7 +455,7 @@ class Rulebook:
                 policies = [(policy.model_copy(update={"hold_max_s": 0}), came) for policy, came in since]
             elif isinstance(stays, Policy):
                 policies = [(stays, paper.came)]
-        until = {n: p.newest_until for n, p in self._papers.get(("policy", self.policy_ring), {}).items()}
+        until = {number: one.newest_until for number, one in papers.items()}
         return tuples.Held(
             model=memory.model,
             active=active,
@@ -448,7 +480,7 @@ class Rulebook:
     def _is_policy_to_come(self, ring: Ring | None) -> bool:
         if ring is None or self._head("policy", ring) == 0:
             return False
-        held = self._papers.get(("policy", ring), {}).values()
+        held = self._policy_papers(ring).values()
         is_obeyed = any(not isinstance(self._open(paper), str) for paper in held)
         return not held or (not is_obeyed and self._former_ring() is not None)
 
@@ -457,8 +489,18 @@ class Rulebook:
         rings = (scope for (kind, scope), held in self._papers.items() if kind == "policy" and held)
         return next((ring for ring in rings if ring != self._ring()), None)
 
-    def _fail_mode(self, model: str, release: bytes, policy: int) -> FailMode:
-        rules = tuples.held_policy(self.policy(policy), model, 0)
+    def _ring_in_force(self, memory: Memory) -> str:
+        """The ring of the policy in force for the model; where that wasn't kept, one that has such a number."""
+        own = self._ring() or ""
+        if memory.ring or memory.policy == 0 or memory.policy in self._policy_papers(own):
+            return memory.ring or self.policy_ring
+        return self._former_ring() or own
+
+    def _policy_papers(self, ring: str) -> dict[int, Paper]:
+        return self._papers.get(("policy", ring), {})
+
+    def _fail_mode(self, model: str, release: bytes, policy: int, ring: str) -> FailMode:
+        rules = tuples.held_policy(self.policy(policy, ring), model, 0)
         manifest = self._manifest(release)
         return rules.fail_mode or (manifest.fail_mode if manifest is not None else "safe")
 
@@ -490,10 +532,10 @@ class Rulebook:
                 self._manifests[release] = found
         return found
 
-    def _policies(self) -> list[tuple[Policy, int]]:
+    def _policies(self, ring: str) -> list[tuple[Policy, int]]:
         """Those of the ring that verify and can be obeyed, with when they came."""
         found = []
-        for paper in self._papers.get(("policy", self.policy_ring), {}).values():
+        for paper in self._policy_papers(ring).values():
             opened = self._open(paper)
             if isinstance(opened, Policy) and self._is_signed(paper):
                 found.append((opened, paper.came))

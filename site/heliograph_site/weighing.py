@@ -78,20 +78,21 @@ def by_documents(memory: Memory, found: Matched) -> Event | None:
     """The event that the configs and policies held are for this memory; None: nothing new."""
     active = memory.active
     numbers = (found.config, found.policy, found.fail_mode)
+    is_other = (memory.policy, memory.ring) != (found.policy, found.ring)
     if active is None:
         if memory.unfit is None:
             return None
         if found.fit != "stopped":
-            return FitsAgain(found.release, *numbers)
-        return Retuned(*numbers) if found.policy != memory.policy else None
+            return FitsAgain(found.release, *numbers, ring=found.ring)
+        return Retuned(*numbers, ring=found.ring) if is_other else None
     if found.release != active.release:
-        return ActiveUnfit(found.release, *numbers, reason=found.reason)
+        return ActiveUnfit(found.release, *numbers, reason=found.reason, ring=found.ring)
     if found.fit == "stopped":
-        return LastStopped(found.policy, found.reason)
-    is_tuned = (active.config, active.policy, active.fail_mode) == numbers and memory.policy == found.policy
+        return LastStopped(found.policy, found.reason, found.ring)
+    is_tuned = (active.config, active.policy, active.fail_mode) == numbers and not is_other
     if found.fit == "flagged":
-        return None if is_tuned and active.is_unfit else LastUnfit(*numbers, reason=found.reason)
-    return None if is_tuned and not active.is_unfit else Retuned(*numbers)
+        return None if is_tuned and active.is_unfit else LastUnfit(*numbers, reason=found.reason, ring=found.ring)
+    return None if is_tuned and not active.is_unfit else Retuned(*numbers, ring=found.ring)
 
 
 def _denials(pointer: Pointer, held: DenialsHeld) -> int:

@@ -56,7 +56,7 @@ MUTANTS: Final = (
                 "        fail_mode=event.fail_mode,\n        config=event.config,\n        policy=event.policy,\n    )\n    others",
                 '        fail_mode="safe",\n    )\n    others',
             ),
-            (CHANGES, "        unfit=None,\n        policy=event.policy,\n        cuts=0", "        cuts=0"),
+            (CHANGES, "        unfit=None,\n        policy=event.policy,\n        ring=event.ring,\n        cuts=0", "        cuts=0"),
         ),
     ),
     Mutant(
@@ -316,6 +316,11 @@ MUTANTS: Final = (
         ((TUPLES, "for policy in held.policies if policy.number >= lowest}", "for policy in held.policies}"),),
     ),
     Mutant(
+        "what is only held of a new ring ends the former ring's policy",
+        ("policy",),
+        ((RULEBOOK, "return own if held is None or self._takes_over(held) else former", "return own"),),
+    ),
+    Mutant(
         "a policy that nothing fits is held for ever",
         ("end",),
         ((TUPLES, "for policy in _forcing(held) if now >= policy.forced_at)", "for policy in () if now)"),),
@@ -385,6 +390,7 @@ def plant(mutant: Mutant, folder: Path) -> None:
 
 #: The world in which each mutant was found last, tried before all others: a stale one costs time, nothing else.
 SEEN: Final[dict[str, int]] = {
+    "what is only held of a new ring ends the former ring's policy": 1001284,
     "a late answer is obeyed": 116,
     "a denied release stays the fallback": 10,
     "what is denied serves on beside a fallback": 23,

@@ -505,6 +505,7 @@ class Node:
             happening = self._wanted(model)
             if happening is not None:
                 self.happen(model, happening)
+        self.belief.rules.leave_ring()
 
     def _wanted(self, model: str) -> Happening | None:
         memory = self.memories.get(model) or self.journal.load(model)
@@ -524,7 +525,7 @@ class Node:
             return StandIn("fallback", DRILL_BEGUN)
         memory, rules = self.memories.get(model), self.belief.rules
         is_ruled = memory is not None and memory.policy
-        policy = rules.policy(memory.policy) if is_ruled else rules.node_policy(self.memories.values())  # type: ignore[union-attr]
+        policy = rules.policy(memory.policy, memory.ring) if is_ruled else rules.node_policy(self.memories.values())  # type: ignore[union-attr]
         offline = offline_action(policy, model, self.heard_at, self.now())
         self.world.oracle.clocks(self, model, policy, is_alone=offline is not None)
         if offline is None:

@@ -137,13 +137,18 @@ class Oracle:
         if not moves:
             return
         before, after = moves[0][0], moves[-1][2]
-        key, active, ring = (node.name, after.model), after.active, node.belief.rules.policy_ring
+        papers = self._world.hub.papers
+        key, active, own = (node.name, after.model), after.active, str(node.belief.ring)
+        ring = after.ring or own
         known_ring, known = self._in_force.get(key, (ring, 0))
+        is_back = known_ring == ring and after.policy < known
+        require("policy", not is_back, f"{node.name} goes back to policy {after.policy}")
+        has_none = not after.policy and known and node.belief.trusted.heads.policy.get(own, 0)  # type: ignore[call-overload]
+        require("policy", not has_none, f"{node.name} has no policy in force, though {own} has some, and {known} was")
         require(
-            "policy", known_ring != ring or after.policy >= known, f"{node.name} goes back to policy {after.policy}"
+            "policy", not after.policy or after.policy in papers.policies.get(ring, {}), f"{node.name} has {ring}'s"
         )
-        if known_ring == ring or after.policy != known:  # in another ring it stays until that ring's policy is here
-            self._in_force[key] = (ring, after.policy)
+        self._in_force[key] = (ring, after.policy)
         if active is None:
             return
         self._committed[key].add((active.release, active.config, active.policy))
@@ -154,7 +159,6 @@ class Oracle:
         is_back = any(isinstance(event, ActiveLost | Returned | RestartedAgain) for _, event, _ in moves)
         old = next((pointer for pointer in before.line if pointer.release == active.release), None)
         if is_back and old is not None and not any(isinstance(event, ActiveUnfit) for _, event, _ in moves):
-            papers = self._world.hub.papers
             could = papers.fits(after.model, old.release, old.config, ring, after.policy)
             is_new = before.active is not None and active.config > before.active.config
             is_back = active.config == old.config or is_new
@@ -473,6 +477,8 @@ class Oracle:
             return ""
         if active.policy != newest:
             return f"is on policy {active.policy} of {newest}"
+        if newest and memory.ring != ring:
+            return f"is on a policy of {memory.ring}"
         best = papers.best(memory.model, active.release, ring)
         if best is None:
             # No published config fits; what was activated before there was any may go on fitting as it is.

@@ -74,6 +74,8 @@ memories = st.builds(
     st.integers(0, 9),
     st.booleans(),
     st.none() | pointers,
+    policy=st.integers(0, 9),
+    ring=st.sampled_from(["", "canary"]),
 )
 
 
@@ -194,6 +196,16 @@ def test_documents_and_counters_are_held_by_kind_and_name(tmp_path: Path) -> Non
         assert (journal.trusted(), journal.link()) == (b"state", "up")
         assert journal.waiting() == {"digits": "an offer"}
         assert (journal.release_name(A), journal.release_name(B)) == ("digits@1.0.0", None)
+
+
+def test_the_ring_of_a_policy_is_forgotten_once_an_agent_saved_another_number_without_it(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.save(Memory("digits", policy=3, ring="canary"))
+        assert journal.load("digits").ring == "canary"
+    with sqlite3.connect(tmp_path / "j") as conn:
+        conn.execute("UPDATE machine SET policy = 4")
+    with Journal(tmp_path / "j") as journal:
+        assert (journal.load("digits").policy, journal.load("digits").ring) == (4, "")
 
 
 def test_a_journal_of_version_1_loads(tmp_path: Path) -> None:

@@ -124,6 +124,15 @@ def test_what_was_stopped_comes_back_wherever_the_machine_is_by_then(phase: Phas
     assert (again.active, command) == (back.active, Command.SERVE)
 
 
+def test_the_same_number_of_another_ring_is_another_policy() -> None:
+    before = replace(memory_in("idle"), ring="canary")
+    found = Matched(C, 3, 2, ring="early")
+    after, command, events = settled(before, found)
+    assert events == (Retuned(3, 2, ring="early"),) and command is None
+    assert (after.policy, after.ring, after.active) == (2, "early", before.active)
+    assert classify(after, found) is None
+
+
 def test_what_answers_is_kept_until_the_server_has_stopped_it() -> None:
     last = Pointer(B, 5, 2, "proven", denied="once")
     proving = replace(memory_in("proving", fallback=False), resort=last)

@@ -87,9 +87,19 @@ class Node:
         found = self.match()
         assert self.memory.active is not None and found.release == self.memory.active.release
         active = replace(self.memory.active, config=found.config, policy=found.policy)
-        self.memory = replace(self.memory, active=active, policy=found.policy)
+        self.memory = replace(self.memory, active=active, policy=found.policy, ring=found.ring)
         self.journal.save(self.memory)
+        self.belief.rules.leave_ring()
         return found
+
+    def in_early(self, number: int, **fields: Any) -> None:
+        """Canary's policy 7 is in force; the node moves to early, of which this is the newest, and held."""
+        self.hear(self.policy(7, max_offline_s=7))
+        self.follow()
+        self.realm.heads = Heads(policy={"canary": 7, "early": number})
+        self.republish()
+        self.assign("early", 2)
+        self.hear(self.policy(number, "early", hold_max_s=600, models={MODEL: {"floor": "2.0.0"}}), ring="early")
 
     @property
     def numbers(self) -> tuple[int, int]:
@@ -278,6 +288,69 @@ def test_in_another_ring_whose_policy_needs_a_newer_agent_the_former_rings_stays
     node.hear(node.policy(3, "early"), ring="early")
     assert node.follow().policy == 3
     assert {paper.scope for paper in node.journal.papers()} == {"early"}
+
+
+def test_a_new_rings_policy_that_nothing_fits_is_held_back_under_the_former_rings(node: Node) -> None:
+    node.in_early(3)
+    for _ in range(2):
+        found = node.follow()
+        assert (found.policy, found.ring, found.fit) == (7, "canary", "fits"), "not number 0, which has no floor"
+        assert node.belief.rules.node_policy([node.memory]).max_offline_s == 7
+        [held] = node.belief.rules.candidates([node.memory])
+        assert (held.document, held.number, held.until) == ("policy", 3, NOW + 600)
+        coming = replace(node.memory, phase="activating", target=Target(NEW, 2))
+        assert node.belief.rules.heard(coming, Passed(5, NOW)).waits_for == "the policy of ring early"
+        assert node.belief.rules.why_unfit(coming) == "the policy of ring early"
+        node.start()
+    node.now += 600
+    forced = node.follow()
+    assert (forced.policy, forced.ring, forced.fit) == (3, "early", "flagged"), "its time has come"
+    assert {paper.scope for paper in node.journal.papers()} == {"early"}
+
+
+def test_a_release_that_fits_a_new_rings_policy_is_activated_with_it_before_its_time(node: Node) -> None:
+    node.manifests[NEW] = _manifest("2.0.0")
+    node.in_early(3)
+    node.start()
+    coming = replace(node.memory, phase="activating", target=Target(NEW, 2))
+    assert node.belief.rules.why_unfit(coming) is None
+    heard = node.belief.rules.heard(coming, Passed(5, NOW))
+    assert (heard.waits_for, heard.policy, heard.ring) == ("", 3, "early")
+    node.memory = Memory(MODEL, "proving", active=Pointer(NEW, NOW, 2, policy=3), policy=3, ring="early")
+    node.journal.save(node.memory)
+    node.belief.rules.leave_ring()
+    assert (node.match().policy, node.match().ring) == (3, "early")
+    assert {paper.scope for paper in node.journal.papers()} == {"early"}
+
+
+def test_back_in_a_ring_before_the_other_rings_policy_was_in_force_nothing_has_changed(node: Node) -> None:
+    node.in_early(3)
+    node.follow()
+    node.assign("canary", 3)
+    assert (node.follow().policy, node.match().ring) == (7, "canary")
+    assert {paper.scope for paper in node.journal.papers()} == {"canary"}
+    assert node.numbers[0] == 7, "the hub need not send it again"
+
+
+@pytest.mark.parametrize("ring", ["canary", ""])
+def test_a_new_rings_policy_of_the_same_number_is_held_back_where_it_is_known_whose_is_in_force(
+    node: Node, ring: str
+) -> None:
+    node.in_early(7)
+    node.memory = replace(node.memory, ring=ring)
+    found = node.match()
+    if ring:
+        assert (found.policy, found.ring, found.fit) == (7, "canary", "fits")
+    else:  # as an agent wrote it that didn't say
+        assert (found.policy, found.ring, found.fit) == (7, "early", "flagged")
+
+
+def test_in_a_ring_without_a_policy_number_0_is_in_force_at_once(node: Node) -> None:
+    node.hear(node.policy(7))
+    node.follow()
+    node.assign("early", 2)
+    assert (node.follow().policy, node.match().ring) == (0, "")
+    assert node.journal.papers() == ()
 
 
 def test_in_a_first_ring_whose_policy_needs_a_newer_agent_number_0_is_in_force(node: Node) -> None:
