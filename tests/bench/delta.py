@@ -76,7 +76,7 @@ class Bench:
                 known[key] = row
                 memory.parent.mkdir(parents=True, exist_ok=True)
                 memory.write_text(json.dumps(known, indent=1))
-            found.append(_row(pair, files, tool, known["limits"], Figures(**row["figures"])))
+            found.append(_row(pair, files, digests, tool, known["limits"], Figures(**row["figures"])))
         return found
 
 
@@ -91,11 +91,12 @@ def _limits(files: Files) -> list[int]:
     return [round(estimate.plain), round(estimate.learned)]
 
 
-def _row(pair: Pair, files: Files, tool: Tool, limits: list[int], figures: Figures) -> report.Row:
+def _row(pair: Pair, files: Files, digests: str, tool: Tool, limits: list[int], figures: Figures) -> report.Row:
+    old, new = (each[:16] for each in digests.split())
     lengths = files.old.stat().st_size, files.new.stat().st_size
     return report.Row(
-        pair.name, pair.kind, pair.dtype, *lengths, limits[0], limits[1], tool.name, tool.version, tool.options,
-        **figures.row(),
+        pair.name, pair.kind, pair.dtype, *lengths, old, new, limits[0], limits[1],
+        tool.name, tool.version, tool.options, **figures.row(),
     )  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def _started(bench: Bench) -> list[report.Row]:
         files.new.write_bytes(b"a")
         each = [measure(tool, files, bench.shed, bench.bounds) for _ in range(3)]
         least = min(each, key=lambda figures: figures.apply_cpu_s)
-        return [_row(Pair("one-byte", report.START, ""), files, tool, [0, 0], least)]
+        return [_row(Pair("one-byte", report.START, ""), files, "- -", tool, [0, 0], least)]
 
 
 def _tools(shed: Shed, wanted: list[str]) -> dict[str, Tool]:

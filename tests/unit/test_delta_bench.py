@@ -12,7 +12,7 @@ from bench.deltas.catalogue import KINDS, CatalogueError, made, pairs, parse
 from bench.deltas.measuring import Bounds, launched, weigh
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-ROW = report.Row("p", "fine-tune", "bf16", 10**7, 10**7, 10**6, 10**6, "heliograph", "1", "", bytes=10**6)
+ROW = report.Row("p", "fine-tune", "bf16", 10**7, 10**7, "aa", "bb", 10**6, 10**6, "heliograph", "1", "", bytes=10**6)
 
 
 def rows(**sizes: int) -> list[report.Row]:
@@ -197,6 +197,9 @@ def test_memory_container_and_cpu_are_held_against_their_goals() -> None:
     assert all(goal(text, [start, ours, others]).met for text in texts)
     worse = replace(ours, apply_rss_bytes=(64 << 20) + 1, container_bytes=5301, make_cpu_s=6.1, apply_cpu_s=0.4)
     assert [goal(text, [start, worse, others]).met for text in texts] == [False] * 4
+    large = replace(ours, new_bytes=10**9, make_rss_bytes=4 * 10**9)
+    assert goal("make: a pair of 1 GB", [large, others]).met
+    assert goal("make: a pair of 1 GB", [replace(large, make_rss_bytes=4 * 10**9 + 1), others]).met is False
     assert goal("apply: at least 15", [start, replace(worse, ops="rans 1"), others]).met
 
 

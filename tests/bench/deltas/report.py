@@ -9,19 +9,25 @@ from math import exp, log
 OURS = "heliograph"
 START = "start"
 """Kind of the row that says what applying costs before the first byte."""
+LARGE_BYTES = 900_000_000
 LEAST_BYTES = 2_000_000
 """Rates of smaller files say more about the start of a process than about an operation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One tool on one pair; fields as in `measuring.Figures`, limits as in `entropy` (0: not estimated)."""
+    """One tool on one pair; fields as in `measuring.Figures`, limits as in `entropy` (0: not estimated).
+
+    The digests are the first 16 hex digits: enough to see whether another machine made the same pair.
+    """
 
     pair: str
     kind: str
     dtype: str
     old_bytes: int
     new_bytes: int
+    old_sha256: str
+    new_sha256: str
     limit_plain: int
     limit_learned: int
     tool: str
@@ -177,6 +183,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         _memory(have),
         *_rates(have, [row for row in rows if row.kind == START]),
         _making(have),
+        _making_memory(have),
     ]  # fmt: skip
 
 
@@ -276,6 +283,15 @@ def _making(have: list[Result]) -> Goal:
     mean = geometric_mean(list(times.values()))
     found = f"{len(times) - len(above)} of {len(times)} pairs of 2 MB and more, geometric mean {mean:.1f}"
     return Goal(text, found + (f"; above: {', '.join(above)}" if above else ""), not above)
+
+
+def _making_memory(have: list[Result]) -> Goal:
+    text = "make: a pair of 1 GB in at most 4 GB of memory, the mapped files included"
+    large = [result.ours for result in have if result.ours and result.first.new_bytes >= LARGE_BYTES]
+    if not large:
+        return Goal(text, "not measured", None)
+    worst = max(large, key=lambda row: row.make_rss_bytes)
+    return Goal(text, f"{worst.make_rss_bytes / 1e9:.2f} GB ({worst.pair})", worst.make_rss_bytes <= 4_000_000_000)
 
 
 def goal_list(rows: Sequence[Row]) -> str:
