@@ -12,7 +12,8 @@ In order:
    of what stands between tensors all that is large. Of 64 KiB and more of no known type the type is guessed, where
    a cheap test of the differences says that it pays (`heliograph.delta.guess`).
 
-Memory beyond both buffers: 64 MiB for anchors, 32 MiB for samples of tensors and of rows, and 1 KiB a tensor.
+Memory beyond both buffers: 64 MiB for anchors or samples, 1 KiB a tensor, and 200 bytes a span, of which there is at
+most one for each 64 KiB besides those of tensors and their rows.
 """
 
 from bisect import bisect_right
@@ -37,8 +38,8 @@ GUESS_BYTES = 4 << 20
 """One guess at a type is for so many bytes."""
 _MAX_GUESSES = 512
 _CRUMB_BYTES = 16
-_MAX_SCORES = 1 << 22
-_MAX_POOL = 1 << 12
+_MAX_POOL = 1 << 11
+_MAX_TRIES = 256
 _CANDIDATES = 4
 
 
@@ -157,8 +158,8 @@ def _is_alike(old: Buffer, new: Buffer, one: Tensor, other: Tensor) -> bool:
 def _most_alike(
     old: Buffer, new: Buffer, olds: Sequence[Tensor], news: Sequence[Tensor], wanted: list[int], offered: list[int]
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of one group; none where there would be too much to compare."""
-    if not wanted or not offered or len(wanted) * len(offered) > _MAX_SCORES:
+    """Pairs of one group."""
+    if not wanted or not offered:
         return
     ours = [sample(new, news[index].offset, news[index].length, news[index].dtype) for index in wanted]
     theirs = [sample(old, olds[index].offset, olds[index].length, olds[index].dtype) for index in offered]
@@ -169,20 +170,23 @@ def _most_alike(
 def _resized(
     old: Buffer, new: Buffer, olds: Sequence[Tensor], news: Sequence[Tensor], left: list[int], free: list[int]
 ) -> Iterator[tuple[int, int]]:
-    """Pairs whose shapes differ in one axis, and which are alike as far as both go."""
+    """Pairs whose shapes differ in one axis, and which are alike as far as both go; gives up after 256 that aren't, as
+    each may cost a walk through an old tensor."""
     shaped: dict[Hashable, list[int]] = defaultdict(list)
     for index in free:
         for key in _but_one_axis(olds[index]):
             shaped[key].append(index)
-    taken: set[int] = set()
+    tries = _MAX_TRIES
     for index in left:
         tensor = news[index]
-        candidates = [other for key in _but_one_axis(tensor) for other in shaped[key] if other not in taken]
-        for other in candidates[:_CANDIDATES]:
+        candidates = [other for key in _but_one_axis(tensor) for other in shaped[key][:_CANDIDATES]]
+        for other in candidates[: min(_CANDIDATES, tries)]:
             if _of_resized(old, new, olds[other], tensor, is_sure=False):
-                taken.add(other)
+                for key in _but_one_axis(olds[other]):
+                    shaped[key].remove(other)
                 yield index, other
                 break
+            tries -= 1
 
 
 def _but_one_axis(tensor: Tensor) -> list[Hashable]:
