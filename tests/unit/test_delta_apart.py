@@ -166,7 +166,10 @@ def test_the_child_stands_under_its_bounds_while_it_works(pair: Pair) -> None:
     apart.rebuild(segment)
     assert apart._child is not None
     limits = Path(f"/proc/{apart._child.pid}/limits").read_text()
-    for name in ("Max cpu time", "Max address space", "Max file size"):
+    bounds = {}
+    for name in ("Max cpu time", "Max address space", "Max file size", "Max core file size"):
         line = next(line for line in limits.splitlines() if line.startswith(name))
-        assert line.removeprefix(name).split()[0] != "unlimited", line
+        bounds[name] = line.removeprefix(name).split()[0]
+        assert bounds[name] != "unlimited", line
+    assert bounds["Max core file size"] == "0", "what was opened for it is not written when it crashes"
     apart.close()
