@@ -181,7 +181,11 @@ class Service:
         self._to_send = asyncio.Event()
         self._to_make = asyncio.Event()
         self._to_seal = asyncio.Event()
-        subscriptions = [(row.filter(self.realm), row.qos) for row in TOPICS if row.reader == "hub"]
+        self._door = topic("enroll").filter(self.realm).removesuffix("+/+")
+        """What whoever has no certificate may write to begins with this."""
+        heard = [row for row in TOPICS if row.reader == "hub"]
+        subscriptions = [(row.filter(self.realm), row.qos) for row in heard if row.sender != "new"]
+        subscriptions.append((f"{self._door}#", topic("enroll").qos))
         self.mqtt = Mqtt(
             address,
             f"{CLIENT_PREFIX}hub-{self.realm}" if doors else f"hub-{self.realm}",
@@ -338,6 +342,16 @@ class Service:
             self._to_publish.set()
 
     async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
+        if full.startswith(self._door):
+            if not payload:
+                return  # what was cleared below
+            await self._take(full, payload)
+            # It may have been sent to be retained, which doesn't show: nobody leaves anything at the broker.
+            await self.mqtt.publish(full, b"", qos=0, retain=True)
+            return
+        await self._take(full, payload)
+
+    async def _take(self, full: str, payload: bytes) -> None:
         found = parse_topic(full, self.realm)
         if found is None or "site" not in found[1]:
             self.fleet.count("", "", "on unknown topics", full[:100])

@@ -271,6 +271,38 @@ def test_the_door_for_new_nodes_leads_nowhere_else(hub: Hub, pair: tuple[Node, N
     asyncio.run(live())
 
 
+def test_attack_nothing_that_a_guest_at_the_door_leaves_stays_at_the_broker(hub: Hub, tmp_path: Path) -> None:
+    async def live() -> None:
+        nobody = Tls(authority(hub).der, lambda: 0)
+        for user in ("lab/new", "one-part", "a/b/c/d"):
+            guest = Client(hub.enroll_port, nobody, user=user)
+            async with guest.running():
+                for below in ("", "/renew"):
+                    await guest.mqtt.publish(f"{BASE}enroll/{user}{below}", b"left here", qos=1, retain=True)
+        await join(_token(hub, "lab/late"), tmp_path / "late", 0, Random(1), QUICK)  # the hub has read all before that
+        watcher = Client(hub.port, _hubs(hub), f"{BASE}enroll/#", f"{BASE}tuf/head")
+        async with watcher.running():
+            await until(lambda: "tuf/head" in watcher.heard, "what is retained has come")
+            assert [full for full in watcher.heard if full != "tuf/head"] == []
+
+    asyncio.run(live())
+
+
+def test_who_comes_to_the_door_as_join_does_leaves_no_session_at_the_broker(hub: Hub) -> None:
+    async def is_known(name: str, is_lasting: bool) -> bool:
+        nobody = Tls(authority(hub).der, lambda: 0)
+        filters = (f"{BASE}tuf/set", f"{BASE}node/lab/guest/down/assigned")
+        for _ in range(2):
+            guest = Client(hub.enroll_port, nobody, *filters, user="lab/guest", name=f"{CLIENT_PREFIX}{name}")
+            guest.mqtt.is_lasting = is_lasting
+            async with guest.running():
+                found = guest.mqtt.session_present
+        return found
+
+    assert not asyncio.run(is_known("as-join", False))
+    assert asyncio.run(is_known("lasting", True)), "or this would see none"
+
+
 def test_a_certificate_with_few_days_left_is_renewed_over_the_connection_there_is(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

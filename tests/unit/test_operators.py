@@ -62,6 +62,13 @@ def test_no_role_can_both_sign_and_approve() -> None:
             assert not roles & duties, "nor does either of them roll out"
 
 
+def test_changes_of_keys_are_securitys_and_the_owners_and_nobody_elses() -> None:
+    changing = {path: roles for (method, path), roles in ROUTES.items() if method == "POST" and "/keys/" in path}
+    assert set(changing) == {"/v1/keys/rotations", "/v1/keys/rotations/drop", "/v1/keys/signatures"}
+    assert set(changing.values()) == {frozenset({"security"})}
+    assert not any("security" in roles for roles in DUTIES.values()), "who changes keys signs and approves nothing"
+
+
 def test_a_token_says_its_role_for_a_quarter_of_an_hour_and_is_not_kept() -> None:
     tokens = Tokens()
     token, ends = tokens.add("approver", NOW, b"e" * 32)
