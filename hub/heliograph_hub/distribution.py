@@ -193,7 +193,10 @@ def _sealed_ways(
 
     It waits in vain (None) for what can't be sealed.
     """
-    epoch = seals.epochs.newest(manifest.model, now)
+    try:
+        epoch = seals.epochs.newest(manifest.model, now)
+    except RefusedError:  # logged where it is made ready; a node is told what it can make use of
+        return (), None, (None, f"the hub has no key for {manifest.release}")
     if waiting := seals.missing(manifest, ask.bases, epoch, is_useless):
         seals.request(waiting)
         waited_s = seals.waited_s(waiting, now_s)

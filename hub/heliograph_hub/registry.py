@@ -39,6 +39,7 @@ MAX_DELTA_WAYS = 2
 """Deltas offered for one file, the cheapest."""
 _OWNING = (releases, recipes, sealed, seals)
 """Tables that say which release a blob belongs to."""
+_HOW_MANY = sa.select(*(sa.select(sa.func.count()).select_from(table).scalar_subquery() for table in _OWNING))
 _CONTENT = ("file", "recipe", "patch")
 """Kinds of blobs that are a release's content in plain."""
 
@@ -223,7 +224,7 @@ class Registry:
 
     def _look_whose(self) -> None:
         with self._database.read() as connection:
-            known = tuple(connection.execute(sa.select(sa.func.count()).select_from(t)).scalar() for t in _OWNING)
+            known = tuple(connection.execute(_HOW_MANY).one())
         if known != self._owned_as_of:
             self._owners = self._find_owners()
             self._secret, self._owned_as_of = self._find_secret(), known

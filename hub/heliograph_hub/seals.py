@@ -26,7 +26,7 @@ from heliograph.objects import ObjectStore
 from heliograph.sealing import PLAIN_LEAF_BYTES, Seal, SealedBlob, Sealer, encode, leaf_key, sealed_length
 from heliograph_hub.database import Database, blobs, epochs, sealed, seals
 from heliograph_hub.epochs import Epoch, Epochs
-from heliograph_hub.registry import FULL, Delta, Registry, Release, SealedWay, note_blob, transfer_bytes
+from heliograph_hub.registry import FULL, MAX_DELTA_WAYS, Delta, Registry, Release, SealedWay, note_blob, transfer_bytes
 
 KEEP_S = 14 * 86400
 """How long sealed blobs of an epoch that is over can still be fetched: as long as a node may need on a poor link."""
@@ -75,14 +75,18 @@ class Seals:
         epoch: Epoch,
         is_denied: Callable[[bytes], bool] = lambda recipe: False,
     ) -> list[Task]:
-        """Ways to a release for a node with these bases that aren't sealed under this epoch, less those that failed."""
+        """Ways to a release for a node with these bases that aren't sealed under this epoch, less those that failed.
+
+        Deltas only as far as they would be offered: the cheapest.
+        """
         there = self.ways(epoch.model, epoch.number)
         tasks = []
-        for blob in dict.fromkeys(Digest(file.sha256) for file in manifest.files):
+        for blob, length in {Digest(file.sha256): file.length for file in manifest.files}.items():
             if blob in bases:
                 continue
-            made = [d.base for d in self._registry.deltas_to(blob) if d.base in bases and not is_denied(d.recipe)]
-            tasks += [Task(manifest.model, base, blob) for base in (FULL, *made)]
+            made = [d for d in self._registry.deltas_to(blob) if d.base in bases and not is_denied(d.recipe)]
+            cheaper = [d.base for d in made if d.cost_bytes < transfer_bytes(length)][:MAX_DELTA_WAYS]
+            tasks += [Task(manifest.model, base, blob) for base in (FULL, *cheaper)]
         return [task for task in tasks if (task.base, task.blob) not in there and task not in self.failed]
 
     # --- what is to be made -----------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 import golden
 import modelfiles
 import realms
-from heliograph import deny, documents, metadata, names, protocol, statement, trust, vouching, wire
-from heliograph.blob import check_page, describe, page_of, sha256, short_digest
+from heliograph import deny, documents, metadata, names, protocol, sealing, statement, trust, vouching, wire
+from heliograph.blob import LEAF_BYTES, check_page, describe, page_of, sha256, short_digest
 from heliograph.delta import diff
 from heliograph.delta import recipe as recipes
 from heliograph.delta.patch import dictionary, rebuild_segment
@@ -177,6 +177,19 @@ def _set_plain(data: bytes) -> object:
 
 def _set_seeds() -> list[bytes]:
     return [wire.decompress(_stated("set"), max_bytes=1 << 20)]
+
+
+def _seal() -> sealing.Seal:
+    blob, _ = sealing.describe_sealed(bytes(32), bytes(5000))
+    return sealing.Seal("digits", 3, (blob,))
+
+
+def _sealed_leaves(data: bytes) -> bytes:
+    """A run of leaves, and a span of a blob that this would be."""
+    leaves = -(-len(data) // LEAF_BYTES)
+    length = max(0, len(data) - leaves * sealing.TAG_BYTES)
+    sealing.open_span(bytes(32), length, length // 3, length // 3, lambda at, count: data[at : at + count])
+    return sealing.open_range(bytes(32), 0, data)
 
 
 def _sealed(body: bytes) -> bytes:
@@ -488,6 +501,17 @@ PARSERS: dict[str, Parser] = {
     "recipe, unpacked": Parser(lambda data: recipes.parse(compress(data, 1)), (IntegrityError,),
                                lambda: [wire.decompress(recipes.encode(_delta()[0]), max_bytes=1 << 20)],
                                ("heliograph.delta.recipe:parse",), 1 << 20),
+    "seal": Parser(sealing.parse, (IntegrityError,), lambda: [sealing.encode(_seal())],
+                   ("heliograph.sealing:parse",), 1 << 20),
+    "seal, unpacked": Parser(lambda data: sealing.parse(compress(data, 1)), (IntegrityError,),
+                             lambda: [wire.decompress(sealing.encode(_seal()), max_bytes=1 << 20)],
+                             ("heliograph.sealing:parse",), 1 << 20),
+    "sealed leaves": Parser(_sealed_leaves, (IntegrityError,), lambda: [sealing.seal_range(bytes(32), 0, bytes(9000))],
+                            ("heliograph.sealing:open_leaf", "heliograph.sealing:open_range",
+                             "heliograph.sealing:open_span"), 1 << 18),
+    "box": Parser(PrivateKey.generate(bytes(32)).open_box, (IntegrityError,),
+                  lambda: [sealing.grant_box(bytes(32), PrivateKey.generate(bytes(32)).public.raw, bytes(32))],
+                  ("heliograph.signing:PrivateKey.open_box",)),
     "patch": Parser(_patch, (IntegrityError,), _patch_seeds, ("heliograph.delta.patch:rebuild_segment",), 1 << 18),
     "tensor tables": Parser(tables, (), _model_files, ("heliograph.delta.tensors:tables",), 1 << 17, 0.5),
     "metadata": Parser(_metadata, OURS, _metadata_seeds, (

@@ -370,7 +370,9 @@ def test_a_damaged_file_of_keys_is_told_and_never_overwritten(realm, content, wo
     path = realm.folder / "keys" / "epochs" / "digits.json"
     path.write_bytes(content)
     with pytest.raises(RefusedError, match=words):
-        realm.ask(release)
+        realm.seals.request_release(release, NOW)
+    offer = realm.ask(release)
+    assert (offer.ways, offer.grant, offer.never) == ((), None, False) and "has no key" in offer.reason
     assert path.read_bytes() == content
 
 
