@@ -164,7 +164,8 @@ def give_way(memory: Memory, event: Event) -> Memory:
     """The fallback that fits becomes active; what was active is refused for nothing and may be its fallback."""
     assert isinstance(event, ActiveUnfit) and memory.active is not None
     old = replace(memory.active, is_unfit=False)
-    return _take_over(replace(memory, resort=memory.resort or old), event, (old, *memory.line))
+    resort = memory.resort if memory.resort is not None and memory.resort.release != event.release else old
+    return _take_over(replace(memory, resort=resort), event, (old, *memory.line))
 
 
 def revive(memory: Memory, event: Event) -> Memory:

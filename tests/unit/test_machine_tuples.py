@@ -155,6 +155,12 @@ def test_a_fallback_that_still_answers_goes_on_denied_if_what_fits_does_not_serv
     assert back.active == replace(before.active, denied="once")
 
 
+def test_what_may_have_come_to_answer_on_the_way_is_kept_where_the_way_leads_back_to_what_answered_before() -> None:
+    way = replace(memory_in("rolling-back"), resort=Pointer(B, 5, 2, "proven", 1, 1, proven=2))
+    back, _, _ = settled(way, Matched(B, 1, 4, "fits", "safe", "policy is 4"))
+    assert back.resort == way.active, "the server was told to serve it, or started with it"
+
+
 def test_a_stopped_model_learns_of_a_newer_policy_and_serves_flagged_once_that_is_safe() -> None:
     stopped = replace(memory_in("stuck", fallback=False), active=None, unfit=Pointer(C, 9, 3, "proven", 3, 2))
     after, command, events = settled(stopped, Matched(C, 3, 7, "stopped", "closed"))
