@@ -76,7 +76,7 @@ def signers(role: str) -> tuple[PrivateKey, ...]:
     return staffed(role)[: staffing.threshold]
 
 
-@lru_cache(1 << 16)
+@lru_cache(1 << 12)
 def signed(type_: str, payload: bytes, by: tuple[PrivateKey, ...]) -> bytes:
     return sign_statement(type_, payload, by)
 
@@ -218,7 +218,7 @@ Numbered = tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
 """Newest numbers of policies by ring and of configs by model."""
 
 
-@lru_cache(1 << 12)
+@lru_cache(1 << 8)
 def packed_set(
     version: int, step: int, form: int, denials: tuple[int, bytes], at: int, papers: Numbered = ((), ())
 ) -> tuple[bytes, bytes]:

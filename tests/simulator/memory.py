@@ -28,7 +28,7 @@ def install() -> None:
     PublicKey.is_signature = lru_cache(MANY)(PublicKey.is_signature)  # type: ignore[method-assign]
     _remember_metadata()
     statement.parse = lru_cache(MANY)(statement.parse)
-    vouching._signers = _by_identity(vouching._signers)
+    vouching._signers = _by_identity(vouching._signers, 1 << 10)
     _remember_documents()
     belief.state_from_bytes = lru_cache(SETS)(belief.state_from_bytes)  # type: ignore[attr-defined]
     with_set = lru_cache(SETS)(belief.with_set)  # type: ignore[attr-defined]
@@ -39,7 +39,8 @@ def install() -> None:
 
 def _remember_metadata() -> None:
     plain, known = metadata.load, lru_cache(SETS)(metadata.load)
-    verify_role, signed_bytes = _by_identity(metadata.verify_role), _by_identity(metadata.signed_bytes)
+    verify_role = _by_identity(metadata.verify_role, 1 << 10)
+    signed_bytes = _by_identity(metadata.signed_bytes, SETS)
 
     def load(kind: Any, data: bytes, name: str, *, is_own_only: bool = True) -> Any:
         return known(kind, data, name) if is_own_only else plain(kind, data, name, is_own_only=False)
@@ -61,7 +62,7 @@ def _remember_documents() -> None:
     Document.decode = classmethod(decode)  # type: ignore[method-assign, assignment]
 
 
-def _by_identity(function: Any) -> Any:
+def _by_identity(function: Any, many: int) -> Any:
     """Remembers by which objects were given, not by what they say; texts go by what they say."""
     memory: dict[tuple[Any, ...], Any] = {}
 
@@ -70,7 +71,7 @@ def _by_identity(function: Any) -> Any:
         key = tuple(arg if isinstance(arg, str) else id(arg) for arg in args)
         known = memory.get(key)
         if known is None:
-            if len(memory) >= MANY:
+            if len(memory) >= many:
                 memory.clear()
             known = memory[key] = (args, function(*args))  # holding them keeps their ids from being used again
         return known[1]
