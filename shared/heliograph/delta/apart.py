@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from heliograph.blob import short_digest
 from heliograph.delta.child import ANSWER, DONE, MAX_REASON_BYTES, TOO_LARGE, UNKNOWN, keys, request
 from heliograph.delta.patch import rebuild_segment
-from heliograph.delta.recipe import COPY, Segment, UnknownOpError
+from heliograph.delta.recipe import COPY, ON_ELEMENTS, Segment, UnknownOpError
 from heliograph.errors import IntegrityError, StorageError
 from heliograph.source import Source
 
@@ -52,6 +52,8 @@ class Apart:
     def __init__(self, base: Source, patch: Source | None, bounds: Bounds = BOUNDS) -> None:
         self._base, self._patch, self._bounds = base, patch, bounds
         self._child: subprocess.Popen[bytes] | None = None
+        self._on_elements = False
+        self._peak_bytes = 0
 
     def rebuild(self, segment: Segment) -> bytes | bytearray:
         """The segment, verified.
@@ -63,6 +65,11 @@ class Apart:
         """
         if segment.op == COPY:
             return rebuild_segment(segment, self._base.read, b"")
+        if segment.op in ON_ELEMENTS and not self._on_elements:
+            peak_bytes = self.peak_rss_bytes()
+            self.close()
+            self._peak_bytes = peak_bytes
+            self._on_elements = True  # until this file is whole; those before need not pay for numpy
         child = self._child = self._child or self._started()
         assert child.stdin is not None and child.stdout is not None, "both are pipes"
         deadline = time.monotonic() + self._bounds.wall_s
@@ -86,17 +93,19 @@ class Apart:
         return answer
 
     def peak_rss_bytes(self) -> int:
-        """The most memory the child has had resident so far; 0 without one, or where the kernel doesn't say."""
+        """The most memory a child has had resident so far; 0 without one, or where the kernel doesn't say."""
         if self._child is None:
-            return 0
+            return self._peak_bytes
         try:
             with open(f"/proc/{self._child.pid}/status", encoding="ascii") as file:  # noqa: PTH123 - pathlib costs more
-                return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:")), 0)
+                now = next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:")), 0)
+                return max(now, self._peak_bytes)
         except OSError:
-            return 0
+            return self._peak_bytes
 
     def close(self) -> None:
         """Ends the child. Idempotent."""
+        self._peak_bytes = 0
         if self._child is not None:
             self._child.kill()
             self._ended()
@@ -105,7 +114,14 @@ class Apart:
         sources = (self._base, self._patch or self._base)
         is_sealed = any(source.key for source in sources)
         fds = tuple(source.fd for source in sources)
-        numbers = (*fds, sources[1].start, self._bounds.memory_bytes, self._bounds.cpu_s, int(is_sealed))
+        numbers = (
+            *fds,
+            sources[1].start,
+            self._bounds.memory_bytes,
+            self._bounds.cpu_s,
+            int(is_sealed),
+            int(self._on_elements),
+        )
         try:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "heliograph.delta.child", *map(str, numbers)],
@@ -115,7 +131,12 @@ class Apart:
                 pipesize=_PIPE_BYTES,
                 stderr=subprocess.DEVNULL,
                 pass_fds=fds,
-                env={**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+                env={
+                    **os.environ,
+                    "MALLOC_ARENA_MAX": "1",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
             )
         except OSError as error:
             raise StorageError(f"no process to rebuild segments in: {error.strerror}") from error

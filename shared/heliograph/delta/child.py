@@ -1,10 +1,10 @@
 """[IO] The process in which a codec meets patch bytes: few rights, bounded memory and CPU time, one file at a time.
 
-`python -P -m heliograph.delta.child BASE PATCH START MEMORY CPU SEALED`: descriptors of base and patch for reading,
-where the patch begins in its file, how many bytes of address space may be taken on top of what the loaded program has,
-how many seconds of CPU one segment may cost, and whether (0 or 1) any of the two is a sealed blob. It asks the kernel
-for these bounds before it reads a byte of input. If one is sealed, stdin begins with `KEYS`: keys of no other blob, and
-no key that they come from, are ever here.
+`python -P -m heliograph.delta.child BASE PATCH START MEMORY CPU SEALED ELEMENTS`: descriptors of base and patch for
+reading, where the patch begins in its file, how many bytes of address space may be taken on top of what the loaded
+program has, how many seconds of CPU one segment may cost, whether (0 or 1) any of the two is a sealed blob, and whether
+segments on elements will come, for which numpy is loaded. It asks the kernel for these bounds before it reads a byte of
+input. If one is sealed, stdin begins with `KEYS`: keys of no other blob, and no key that they come from, are ever here.
 
 A request on stdin is a segment as an array of a recipe; its answer on stdout is `STATUS`, a length and so many bytes:
 the segment, or why there is none. It ends with its stdin. Whoever asked checks what comes (`heliograph.delta.apart`).
@@ -65,9 +65,14 @@ def allow_cpu(seconds: int) -> None:
 
 def main() -> None:
     """Answers until stdin ends."""
-    base_fd, patch_fd, start, memory_bytes, cpu_s, is_sealed = map(int, sys.argv[1:7])
+    base_fd, patch_fd, start, memory_bytes, cpu_s, is_sealed, on_elements = map(int, sys.argv[1:8])
     if is_sealed:
-        import heliograph.sealing  # noqa: F401 - loaded here, it isn't counted as what a segment takes
+        import heliograph.sealing  # loaded here, it isn't counted as what a segment takes
+    if on_elements:
+        try:
+            import heliograph.delta.numeric  # noqa: F401 - and neither is this
+        except ImportError:
+            pass  # each such segment will be answered with that
     confine(memory_bytes)
     base, patch = Source(base_fd), Source(patch_fd, start)
     if is_sealed:

@@ -17,10 +17,10 @@ from heliograph.delta.recipe import (
     COPY,
     DICT,
     FULL,
+    ON_ELEMENTS,
     OPS,
     SHUFFLE,
     SUB,
-    SUB_RANS,
     TUPLES,
     XOR,
     XZ,
@@ -29,7 +29,6 @@ from heliograph.delta.recipe import (
 )
 from heliograph.errors import IntegrityError
 
-_NUMERIC = frozenset({SUB, SUB_RANS, XOR, SHUFFLE})
 ReadOld = Callable[[int, int], bytes]
 """(offset, length) -> that range of the base."""
 
@@ -56,7 +55,7 @@ def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> 
     elif segment.op == TUPLES:
         plain = unpacked(patch_bytes, Packing(params[0]), 1, edits.max_plain_bytes(length))
         out = edits.rebuilt(plain, _joined(read_old, segment), length)
-    elif segment.op in _NUMERIC:
+    elif segment.op in ON_ELEMENTS:
         out = _rebuild_elements(segment, read_old, patch_bytes)
     else:
         raise UnknownOpError(f"segment needs operation {segment.op}, which this version lacks")

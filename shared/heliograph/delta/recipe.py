@@ -47,6 +47,8 @@ XOR = 6
 SHUFFLE = 7
 TUPLES = 8
 XZ = 9
+ON_ELEMENTS = frozenset({SUB, SUB_RANS, XOR, SHUFFLE})
+"""Operations that need numpy."""
 
 
 class UnknownOpError(IntegrityError):
@@ -99,7 +101,7 @@ class Recipe:
 
     def op_counts(self) -> dict[str, int]:
         """How many segments each operation that occurs has, by its name, in the order of the registry."""
-        counts = {number: 0 for number in sorted({segment.op for segment in self.segments})}
+        counts = dict.fromkeys(sorted({segment.op for segment in self.segments}), 0)
         for segment in self.segments:
             counts[segment.op] += 1
         return {OPS[number].name: count for number, count in counts.items()}

@@ -5,6 +5,7 @@ quicker than any packing that is worth having. Then the best of the cheap ones a
 It is rebuilt and compared before it is given: a delta that doesn't give its bytes back must not leave this process.
 """
 
+import bz2
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from heliograph.wire import compress
 Range = tuple[int, int]
 LEVEL = 19
 QUICK_LEVEL = 1
-_HOPEFUL = 1.06
+_HOPEFUL = 1.03
 """What is this much larger by the quick look may still win when packed well."""
 _SMALL_BYTES = 4096
 _WORTH_LZMA = 0.97
@@ -97,15 +98,24 @@ def coded(new: bytes, before: bytes, old: tuple[Range, ...], dtype: Dtype) -> li
 
 def alone(new: bytes, dtype: Dtype | None) -> list[Made]:
     """Ways to make `new` without anything old."""
-    ways = [Made(FULL, (), b"", compress(new, LEVEL))]
-    widths = [dtype] if dtype is not None else [Dtype.U16, Dtype.U32]
-    for guess in widths:
+    quick = compress(new, QUICK_LEVEL)
+    is_noise = len(quick) >= len(new) >= _SMALL_BYTES
+    ways = [Made(FULL, (), b"", quick if is_noise else compress(new, LEVEL))]
+    for guess in [dtype] if dtype is not None else [Dtype.U16, Dtype.U32]:
         if guess.item_bytes == 1 or len(new) < _SMALL_BYTES:
             continue
         plain = numeric.shuffle_plain(new, guess)
-        if len(compress(plain, QUICK_LEVEL)) <= best(ways).cost * _HOPEFUL:
+        if len(compress(plain, QUICK_LEVEL)) <= best(ways).cost * _HOPEFUL and not is_noise:
             ways.append(Made(SHUFFLE, (), bytes([guess, Packing.ZSTD]), compress(plain, LEVEL)))
     return ways
+
+
+def of_bytes(new: bytes, old: tuple[Range, ...], read_old: ReadOld, cost: int) -> list[Made]:
+    """xor of bytes of no known type, where a quick look says that it may cost less than so much."""
+    plain = numeric.xor_plain(b"".join([read_old(*span) for span in old]), new, Dtype.U8)
+    if len(compress(plain, QUICK_LEVEL)) > cost * _HOPEFUL:
+        return []
+    return [Made(XOR, old, bytes([Dtype.U8]), compress(plain, LEVEL))]
 
 
 def harder(new: bytes, dtype: Dtype | None, winner: Made) -> list[Made]:
@@ -120,19 +130,22 @@ def harder(new: bytes, dtype: Dtype | None, winner: Made) -> list[Made]:
     return []
 
 
-def by_dictionary(new: bytes, window: Range, read_old: ReadOld) -> list[Made]:
-    """zstd with a window of the old blob as dictionary."""
+def by_dictionary(new: bytes, window: Range, read_old: ReadOld, cost: int) -> list[Made]:
+    """zstd with a window of the old blob as dictionary, where a quick look says that it may cost less than so much."""
     content = read_old(*window)
-    if not content:
+    if not content or len(_with(content, new, QUICK_LEVEL)) > cost * _HOPEFUL:
         return []
-    level = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL,
+    return [Made(DICT, (window,), b"", _with(content, new, LEVEL))]
+
+
+def _with(content: bytes, new: bytes, level: int) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
         source_size=len(new),
         dict_size=len(content),
         window_log=max(10, (len(new) + len(content)).bit_length()),
     )
-    codec = zstandard.ZstdCompressor(compression_params=level, dict_data=dictionary(content))
-    return [Made(DICT, (window,), b"", codec.compress(new))]
+    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary(content)).compress(new)
 
 
 def by_edits(new: bytes, found: Sequence[Edit], old: tuple[Range, ...], read_old: ReadOld) -> list[Made]:
@@ -147,3 +160,39 @@ def by_edits(new: bytes, found: Sequence[Edit], old: tuple[Range, ...], read_old
         Made(TUPLES, old, bytes([packing]), pack(plain))
         for packing, pack in ((Packing.ZSTD, lambda data: compress(data, LEVEL)), (Packing.LZMA, lzma_packed))
     ]
+
+
+def edits_of(old: bytes, new: bytes, lengths: Sequence[int]) -> list[list[Edit]]:
+    """Control tuples for each of the parts that `new` is made of, of these lengths; none where bsdiff4 is missing."""
+    try:
+        import bsdiff4
+    except ImportError:
+        return []
+    found: list[list[Edit]] = [[]]
+    left = list(reversed(lengths))
+    at = 0
+
+    def put(edit: Edit) -> None:
+        while edit.add + edit.take:
+            fitting = min(edit.add, left[-1])
+            taken = min(edit.take, left[-1] - fitting) if fitting == edit.add else 0
+            found[-1].append(Edit(edit.old, fitting, taken))
+            left[-1] -= fitting + taken
+            edit = Edit(edit.old + fitting, edit.add - fitting, edit.take - taken)
+            if left[-1] == 0:
+                left.pop()
+                found.append([])
+
+    patch = bsdiff4.diff(old, new)
+    control = bz2.decompress(patch[32 : 32 + _signed(patch[8:16])])
+    for index in range(0, len(control), 24):
+        add, take, seek = (_signed(control[index + n : index + n + 8]) for n in (0, 8, 16))
+        put(Edit(at, add, take))
+        at += add + seek
+    return found[: len(lengths)]
+
+
+def _signed(number: bytes) -> int:
+    """A number of BSDIFF40: 63 bits of size, and the sign."""
+    value = int.from_bytes(number, "little")
+    return (1 << 63) - value if value >> 63 else value
