@@ -83,7 +83,7 @@ class SealedForm:
         """`seal` is the verified document that the way names.
 
         Raises:
-            IntegrityError: it is none, or not for this model, or the grant is for another epoch or node.
+            IntegrityError: it is none, or not for this model, or the grant is for another epoch.
         """
         self._slots = slots
         self._grant = grant
@@ -92,10 +92,13 @@ class SealedForm:
             raise IntegrityError(f"seal is of {self._seal.model}, grant of {grant.model}, wanted is {manifest.model}")
         if self._seal.epoch != grant.epoch:
             raise IntegrityError(f"seal is of epoch {self._seal.epoch} of {grant.model}, grant of {grant.epoch}")
-        self.key(self._seal.blobs[0].plain)
 
     def leg(self, plain: Digest, length: int, pages: tuple[bytes, ...]) -> Leg:
-        """The sealed blob that stands for it."""
+        """The sealed blob that stands for it.
+
+        Raises:
+            IntegrityError: the seal doesn't name it, or the grant isn't for this node's key.
+        """
         blob = self._seal.blob(plain, length)
         return Leg(blob.sealed, blob.length, blob.pages, self.key(plain))
 

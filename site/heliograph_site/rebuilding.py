@@ -126,19 +126,15 @@ class SealedTarget:
         while at < end:
             leaf, skip = divmod(at, PLAIN_LEAF_BYTES)
             left = view[len(view) - (end - at) :]
-            whole = 0 if skip else self._whole(at, end)
+            whole = 0 if skip else min(len(left) // PLAIN_LEAF_BYTES, RUN_LEAVES)
             if whole:
-                size = min(whole, RUN_LEAVES * PLAIN_LEAF_BYTES)
+                size = whole * PLAIN_LEAF_BYTES
                 self._seal(fd, leaf, left[:size])
             else:
                 size = min(self._leaf_bytes(leaf) - skip, end - at)
                 again |= self._wait(fd, leaf, skip, bytes(left[:size]))
             at += size
         return again
-
-    def _whole(self, at: int, end: int) -> int:
-        """How many of the bytes from a leaf's beginning to `end` are whole leaves."""
-        return end - at if end == self._plain_length else (end - at) // PLAIN_LEAF_BYTES * PLAIN_LEAF_BYTES
 
     def _wait(self, fd: int, leaf: int, skip: int, piece: bytes) -> set[int]:
         if self._held[leaf]:

@@ -9,12 +9,12 @@ from random import Random
 
 import pytest
 
-from heliograph.blob import sha256
+from heliograph.blob import describe, sha256
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Grant, SealRef, Want, Way
 from heliograph.errors import IntegrityError
 from heliograph.manifest import Manifest
-from heliograph.sealing import Seal, encode, parse
+from heliograph.sealing import Seal, encode, leaf_key, parse, seal_range
 from heliograph.signing import PrivateKey
 from heliograph_site.fetching import Downloads, usable_ways
 from heliograph_site.slots import Slots
@@ -224,7 +224,13 @@ def test_a_recipe_that_opens_to_another_than_the_offer_names_is_refused(tmp_path
     assert way.recipe is not None and way.seal is not None
     seal = parse(vault.blobs[way.seal.sha256])
     lie = garbled(vault, way, blobs=(replace(seal.blobs[1], plain=seal.blobs[0].plain), seal.blobs[1]))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match="seal says"):
+        fetch(Link(vault), slots, [lie], vault.grant())
+    other = seal_range(leaf_key(vault.epoch_key, seal.blobs[0].plain), 0, noise(7, way.recipe.length))
+    digest, pages = describe(other)
+    vault.blobs[digest] = other
+    lie = garbled(vault, way, blobs=(replace(seal.blobs[0], sealed=digest, pages=pages), seal.blobs[1]))
+    with pytest.raises(IntegrityError, match="opens to another one than the offer names"):
         fetch(Link(vault), slots, [lie], vault.grant())
     assert leaks(tmp_path, vault.plain) == []
 

@@ -11,6 +11,7 @@ from heliograph.errors import IntegrityError, NotFoundError
 from heliograph.manifest import manifest_digest
 from heliograph.names import Digest
 from heliograph.objects import ObjectStore
+from heliograph.sealing import leaf_key, seal_range
 from heliograph.signing import PrivateKey
 from heliograph.wire import pack
 from heliograph_site.holdings import MAX_SIDECAR_BYTES, Holdings, Sidecar, check_sealed
@@ -192,6 +193,7 @@ def test_a_grant_for_another_node_spoils_the_file_and_leaves_nothing(tmp_path: P
     [
         (Vault().sealed(noise(9, 5000)), "doesn't open with this key"),
         (Vault(epoch=2).sealed(LABELS), "doesn't open with this key"),
+        (seal_range(leaf_key(Vault().epoch_key, sha256(LABELS)), 0, noise(9, 5000)), "opens to"),
         (LABELS, "another length"),
         (Vault().sealed(LABELS)[:-1], "another length"),
     ],
@@ -299,6 +301,10 @@ def test_a_box_is_opened_once_and_again_when_its_sidecar_changed(tmp_path: Path)
     assert not holdings.has(sha256(LABELS))
     settle(Slots(tmp_path, NODE_KEY.open_box), Vault(), LABELS)
     assert holdings.has(sha256(LABELS)) and len(boxes) == 2
+    second = Vault(epoch=2)
+    settle(Slots(tmp_path, NODE_KEY.open_box), second, LABELS)
+    held = holdings.find(sha256(LABELS))
+    assert held is not None and held.path.name == sha256(second.sealed(LABELS)).hex()
 
 
 def test_a_full_disk_leaves_what_came(tmp_path: Path) -> None:

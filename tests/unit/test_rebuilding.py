@@ -144,6 +144,7 @@ def test_a_sealed_rebuild_is_the_hubs_sealed_blob_in_any_order_and_after_any_kil
             if rng.random() < 0.2 and rounds < 200:
                 rebuild = site.begin()  # the one before is not closed: it was killed
         assert (Path(name) / "out").read_bytes() == VAULT.sealed(delta.new)
+        assert isinstance(rebuild._target, SealedTarget) and not rebuild._target._waiting
         rebuild.close()
 
 
