@@ -61,7 +61,7 @@ def show(
     patch: Annotated[Path, typer.Argument(metavar="PATCH", help="The delta file.")],
     as_json: Json = False,
 ) -> None:
-    """Show what a delta file starts from, makes, and consists of.
+    """Show what a delta file starts from, makes, and consists of: each segment, its bytes, and why it is made so.
 
     Example: heliograph delta show digits.patch
     """
@@ -76,7 +76,14 @@ def show(
     assert isinstance(ops, dict)
     for name, row in ops.items():
         print(
-            f"{name:<7} {row['new_bytes']:>13} bytes  in {row['segments']} segments, {row['patch_bytes']} patch bytes"
+            f"{name:<8} {row['new_bytes']:>12} bytes  in {row['segments']} segments, {row['patch_bytes']} patch bytes"
+        )
+    parts = facts["parts"]
+    assert isinstance(parts, list)
+    for part in parts:
+        print(
+            f"at {part['new_at']:<12} {part['new_bytes']:>8} bytes  {part['op']:<8} "
+            f"{part['patch_bytes']:>8} patch bytes: {part['why']}"
         )
 
 

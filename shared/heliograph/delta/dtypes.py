@@ -32,6 +32,10 @@ class Dtype(IntEnum):
         """Bytes of one element."""
         return _ITEM_BYTES[self]
 
+    def count(self, length: int) -> int:
+        """How many whole elements so many bytes hold; 4-bit integers are told one by one."""
+        return 2 * length if self == Dtype.I4 else length // self.item_bytes
+
     @property
     def is_float(self) -> bool:
         """Whether the first bit is a sign and the others a magnitude."""

@@ -7,7 +7,7 @@ Pure but for numpy, and exact: integer arithmetic alone, every array little-endi
    bit flipped. 4-bit integers are taken out of their byte, the low half first.
 2. *residual*: new minus old, modulo the width, negated where the old one is negative if the caller wants it told along
    the old value's own direction; then *folded*: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4.
-3. *depth*: how many powers of two an old float lies below the largest of its kind; 0 for integers.
+3. *depth*: how many powers of two an old float lies below the large ones of its segment; 0 for integers.
 """
 
 from typing import Any, TypeAlias
@@ -25,6 +25,8 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAX_DEPTH = 40
+_FEW = 64
+"""A power of two that fewer elements than one in this many reach doesn't count as large: one odd value says nothing."""
 _RUN = 1 << 16
 _MANTISSA_BITS = {Dtype.F8: 3, Dtype.F16: 10, Dtype.BF16: 7, Dtype.F32: 23, Dtype.F64: 52}
 
@@ -93,10 +95,15 @@ def depths(old: Ints, dtype: Dtype) -> Bytes | None:
     """For floats, each one's depth, at most `MAX_DEPTH`; None for integers."""
     if not dtype.is_float:
         return None
+    runs = range(0, len(old), _RUN)
+    counts = np.zeros(1 << 11, np.int64)
+    for at in runs:
+        counts += np.bincount(_exponents(old[at : at + _RUN], dtype), minlength=len(counts))
+    reached = np.cumsum(counts[::-1])[::-1]  # by how many elements, each exponent
+    high = int(np.flatnonzero(reached * _FEW >= len(old))[-1])
     out = np.empty(len(old), np.uint8)
-    largest = max((int(_exponents(old[at : at + _RUN], dtype).max()) for at in range(0, len(old), _RUN)), default=1)
-    for at in range(0, len(old), _RUN):
-        out[at : at + _RUN] = np.minimum(largest - _exponents(old[at : at + _RUN], dtype), MAX_DEPTH)
+    for at in runs:
+        out[at : at + _RUN] = np.clip(high - _exponents(old[at : at + _RUN], dtype), 0, MAX_DEPTH)
     return out
 
 

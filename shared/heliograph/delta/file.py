@@ -135,12 +135,27 @@ def show_file(patch: Path) -> Facts:
     """
     with _opened(patch) as file:
         recipe, recipe_length = _read_recipe(file)
-    ops: dict[str, dict[str, int]] = {op.name: {"segments": 0, "new_bytes": 0, "patch_bytes": 0} for op in OPS.values()}
+    empty = {"segments": 0, "new_bytes": 0, "patch_bytes": 0}
+    ops: dict[str, dict[str, int]] = {name: dict(empty) for name in recipe.op_counts()}
+    parts: list[Facts] = []
+    at = 0
     for segment in recipe.segments:
-        row = ops[OPS[segment.op].name]
+        name = OPS[segment.op].name
+        row = ops[name]
         row["segments"] += 1
         row["new_bytes"] += segment.length
         row["patch_bytes"] += segment.patch[1]
+        parts.append(
+            {
+                "new_at": at,
+                "new_bytes": segment.length,
+                "op": name,
+                "patch_bytes": segment.patch[1],
+                "old": [list(span) for span in segment.old],
+                "why": recipes.why(segment),
+            }
+        )
+        at += segment.length
     return {
         "format": recipes.RECIPE_FORMAT,
         "old_bytes": recipe.base_length,
@@ -151,6 +166,7 @@ def show_file(patch: Path) -> Facts:
         "recipe_bytes": recipe_length,
         "segments": recipe.op_counts(),
         "ops": ops,
+        "parts": parts,
     }
 
 

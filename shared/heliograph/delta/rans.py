@@ -29,6 +29,7 @@ from heliograph.errors import IntegrityError
 
 Array: TypeAlias = NDArray[Any]
 
+_MOST_STEPS_LOG2 = 14
 _DIRECT = 16
 _LOW = 1 << 16
 """A lane's state is at least this between steps, and below 2^32."""
@@ -83,8 +84,8 @@ class Shape:
 
 
 def lanes_log2_for(count: int, cost_bytes: int) -> int:
-    """Lanes that cost little (a byte or two each) and leave numpy enough to do in a step."""
-    lanes_log2 = 0
+    """Lanes that cost little (two or three bytes each) and leave numpy enough to do in a step."""
+    lanes_log2 = max(0, (count - 1).bit_length() - _MOST_STEPS_LOG2)
     while lanes_log2 < 10 and (4 << lanes_log2) * 128 <= cost_bytes and (8 << lanes_log2) <= count:
         lanes_log2 += 1
     return lanes_log2

@@ -36,6 +36,8 @@ MAX_PATCH_BYTES = MAX_SEGMENT_BYTES + (64 << 10)
 MAX_PARAMS_BYTES = 4096
 MAX_BLOB_BYTES = 1 << 40
 MAX_LANES_LOG2 = 12
+MAX_STEPS = 1 << 16
+"""Of the coder of `sub+rans`, each of which takes some 40 microseconds."""
 _DTYPES = frozenset(Dtype)
 
 COPY = 1
@@ -151,7 +153,7 @@ def _is_sub_rans(segment: Segment) -> bool:
     return (
         _is_aligned(segment, 2)
         and segment.params[1] <= MAX_LANES_LOG2
-        and segment.length >= Dtype(segment.params[0]).item_bytes
+        and 1 <= Dtype(segment.params[0]).count(segment.length) <= MAX_STEPS << segment.params[1]
     )
 
 
@@ -181,6 +183,21 @@ OPS: dict[int, Op] = {
     XZ: Op("xz", _is_full),
 }
 """The registry of FORMATS.md: numbers are never used again for something else."""
+
+
+def why(segment: Segment) -> str:
+    """What made the segment's operation the smallest, for a person."""
+    if segment.op == COPY:
+        return "unchanged"
+    if segment.op == DICT:
+        return "much of it stands in the old bytes"
+    if segment.op == TUPLES:
+        return "moved and edited bytes"
+    if segment.op == SHUFFLE:
+        return f"nothing old helps; elements of {Dtype(segment.params[0]).name.lower()}"
+    if segment.op in ON_ELEMENTS:
+        return f"elements of {Dtype(segment.params[0]).name.lower()} near the old ones"
+    return "nothing old helps"
 
 
 def encode(recipe: Recipe) -> bytes:

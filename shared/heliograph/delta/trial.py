@@ -87,7 +87,7 @@ def of_elements(new: bytes, old: tuple[Range, ...], read_old: ReadOld, dtype: Dt
 
 def coded(new: bytes, before: bytes, old: tuple[Range, ...], dtype: Dtype) -> list[Made]:
     """The coder's way, with as many lanes as suit what comes out."""
-    count = 2 * len(new) if dtype == Dtype.I4 else len(new) // dtype.item_bytes
+    count = dtype.count(len(new))
     lanes = rans.lanes_log2_for(count, len(new) // 4)
     patch = numeric.rans_patch(before, new, dtype, lanes)
     fitting = rans.lanes_log2_for(count, len(patch))
