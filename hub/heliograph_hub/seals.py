@@ -54,7 +54,7 @@ class Seals:
         self._waiting: deque[Task] = deque()
         self._asked: dict[Task, float] = {}
         self.failed: dict[Task, str] = {}
-        """Ways that couldn't be sealed, and why, until the hub starts again."""
+        """Ways that couldn't be sealed, and why, until their release is made ready again."""
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class Seals:
             return min((now_s - self._asked.setdefault(task, now_s) for task in tasks), default=0.0)
 
     def request_release(self, release: Release, now: int) -> None:
-        """Has all ways to a confidential release made that are known: what nodes will ask for.
+        """Has all ways to a confidential release made that are known, and what failed tried again.
 
         Raises:
             IntegrityError, NotFoundError: its manifest has rotted.
@@ -110,6 +110,9 @@ class Seals:
         """
         if release.confidential:
             manifest = self._registry.manifest(release)
+            for task in list(self.failed):
+                if task.model == release.model:
+                    self.failed.pop(task, None)
             bases = {delta.base for file in manifest.files for delta in self._registry.deltas_to(file.sha256)}
             held = bases - {file.sha256 for file in manifest.files}
             self.request(self.missing(manifest, held, self.epochs.newest(release.model, now)))

@@ -213,6 +213,10 @@ def test_what_cannot_be_sealed_is_said_and_nothing_is_sent_plain_instead(realm):
     assert any("can't be sealed" in line for line in realm.work())
     offer = realm.ask(release)
     assert (offer.ways, offer.grant) == ((), None) and "1 files of digits@1.0.0 can't be sealed" in offer.reason
+    realm.registry.add(realm.folder / "1.0.0", NOW)
+    realm.seals.request_release(release, NOW)
+    realm.work()
+    assert len(realm.ask(release).ways) == 3, "added again, it is sealed"
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
