@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,14 @@ from random import Random
 
 import pytest
 
+from agents import QUICK, Hub, Node, until
 from heliograph.errors import ConfigError
 from heliograph.signing import PrivateKey
+from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString
 from heliograph_site.identity import SEALED_KEY_FILE, TpmKey, keep_in, key_store
 from heliograph_site.joining import join
+from heliograph_site.status import status as node_status
 from heliograph_site.tpm import seal, unseal
 
 KEY = PrivateKey.generate(b"test-only key, sealed by a TPM!!")
@@ -54,8 +58,6 @@ def machine(folder: Path) -> Iterator[None]:
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A folder whose path leaves room for the name of a socket."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="h-") as name:
         yield Path(name)
 
@@ -77,6 +79,29 @@ def test_attack_a_copied_folder_holds_no_key_for_another_machines_tpm(short: Pat
     with machine(short / "here"):
         for _ in range(4):  # a TPM has room for three keys at a time
             assert TpmKey(folder).load().keyid == KEY.keyid, "after the machine was switched off and on"
+
+
+@has_tpm
+def test_a_node_joins_and_runs_with_its_key_in_the_tpm_and_a_copy_of_its_folder_does_not_start_elsewhere(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub, folder = Hub(tmp_path, has_tls=True), short / "node"
+
+    async def runs() -> None:
+        async with Node(folder).running() as agent:
+            await until(lambda: agent.is_up, "inside by the certificate of the sealed key")
+
+    try:
+        string = hub.token(capsys, "lab/n1")
+        with machine(short / "here"):
+            asyncio.run(join(string, folder, 0, Random(1), QUICK, kept_in="tpm"))
+            assert not (folder / "node.key").exists() and (folder / SEALED_KEY_FILE).exists()
+            asyncio.run(runs())
+        with machine(short / "elsewhere"), pytest.raises(ConfigError, match="sealed on another machine"):
+            Agent(folder)
+        assert node_status(folder)["link"] == "down", "to look at it needs no key"
+    finally:
+        hub.stop()
 
 
 @has_tpm
