@@ -21,7 +21,7 @@ import golden
 import modelfiles
 import realms
 from heliograph import deny, documents, metadata, names, protocol, sealing, statement, trust, vouching, wire
-from heliograph.blob import LEAF_BYTES, check_page, describe, page_of, sha256, short_digest
+from heliograph.blob import LEAF_BYTES, Digest, check_page, describe, page_of, sha256, short_digest
 from heliograph.delta import diff
 from heliograph.delta import recipe as recipes
 from heliograph.delta.patch import dictionary, rebuild_segment
@@ -41,6 +41,7 @@ from heliograph.workflow import Workflow
 from heliograph_hub import bundle, figures
 from heliograph_hub.commands import carried, offline
 from heliograph_site.folder import JOIN_PREFIX, JoinString, read_node_file
+from heliograph_site.holdings import Sidecar
 from heliograph_site.serving import golden as golden_files
 from heliograph_site.serving import inference, tuned
 from heliograph_site.serving.inference import RequestError
@@ -509,6 +510,9 @@ PARSERS: dict[str, Parser] = {
     "sealed leaves": Parser(_sealed_leaves, (IntegrityError,), lambda: [sealing.seal_range(bytes(32), 0, bytes(9000))],
                             ("heliograph.sealing:open_leaf", "heliograph.sealing:open_range",
                              "heliograph.sealing:open_span"), 1 << 18),
+    "sidecar": Parser(Sidecar.parse, (IntegrityError,),
+                      lambda: [Sidecar("digits", 3, bytes(80), 700, Digest(bytes(32))).encode()],
+                      ("heliograph_site.holdings:Sidecar.parse",)),
     "box": Parser(PrivateKey.generate(bytes(32)).open_box, (IntegrityError,),
                   lambda: [sealing.grant_box(bytes(32), PrivateKey.generate(bytes(32)).public.raw, bytes(32))],
                   ("heliograph.signing:PrivateKey.open_box",)),
