@@ -214,8 +214,10 @@ class Service:
     def begin(self) -> None:
         """Announces what is committed, as `announce`; if nothing can be signed anew, what was signed before goes on.
 
-        A hub that doesn't begin would keep even denials from the nodes, and its broker.
+        A hub that doesn't begin would keep even denials from the nodes, and its broker. What it was writing when it was
+        killed is removed.
         """
+        self.objects.clean()
         try:
             self.sign_again()
             self.announce()

@@ -1,6 +1,7 @@
 """How a hub begins whose set can't be signed anew: denials are announced, and what was signed before goes on."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -10,6 +11,7 @@ from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import parse, signed_bytes
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key
+from heliograph_hub.rollout import Signed
 from heliograph_hub.service import Service
 
 HARDWARE = doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={})
@@ -97,4 +99,33 @@ def test_numbers_that_a_node_has_and_an_older_copy_of_the_hub_lost_are_counted_o
     reported = reported.model_copy(update={"n": 3, "assignment": 8})
     asyncio.run(say())
     assert len([name for name, _ in sent if name == "assigned"]) == 2
+    service.database.close()
+
+
+def test_what_a_killed_hub_was_sealing_is_removed_and_what_rings_are_told_is_sealed_by_itself(tmp_path):
+    init_realm(tmp_path / "hub", "test", 1_795_000_000)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "model.tflite").write_bytes(b"model" * 1000)
+    tensor = {"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}
+    (bundle / "in.json").write_text(json.dumps({"requests": [{"inputs": [tensor]}]}))
+    (bundle / "out.json").write_text(json.dumps({"responses": [{"outputs": [tensor]}]}))
+    tables = '[golden]\ninputs = "in.json"\noutputs = "out.json"\n'
+    (bundle / "release.toml").write_text(f'model = "digits"\nversion = "1.0.0"\nconfidential = true\n{tables}')
+    service = Service(tmp_path / "hub", 1)
+    release, _, _ = service.registry.add(bundle, 1_795_000_000)
+    left = tmp_path / "hub" / "objects" / ".0123456789abcdef.part"
+    left.write_bytes(b"half of a sealed blob")
+    service.database.close()
+    service = Service(tmp_path / "hub", 1)
+    service.begin()
+    assert not left.exists()
+    service.told = {"canary": {"digits": Signed("canary", "digits", 1, release.digest, "install", True)}}
+    service.seal_again()
+    tasks = list(iter(service.seals.take, None))
+    assert len(tasks) == 3 and all("sealed" in service.seals.make(task, 1_795_000_001) for task in tasks)
+    service.seal_again()
+    assert service.seals.take() is None, "once"
+    service.duties.flush()
+    assert service.duties.newest(1)[0].what == "began epoch 1 of digits: the first"
     service.database.close()
