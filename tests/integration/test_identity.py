@@ -19,7 +19,7 @@ from heliograph.cli import main
 from heliograph.connection import Broker
 from heliograph.documents import Certified, Renew
 from heliograph.errors import IntegrityError, RefusedError, TransportError, TrustError
-from heliograph.lab import Proxy
+from heliograph.lab import Proxy, wait_until
 from heliograph.metadata import time_text
 from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Mqtt
@@ -208,6 +208,38 @@ def test_the_tools_of_a_stranger_with_a_nodes_certificate_get_no_further(
     assert run("mosquitto_pub", *where, "-t", "x", "-m", "x")[0] != 0, "without a certificate nobody comes in"
     plain = ["-h", "127.0.0.1", "-p", str(hub.port), "-t", "x", "-m", "x"]
     assert run("mosquitto_pub", *plain)[0] != 0, "without TLS neither"
+
+
+@pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="mosquitto-clients is not installed")
+def test_the_tools_of_a_stranger_kick_nobody_out_by_client_id(
+    hub: Hub, pair: tuple[Node, Node], tmp_path: Path
+) -> None:
+    (tmp_path / "ca").write_bytes(pem_of(authority(hub).der))
+
+    def at(port: int, *rest: str) -> list[str]:
+        return ["-h", "127.0.0.1", "-p", str(port), "--cafile", str(tmp_path / "ca"), "-V", "5", *rest]
+
+    def of(node: Node) -> list[str]:
+        (tmp_path / f"{node.folder.name}.crt").write_bytes(pem_of(held(node.folder).certificate))
+        (tmp_path / f"{node.folder.name}.key").write_bytes(read_key(node.folder).to_pem())
+        return ["--cert", str(tmp_path / f"{node.folder.name}.crt"), "--key", str(tmp_path / f"{node.folder.name}.key")]
+
+    press, lathe = pair
+    log = tmp_path / "victim.log"
+    listens = at(hub.port, *of(lathe), "-i", "h.victim", "-d", "-q", "1", "-t", f"{BASE}node/lab/lathe/down/#")
+    with log.open("w") as out, subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", *listens], stdout=out) as victim:
+        try:
+            wait_until(lambda: "received SUBACK" in log.read_text(), 10, "the victim listens")
+            hello = ["-q", "1", "-t", f"{BASE}node/lab/press/up/gone", "-m", "x"]
+            for name in ("lab/lathe", "h.victim", "h.lab/lathe", "hub", "h.hub-lab"):
+                for port, shown in ((hub.port, of(press)), (hub.enroll_port, ["-u", "lab/lathe"])):
+                    argv = ["mosquitto_pub", *at(port, *shown, "-i", name, *hello)]
+                    subprocess.run(argv, capture_output=True, timeout=20, check=False)
+            assert victim.poll() is None and log.read_text().count("received CONNACK") == 1
+            assert "DISCONNECT" not in log.read_text()
+        finally:
+            victim.terminate()
+    assert _show(hub)["broker"]["link"] == "up"
 
 
 def test_nobody_is_kicked_out_by_whoever_calls_himself_by_his_name(hub: Hub, pair: tuple[Node, Node]) -> None:
