@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -166,9 +167,32 @@ def tar(members: Iterable[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) ->
 
 def zipped(members: Iterable[tuple[str, bytes]], *, is_stored: bool = True, is_large: bool = False) -> bytes:
     """A zip; `is_large` writes the fields of members beyond 4 GB."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED if is_stored else zipfile.ZIP_DEFLATED) as file:
-        for name, data in members:
-            with file.open(name, "w", force_zip64=is_large) as member:
-                member.write(data)
-    return out.getvalue()
+    if not is_large:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED if is_stored else zipfile.ZIP_DEFLATED) as file:
+            for name, data in members:
+                file.writestr(name, data)
+        return out.getvalue()
+    local, directory, count = b"", b"", 0
+    for name, data in members:
+        text, check, count = name.encode(), zlib.crc32(data), count + 1
+        sizes = struct.pack("<QQ", len(data), len(data))
+        extra = struct.pack("<HH", 1, 24) + sizes + struct.pack("<Q", len(local))
+        facts = struct.pack("<HHHHIIIH", 0, 0, 0, 0, check, 0xFFFFFFFF, 0xFFFFFFFF, len(text))
+        directory += b"PK\1\2" + struct.pack("<HH", 45, 45) + facts
+        directory += struct.pack("<HHHHII", len(extra), 0, 0, 0, 0, 0xFFFFFFFF) + text + extra
+        local += (
+            b"PK\3\4"
+            + struct.pack("<H", 45)
+            + facts
+            + struct.pack("<H", 20)
+            + text
+            + struct.pack("<HH", 1, 16)
+            + sizes
+            + data
+        )
+    end = len(local) + len(directory)
+    large = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, len(directory), len(local))
+    where = b"PK\6\7" + struct.pack("<IQI", 0, end, 1)
+    tail = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return local + directory + large + where + tail

@@ -36,6 +36,8 @@ def array(name: str, values: Floats, kind: str = "F32") -> Array:
     match kind:
         case "F32":
             data = values.tobytes()
+        case "F64":
+            data = (values.astype(np.float64) * 0.7).tobytes()
         case "F16":
             data = values.astype(np.float16).tobytes()
         case "BF16":
@@ -114,6 +116,13 @@ def test_a_name_is_believed_where_nothing_is_alike() -> None:
     assert found(old, new) == {"b": "b", "c": None}
 
 
+def test_one_old_tensor_is_the_like_of_one_new_one_the_most_alike() -> None:
+    base = weights(64, 64)
+    old = files.safetensors([array("a", base)])
+    new = files.safetensors([array("b", trained(base)), array("c", base), array("d", trained(base))])
+    assert found(old, new) == {"b": None, "c": "a", "d": None}
+
+
 def test_another_type_is_no_like() -> None:
     old = files.safetensors([array("a", LAYERS["layer.0"], "F32")])
     new = files.safetensors([array("a", LAYERS["layer.0"], "BF16")])
@@ -162,11 +171,19 @@ def test_grown_rows_are_aligned_by_the_leading_ones() -> None:
 
 
 def test_rows_taken_out_and_put_in_are_found() -> None:
-    base = weights(900, 96)
-    pieces = [trained(base[:150]), weights(7, 96), trained(base[150:400]), trained(base[480:])]
+    base = weights(900, 300)
+    pieces = [trained(base[:150]), weights(7, 300), trained(base[150:400]), trained(base[480:])]
     old, new = files.gguf([array("embed", base)]), files.gguf([array("embed", np.concatenate(pieces))])
     where = [run for run in rows(spans_of(old, new), named(old, "embed"), named(new, "embed")) if run[1] is not None]
     assert where == [(0, 0, 150), (157, 150, 250), (407, 480, 420)]
+
+
+def test_rows_that_moved_within_a_tensor_of_one_size_are_found() -> None:
+    base = weights(300, 80)
+    old = files.gguf([array("embed", base)])
+    new = files.gguf([array("embed", np.concatenate([weights(20, 80), trained(base[:280])]))])
+    where = rows(spans_of(old, new), named(old, "embed"), named(new, "embed"))
+    assert where == [(0, None, 20), (20, 0, 280)]
 
 
 def test_rows_that_became_longer_are_aligned_one_by_one() -> None:
@@ -208,11 +225,14 @@ def test_unknown_bytes_are_found_to_the_byte_wherever_they_went() -> None:
     assert shifts(NOISE, blocks) == [
         (place * 64 * KIB, (place + 1) * 64 * KIB, (index - place) * 64 * KIB) for place, index in enumerate(order)
     ]
+    twice = NOISE[: 300 * KIB] + NOISE[MIB : MIB + 99_999] + NOISE[: 300 * KIB]
+    assert shifts(twice, strange + twice) == [(0, 12_345, None), (12_345, 12_345 + len(twice), -12_345)]
     assert shifts(NOISE, random.Random(10).randbytes(MIB)) == [(0, MIB, None)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("F32", Dtype.F32), ("F16", Dtype.F16), ("BF16", Dtype.BF16), ("I8", Dtype.I8)]
+    ("kind", "dtype"),
+    [("F32", Dtype.F32), ("F16", Dtype.F16), ("BF16", Dtype.BF16), ("I8", Dtype.I8), ("F64", Dtype.F64)],
 )
 def test_a_dump_of_weights_all_of_which_changed_is_found_and_its_type_guessed(kind: str, dtype: Dtype) -> None:
     base = weights(MIB // 2)
@@ -229,6 +249,18 @@ def test_a_dump_of_weights_all_of_which_changed_is_found_and_its_type_guessed(ki
     assert all(span.old is not None and span.old % item == 0 for span in spans)
 
 
+def test_blocks_of_a_dump_that_changed_places_are_cut_between_elements() -> None:
+    old, new = array("", base := weights(MIB // 2)).data, array("", trained(base)).data
+    size = 256 * KIB
+    order = [5, 2, 7, 0, 3, 6, 1, 4]
+    spans = spans_of(old, b"".join(new[index * size : (index + 1) * size] for index in order))
+    assert [span.dtype for span in spans] == [Dtype.F32] * 8
+    for span, place, index in zip(spans, range(8), order, strict=True):
+        assert span.old is not None
+        assert span.old - span.new == (index - place) * size
+        assert abs(span.new - place * size) <= 64
+
+
 def test_unchanged_and_unlike_bytes_have_no_type() -> None:
     assert {span.dtype for span in spans_of(NOISE, NOISE[5:])} == {None}
     assert aligned(b"", NOISE) == [Span(0, len(NOISE), None, None)]
@@ -238,7 +270,7 @@ def test_unchanged_and_unlike_bytes_have_no_type() -> None:
 def test_content_that_went_into_another_tensor_is_found_there() -> None:
     parts = [weights(300, 128) for _ in range(3)]
     old = files.safetensors(array(name, values) for name, values in zip("qkv", parts, strict=True))
-    new = files.safetensors([array("fused", np.concatenate(parts))])
+    new = files.safetensors([array("fused", np.concatenate([trained(part) for part in parts]))])
     fused = named(new, "fused")
     inside = [span for span in spans_of(old, new) if span.new >= fused.offset and span.old is not None]
     assert sum(span.length for span in inside) == fused.length

@@ -36,7 +36,7 @@ MAX_RUNS = 1 << 14
 """Of one tensor."""
 GUESS_BYTES = 4 << 20
 """One guess at a type is for so many bytes."""
-_MAX_GUESSES = 512
+_MAX_GUESSES = 2048
 _CRUMB_BYTES = 16
 _MAX_POOL = 1 << 11
 _MAX_TRIES = 256

@@ -70,8 +70,7 @@ def _cost(olds: NDArray[Any], news: NDArray[Any], exponent: int) -> float:
     top = 8 * width - 1
     classes = (olds >> exponent).astype(np.int64) & ((1 << (top - exponent)) - 1)
     classes = np.minimum(classes.max() - classes, _CLASSES - 1)
-    one, other = (np.where(values >> top, ~values, values | (1 << top)) for values in (olds, news))
-    change = other - one
+    change = news - olds
     folded = (change << 1) ^ np.where(change >> top, ~np.zeros_like(change), 0)  # or the sign would be in every byte
     planes = folded.astype(olds.dtype).view(np.uint8).reshape(-1, width)
     return sum(_entropy(planes[:, plane], classes) for plane in range(width)) / width

@@ -1,7 +1,7 @@
 """How much alike tensors are, by samples: which of the old tensors, or of its rows, a new one was made from.
 
-Likeness is the correlation of elements at the same places, floats taken by their order (sign, exponent and the first
-bits of the mantissa): 1 for the same, near 1 for what was trained on, and near 0 for what has nothing to do with it.
+Likeness is the correlation of elements at the same places, floats taken by their bits as integers (first the sign,
+then the exponent): 1 for the same, near 1 for what was trained on, and near 0 for what has nothing to do with it.
 """
 
 from collections.abc import Sequence
@@ -137,14 +137,11 @@ def _rows(
 def _values(
     text: bytes, dtype: Dtype, shape: tuple[int, int] | None = None, columns: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """Elements as numbers in their order."""
+    """Elements as numbers."""
     raw: NDArray[Any] = np.frombuffer(text, np.dtype(_TYPES[dtype]))
     if shape is not None and columns is not None:
         raw = raw.reshape(shape)[:, columns]
-    if dtype.is_float:
-        bits = 8 * dtype.item_bytes
-        raw = (raw ^ ((raw >> (bits - 1)) & ((1 << (bits - 1)) - 1))) >> max(0, bits - 16)
-    elif dtype == Dtype.I4:
+    if dtype == Dtype.I4:
         raw = np.concatenate([raw & 15 ^ 8, raw >> 4 ^ 8], axis=-1)  # two's complement, in order
     out: NDArray[np.float32] = raw.astype(np.float32)
     return out

@@ -6,8 +6,8 @@ the one before left open:
 1. Blocks of 64 KiB are tried, by samples, at the shifts that cost nothing to guess: counted from the front, from the
    end, and those of neighbours. A shift holds when more bytes agree there than at wrong shifts nearby.
 2. *Anchors* are windows chosen by a hash of their content, so that they are chosen again wherever the content went;
-   pairs of equal windows vote for shifts. Windows of 32 bytes in a row find what is unchanged; of every fourth or
-   second byte, floats whose exponents stayed while all else changed; of 8 bytes, integers of which most stayed.
+   pairs of equal windows vote for shifts. Windows of 32 bytes in a row find what is unchanged; of every eighth
+   byte, floats of any width whose exponents stayed while all else changed; of 8 bytes, integers of which most stayed.
 3. A piece's edge is where most bytes agree of those that could, to within a block of what the steps above say.
 
 Time is linear. Memory beyond the two buffers, which may be mmaps: at most 64 MiB, whatever their size (2^18 anchors of
@@ -26,13 +26,16 @@ from heliograph.delta.anchors import Buffer
 BLOCK_BYTES = 64 << 10
 SMALL_BYTES = 4 << 10
 """Less than this between two pieces goes with one of them."""
+_BRIDGE_BYTES = 1 << 20
+"""Less than this between pieces of one shift is of that shift: as many bytes stand there in both blobs."""
 _END_BYTES = 16 << 10
 """The same at an end, where the old blob has as much."""
 _CHUNK_BYTES = 1 << 18
 _MAX_ANCHORS = 1 << 18
 _LEAST_GAIN = 0.05
+_LEAST_VOTED_BYTES = 1 << 10
 _SAMPLES, _SAMPLE_BYTES = 8, 256
-_WINDOWS = ((1, 32), (4, 16), (2, 16), (1, 8))
+_WINDOWS = ((1, 32), (8, 16), (1, 8))
 """Distance of the bytes of a window, and how many there are: a power of two."""
 _MULTIPLIER, _MIXER = 0x2C9277B5, 0x9E3779B1
 # A fixed permutation of large odd numbers: what a byte counts in the hash.
@@ -134,8 +137,6 @@ class _Finder:
             # Wrong by multiples of 64, so that it isn't the elements' width that makes the difference.
             others = [other for other in (there - 4736, there + 2368) if 0 <= other <= len(old) - size]
             wrong += sum(np.count_nonzero(text == old[at : at + size]) for at in others) / max(1, len(others))
-        if right == whole:
-            return 1.0
         return max((right - wrong) / max(whole - wrong, 1.0), right / whole - 0.9)  # of zeros nearly all agree anywhere
 
     # --- anchors ------------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class _Finder:
                 found[-1] = replace(before, end=piece.end), count + last - turn + 1
             else:
                 found.append((piece, last - turn + 1))
-        strong = [piece for piece, count in found if count >= 2]
+        strong = [piece for piece, count in found if count >= 2 and self._is_strong(piece)]
         joined: list[Piece] = []
         for piece in strong:
             if joined and joined[-1].shift == piece.shift:
@@ -196,6 +197,12 @@ class _Finder:
             else:
                 joined.append(piece)
         return joined
+
+    def _is_strong(self, piece: Piece) -> bool:
+        """Whether more agrees of a piece than the windows that voted for it."""
+        assert piece.shift is not None, "voted for"
+        size = piece.end - piece.start
+        return size >= _LEAST_VOTED_BYTES and self._gain(piece.start, piece.end, piece.shift) > _LEAST_GAIN
 
     def _goes_on(self, before: Piece, piece: Piece) -> bool:
         """Whether a piece agrees at the shift of the one before it, as well."""
@@ -215,7 +222,11 @@ class _Finder:
 
     def _cut(self, parts: list[Piece]) -> list[Piece]:
         """The parts with their edges where the bytes that agree end."""
-        closed = [part for part in parts if part.shift is not None]
+        for index, part in enumerate(parts[1:-1], 1):
+            is_bridge = part.shift is None and parts[index - 1].shift == parts[index + 1].shift
+            if is_bridge and part.end - part.start < _BRIDGE_BYTES:
+                parts[index] = replace(part, shift=parts[index - 1].shift)
+        closed = [part for part in _merged(parts) if part.shift is not None]
         if not closed:
             return parts
         out: list[Piece] = []
