@@ -339,3 +339,24 @@ def test_a_manifest_is_found_where_files_are(tmp_path: Path) -> None:
     digest = release(slots, Vault())
     assert slots.holdings.read(digest) == manifest_of(FILES).encode()
     assert manifest_digest(manifest_of(FILES)) == digest
+
+
+@pytest.mark.parametrize("where", ["seals", "objects"])
+def test_any_flipped_bit_gives_the_right_bytes_or_none(tmp_path: Path, where: str) -> None:
+    vault, content = Vault(), noise(6, 40)
+    settle(Slots(tmp_path, NODE_KEY.open_box), vault, content)
+    path = next(path for path in (tmp_path / where).rglob("*") if path.is_file())
+    sidecar = tmp_path / "seals" / sha256(content).hex()
+    right, kept = path.read_bytes(), sidecar.read_bytes()
+    for bit in range(8 * len(right)):
+        data = bytearray(right)
+        data[bit // 8] ^= 1 << bit % 8
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        if where == "objects":
+            sidecar.write_bytes(kept)
+        try:
+            assert Holdings(tmp_path, NODE_KEY.open_box).read(sha256(content)) == content
+            assert where == "seals", "what it calls its model and epoch opens nothing"
+        except (IntegrityError, NotFoundError):
+            assert not Holdings(tmp_path, NODE_KEY.open_box).has(sha256(content))
