@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import prod
 
-from heliograph.delta.anchors import Buffer
+from heliograph.delta.buffer import Buffer
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.guess import LEAST_BYTES, Guess, guessed
 from heliograph.delta.likeness import ALIKE, LEAST_ELEMENTS, best_pairs, likeness, row_runs, sample

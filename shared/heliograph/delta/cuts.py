@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from heliograph.delta.align import Span
-from heliograph.delta.anchors import Buffer
+from heliograph.delta.buffer import Buffer
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.recipe import MAX_OLD_RANGES, MAX_SEGMENT_BYTES
 

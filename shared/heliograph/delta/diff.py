@@ -19,7 +19,7 @@ from dataclasses import replace
 from heliograph.blob import Digest, describe, short_digest
 from heliograph.delta import trial
 from heliograph.delta.align import aligned
-from heliograph.delta.anchors import Buffer
+from heliograph.delta.buffer import Buffer
 from heliograph.delta.cuts import Part, Range, cut
 from heliograph.delta.edits import Edit
 from heliograph.delta.recipe import COPY, MAX_OLD_RANGES, Recipe, Segment, max_old_bytes

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heliograph.delta.anchors import Buffer
+from heliograph.delta.buffer import Buffer
 from heliograph.delta.dtypes import Dtype
 
 LEAST_BYTES = 64 << 10

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heliograph.delta.anchors import Buffer
+from heliograph.delta.buffer import Buffer
 from heliograph.delta.dtypes import Dtype
 
 SAMPLED = 512

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from heliograph.delta.anchors import Buffer
+from heliograph.delta.buffer import Buffer
 
 BLOCK_BYTES = 64 << 10
 SMALL_BYTES = 4 << 10

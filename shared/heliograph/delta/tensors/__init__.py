@@ -5,8 +5,8 @@ delta is exact without them, and only larger.
 """
 
 from collections.abc import Callable, Iterator
-from mmap import mmap
 
+from heliograph.delta.buffer import Buffer
 from heliograph.delta.tensors import gguf, onnx, safetensors, tflite
 from heliograph.delta.tensors.bundle import Member, tar_members, zip_members
 from heliograph.delta.tensors.table import MAX_TENSORS, OddError, Tensor, View, in_order, of_member
@@ -19,7 +19,7 @@ _FORMATS: tuple[Callable[[View], list[Tensor | None]], ...] = (
 _BUNDLES: tuple[Callable[[View], Iterator[Member]], ...] = (tar_members, zip_members)
 
 
-def tables(data: bytes | mmap) -> tuple[Tensor, ...]:
+def tables(data: Buffer) -> tuple[Tensor, ...]:
     """The tensors of a blob, by their place in it; none overlaps another. Never fails: odd bytes hold none.
 
     Bundles are looked into one level deep. At most 2^16 tensors, else none.

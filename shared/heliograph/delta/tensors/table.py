@@ -4,8 +4,8 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from mmap import mmap
 
+from heliograph.delta.buffer import Buffer
 from heliograph.delta.dtypes import Dtype
 
 MAX_TENSORS = 1 << 16
@@ -47,7 +47,7 @@ class Tensor:
 class View:
     """A part of a blob, which is a bundle's member or the whole. Reads beyond it raise OddError."""
 
-    def __init__(self, data: bytes | mmap) -> None:
+    def __init__(self, data: Buffer) -> None:
         self.data = data
         self.start, self.length = 0, len(data)
         self._left = [MAX_STEPS]
