@@ -6,13 +6,14 @@ from random import Random
 from typing import Any
 
 import pytest
+from tests.realms import MODEL
 
 from heliograph.documents import Heads
 from heliograph.names import Ring
 from heliograph_site.happenings import Passed
 from heliograph_site.machine import end_of, matched, step
 from heliograph_site.memory import Memory, Target
-from unit.test_rulebook import MODEL, NEW, OLD, Node, _manifest
+from unit.test_rulebook import NEW, OLD, Node, _manifest
 
 RINGS: tuple[Ring, ...] = ("canary", "early")
 HOLD_MAX_S = 600
@@ -69,8 +70,8 @@ class Moved:
             {"compatible": {rng.choice(("1.0.0", "1.1.0")): bounds}},
         ))  # fmt: skip
         self.published[ring][number] = self.node.policy(
-            number, ring, hold_max_s=rng.choice((0, HOLD_MAX_S, HOLD_MAX_S)), fail_mode=rng.choice((None, "safe", "closed")),
-            models={MODEL: rules},
+            number, ring, hold_max_s=rng.choice((0, HOLD_MAX_S, HOLD_MAX_S)),
+            fail_mode=rng.choice((None, "safe", "closed")), models={MODEL: rules},
         )  # fmt: skip
         self.name_all()
 
