@@ -63,7 +63,9 @@ def test_every_section_about_a_format_with_a_version_has_its_row_and_says_the_sa
         assert what == "schema" or version == number, title
 
 
-@pytest.mark.parametrize("title", ["Blob geometry", "Sealed blob", "Object store", "Journal and outbox", "Bundle", "incoming"])
+@pytest.mark.parametrize(
+    "title", ["Blob geometry", "Sealed blob", "Object store", "Journal and outbox", "Bundle", "incoming"]
+)
 def test_every_other_section_has_its_row_too(title: str) -> None:
     assert f"## {title}" in FORMATS
     assert set(title.lower().split(" and ")) <= set(growth())
