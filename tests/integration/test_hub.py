@@ -203,7 +203,7 @@ class ScriptedNode:
                 self.denied = self.denied.with_list(payload, self.trusted, head)
         elif row.name == "desired":
             self.desired[names["ring"]] = tuple(unpack(payload))
-        else:
+        elif row.name != "refused":  # that is said to whoever joins under this name
             document = vouching.open_document(
                 self.trusted, payload, row, names, site=self.site, node=self.node, key=self.key.keyid
             )
