@@ -499,7 +499,7 @@ async def test_hostile_messages_are_counted_and_stop_nothing(hub):
         assert counted["refused"] == 1, "the used token"
         assert counted["not signed by the node"] == 2
         assert counted["about unknown things"] == 1
-        assert counted["malformed"] == 7 * 7
+        assert counted["malformed"] == 7 * 7 - 1, "an empty one at the door clears what was retained there"
         assert shown["records"] == {}
         assert hub.run.is_alive
 
