@@ -170,6 +170,15 @@ def test_grown_rows_are_aligned_by_the_leading_ones() -> None:
         assert sum(count for _, _, count in where) == 520
 
 
+def test_a_tensor_is_the_like_of_one_grown_one() -> None:
+    base = weights(100, 64)
+    old = files.safetensors([array("a", base)])
+    new = files.safetensors([array(name, np.concatenate([trained(base), weights(9, 64)])) for name in "bc"])
+    first, second = (rows(spans_of(old, new), named(old, "a"), named(new, name)) for name in "bc")
+    assert first[0] == (0, 0, 100)
+    assert {there for _, there, _ in second} == {None}
+
+
 def test_rows_taken_out_and_put_in_are_found() -> None:
     base = weights(900, 300)
     pieces = [trained(base[:150]), weights(7, 300), trained(base[150:400]), trained(base[480:])]
@@ -226,7 +235,11 @@ def test_unknown_bytes_are_found_to_the_byte_wherever_they_went() -> None:
         (place * 64 * KIB, (place + 1) * 64 * KIB, (index - place) * 64 * KIB) for place, index in enumerate(order)
     ]
     twice = NOISE[: 300 * KIB] + NOISE[MIB : MIB + 99_999] + NOISE[: 300 * KIB]
-    assert shifts(twice, strange + twice) == [(0, 12_345, None), (12_345, 12_345 + len(twice), -12_345)]
+    end = 12_345 + len(twice)
+    assert shifts(twice, strange + twice + strange[::-1] * 2) == [
+        (0, 12_345, None), (12_345, end, -12_345), (end, end + 24_690, None)
+    ]  # fmt: skip
+    assert shifts(NOISE, NOISE[:500_000] + random.Random(13).randbytes(200_000) + NOISE[700_000:]) == [(0, 2 * MIB, 0)]
     assert shifts(NOISE, random.Random(10).randbytes(MIB)) == [(0, MIB, None)]
 
 
@@ -268,9 +281,9 @@ def test_unchanged_and_unlike_bytes_have_no_type() -> None:
 
 
 def test_content_that_went_into_another_tensor_is_found_there() -> None:
-    parts = [weights(300, 128) for _ in range(3)]
-    old = files.safetensors(array(name, values) for name, values in zip("qkv", parts, strict=True))
-    new = files.safetensors([array("fused", np.concatenate([trained(part) for part in parts]))])
+    parts = [weights(300 + 7 * index, 128) for index in range(6)]
+    old = files.safetensors(array(name, values) for name, values in zip("tcaebd", parts, strict=True))
+    new = files.safetensors([array("fused", np.concatenate([trained(parts[index]) for index in (3, 1, 5, 0, 4, 2)]))])
     fused = named(new, "fused")
     inside = [span for span in spans_of(old, new) if span.new >= fused.offset and span.old is not None]
     assert sum(span.length for span in inside) == fused.length

@@ -255,12 +255,8 @@ class _Finder:
         if start - end >= SMALL_BYTES:
             return end, start
         assert last.shift is not None and part.shift is not None, "closed"
-        low, high = min(start, end), max(start, end)
-        low, high = max(low, -part.shift), min(high, len(self._old) - last.shift)
-        if low > high:
-            return end, max(start, end)
-        cut = self._best_cut(low, high, last.shift, part.shift)
-        return cut, cut
+        cut = max(min(start, end), -part.shift)
+        return (cut, cut) if cut + last.shift <= len(self._old) else (end, max(start, end))
 
     def _edge(self, piece: Piece, limit: int, *, is_end: bool) -> int:
         """How far a piece goes towards `limit`, or, within a block, falls short of its edge there: so far that most
@@ -293,13 +289,6 @@ class _Finder:
 
     def _is_inside(self, start: int, end: int, shift: int | None) -> bool:
         return start == end or (shift is not None and start + shift >= 0 and end + shift <= len(self._old))
-
-    def _best_cut(self, start: int, end: int, before: int, after: int) -> int:
-        """Where to go over from one shift to another, so that most bytes agree; both are inside there."""
-        text = self._new[start:end]
-        one, two = (text == self._old[start + shift : end + shift] for shift in (before, after))
-        gain = np.cumsum(np.append(0, one.astype(np.int32) - two))
-        return start + int(np.argmax(gain))
 
 
 def _merged(parts: list[Piece]) -> list[Piece]:
