@@ -289,7 +289,7 @@ def _with_rest(old: Buffer, new: Buffer, spans: list[Span], news: Sequence[Tenso
     guesses = _MAX_GUESSES
     for tiles in pieces(old, new, regions):
         parts: list[Span] = []
-        for piece in _on_elements(tiles, news, starts, len(old)):
+        for piece in tiles:
             for part in _typed(piece, news, starts):
                 if part.dtype is None and part.old is not None and part.length >= LEAST_BYTES and guesses > 0:
                     guesses -= -(-part.length // GUESS_BYTES)
@@ -298,25 +298,6 @@ def _with_rest(old: Buffer, new: Buffer, spans: list[Span], news: Sequence[Tenso
                     parts.append(part)
         rest += _without_crumbs(parts, len(old))
     return sorted([*spans, *rest], key=lambda span: span.new)
-
-
-def _on_elements(tiles: list[Piece], news: Sequence[Tensor], starts: list[int], old_length: int) -> list[Piece]:
-    """The pieces, cut between elements where they meet within a tensor."""
-    out = tiles[:1]
-    for piece in tiles[1:]:
-        last, cut = out[-1], piece.start
-        index = bisect_right(starts, cut) - 1
-        if index >= 0 and cut < news[index].offset + news[index].length:
-            item = news[index].dtype.item_bytes
-            over = (cut - news[index].offset) % item
-            if over and (piece.shift is None or cut - over + piece.shift >= 0) and cut - over > last.start:
-                cut -= over
-            elif over and (last.shift is None or cut - over + item + last.shift <= old_length):
-                cut = min(cut - over + item, piece.end)
-        out[-1] = replace(last, end=cut)
-        if cut < piece.end:
-            out.append(replace(piece, start=cut))
-    return out
 
 
 def _typed(piece: Piece, news: Sequence[Tensor], starts: list[int]) -> Iterator[Span]:
