@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,15 @@ class Bench:
         for key, tool in self.tools.items():
             stamp = f"{tool.version} {tool.options} {self.bounds} {source_digest() if key == OURS else ''}"
             row = known.get(key, {})
-            if self.recall:
-                if row:
-                    found.append(_row(pair, files, digests, tool, known["limits"], Figures(**row["figures"])))
+            if self.recall and not row:
                 continue
-            if row.get("stamp") != stamp or key in self.again:
+            if not self.recall and (row.get("stamp") != stamp or key in self.again):
                 say(f"{pair.name}: {tool.name}")
                 row = {"stamp": stamp, "figures": measure(tool, files, self.shed, self.bounds, self.cache).row()}
                 known[key] = row
                 _remember(memory, known, key)
+            if key == OURS:
+                tool = replace(tool, version=f"{tool.version}, source {row['stamp'].split()[-1][:8]}")
             found.append(_row(pair, files, digests, tool, known["limits"], Figures(**row["figures"])))
         return found
 

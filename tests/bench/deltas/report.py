@@ -138,7 +138,8 @@ def costs(rows: Sequence[Row]) -> str:
     for tool, any_row in tools.items():
         have = [result.tools[tool] for result in common]
         measured = sum(tool in result.tools for result in found)
-        cells = [tool, f"{any_row.version}; {any_row.options}", str(measured)]
+        versions = dict.fromkeys(row.version for row in rows if row.tool == tool and row.kind != START)
+        cells = [tool, f"{' and '.join(versions)}; {any_row.options}", str(measured)]
         if have:
             whole = sum(row.new_bytes for row in have) / 1e6
             make, apply = sum(row.make_cpu_s for row in have), sum(row.apply_cpu_s for row in have)
