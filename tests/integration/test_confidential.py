@@ -87,6 +87,12 @@ def sealed_blob(node: Node, content: bytes) -> bytes:
     return (node.folder / "objects" / name[:2] / name).read_bytes()
 
 
+def core_limits(pid: int) -> list[str]:
+    """How large a core dump of a process may be: now, and at most if it asked for that."""
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return next(line for line in limits if line.startswith("Max core file size")).split()[4:6]
+
+
 def sent(hub: Hub, site: str, version: str) -> int:
     """Bytes of content that the hub sent to a site of a release."""
     rows = HubClient(str(hub.folder)).get(f"/v1/releases/{MODEL}/{version}")["sites"]
@@ -108,6 +114,7 @@ def test_only_the_nodes_read_a_confidential_release_and_a_removed_one_not_the_ne
         before = proxy.bytes_down
         lives.append(spawn([sys.executable, "-m", "heliograph_site.agent", node.folder], tmp_path / "agent.log"))
         await until(lambda: proxy.bytes_down - before > 300_000, "half is there")
+        assert core_limits(lives[-1].process.pid) == ["0", "0"], "a crash writes none of the keys it holds"
         lives[-1].process.send_signal(signal.SIGKILL)
         await asyncio.to_thread(lives[-1].process.wait, 10)
         assert leaks(node.folder, [FIRST]) == []
