@@ -21,7 +21,7 @@ class Joined:
     def __init__(self, base: Source, patch: Source | None) -> None:
         self._base, self._patch = base, patch
 
-    def rebuild(self, segment: Segment) -> bytes:
+    def rebuild(self, segment: Segment) -> bytes | bytearray:
         data = b"" if self._patch is None or not segment.patch[1] else self._patch.read(*segment.patch)
         return rebuild_segment(segment, self._base.read, data)
 

@@ -27,7 +27,7 @@ KIB, MIB = 1 << 10, 1 << 20
 EACH = pytest.mark.parametrize("dtype", list(Dtype), ids=lambda dtype: dtype.name)
 
 
-def rebuilt(op: int, params: bytes, old: bytes, patch: bytes, new: bytes, ranges: int = 1) -> bytes:
+def rebuilt(op: int, params: bytes, old: bytes, patch: bytes, new: bytes, ranges: int = 1) -> bytes | bytearray:
     """What a reader makes of a segment whose old ranges are all of `old`, in so many pieces."""
     cuts = [len(old) * index // ranges for index in range(ranges + 1)]
     spans = tuple((at, end - at) for at, end in pairwise(cuts) if end > at)
@@ -176,7 +176,7 @@ SMALL_OLD, SMALL_NEW = tuned(Dtype.BF16, 2 * KIB)
 STREAM = numeric.rans_patch(SMALL_OLD, SMALL_NEW, Dtype.BF16, 4)
 
 
-def decoded(patch: bytes, length: int = len(SMALL_NEW), lanes_log2: int = 4) -> bytes:
+def decoded(patch: bytes, length: int = len(SMALL_NEW), lanes_log2: int = 4) -> bytes | bytearray:
     return numeric.rans_rebuilt(SMALL_OLD[:length], patch, length, Dtype.BF16, lanes_log2)
 
 
@@ -204,7 +204,7 @@ def test_any_stream_is_refused_or_gives_as_many_bytes_as_it_should(
     stream: bytes, dtype: Dtype, lanes_log2: int, length: int
 ) -> None:
     old = random.Random(length).randbytes(length)
-    makes: list[Callable[[], bytes]] = [
+    makes: list[Callable[[], bytes | bytearray]] = [
         lambda: numeric.rans_rebuilt(old, stream, length, dtype, lanes_log2),
         lambda: numeric.sub_rebuilt(old, compress(stream, 1), length, dtype),
         lambda: numeric.xor_rebuilt(old, stream, length, dtype),

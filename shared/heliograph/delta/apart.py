@@ -28,7 +28,7 @@ class Bounds:
     """What rebuilding one segment may take.
 
     Attributes:
-        memory_bytes: address space on top of the loaded program's; the largest segment of today needs 29 MiB.
+        memory_bytes: address space on top of the loaded program's; the largest segment of any operation fits.
         cpu_s: seconds of CPU; the largest segment needs less than one on the slowest gateway.
         wall_s: seconds until it is given up, though it computes nothing: a disk may be slow, a descriptor dead.
     """

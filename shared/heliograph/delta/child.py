@@ -89,7 +89,7 @@ def main() -> None:
         del answer  # or it would stand beside the next segment's
 
 
-def _answered(data: bytes, base: Source, patch: Source) -> tuple[int, bytes]:
+def _answered(data: bytes, base: Source, patch: Source) -> tuple[int, bytes | bytearray]:
     try:
         length, op, old, at, digest16, params = msgpack.unpackb(data)
         segment = Segment(length, op, tuple(tuple(span) for span in old), tuple(at), digest16, params)

@@ -63,7 +63,7 @@ def cut(old: Buffer, new: Buffer, spans: Sequence[Span]) -> Iterator[Part]:
                 yield Part(span.new + at, length, ((span.old + at, length),), None, span.old + at, is_copy=True)
             group.follow(span)
             continue
-        for at, length in pieces(span.length, MAX_SEGMENT_BYTES, _item(span.dtype)):
+        for at, length in pieces(span.length, _most(span.dtype), _item(span.dtype)):
             there = None if span.old is None else span.old + at
             piece = Span(span.new + at, length, there, span.dtype)
             is_same = there is not None and length < LEAST_TYPED_RUN_BYTES and _is_same(old, new, piece)
@@ -205,7 +205,10 @@ class _Group:
         """Whether the piece may join what is here."""
         if self.length == 0:
             return True
-        if self.length + piece.length > MAX_SEGMENT_BYTES or len(self.ranges) == MAX_OLD_RANGES:
+        if (
+            self.length + piece.length > min(_most(self.dtype), _most(piece.dtype))
+            or len(self.ranges) == MAX_OLD_RANGES
+        ):
             return False
         if piece.dtype == self.dtype and (piece.dtype is None or (piece.old is None) == self.is_loose):
             return True
@@ -252,3 +255,8 @@ class _Group:
 
 def _item(dtype: Dtype | None) -> int:
     return 1 if dtype is None else dtype.item_bytes
+
+
+def _most(dtype: Dtype | None) -> int:
+    """Bytes of a part: the coder takes so many elements."""
+    return MAX_SEGMENT_BYTES // 2 if dtype == Dtype.I4 else MAX_SEGMENT_BYTES

@@ -120,12 +120,6 @@ def planes(elements: Ints) -> Bytes:
     return np.ascontiguousarray(elements.view(np.uint8).reshape(-1, width).T).reshape(-1)
 
 
-def from_planes(data: Buffer, count: int, width: int) -> Ints:
-    """The inverse of `planes`, of `count` elements."""
-    shuffled = np.frombuffer(data, np.uint8, count * width).reshape(width, count)
-    return np.array(shuffled.T, order="C").view(f"<u{width}").reshape(-1)
-
-
 def _top(values: Signed) -> int:
     return 8 * values.dtype.itemsize - 1
 

@@ -9,12 +9,10 @@ import numpy as np
 from heliograph.delta import rans
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.elements import (
-    Bytes,
     Ints,
     bytes_from,
     depths,
     elements_from,
-    from_planes,
     planes,
     residuals,
     restored,
@@ -51,42 +49,32 @@ def sub_plain(old: bytes, new: bytes, dtype: Dtype) -> bytes:
     return shuffled.tobytes() + new[_whole(len(new), dtype) :]
 
 
-def sub_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype) -> bytes:
+def sub_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype) -> bytearray:
     """The inverse of `sub_plain`, packed."""
     plain = unzipped(patch, length, length)
     whole = _whole(length, dtype)
-    before = elements_from(old, dtype)
-    folded = _folded(plain, whole, dtype)
-    out = np.empty(length, np.uint8)
-    for at in range(0, len(before), GROUP):
-        group = slice(at, at + GROUP)
-        part = folded[group]
-        order = _order(before[group], dtype)
+    width = dtype.item_bytes
+    shuffled = np.frombuffer(plain, np.uint8, whole).reshape(width, whole // width)
+    out = bytearray(length)
+    target = np.frombuffer(out, np.uint8)
+    group_bytes = GROUP // 2 if dtype == Dtype.I4 else GROUP * width
+    for at in range(0, whole, group_bytes):
+        end = min(at + group_bytes, whole)
+        before = elements_from(memoryview(old)[at:end], dtype)
+        part = elements_from(shuffled[:, at // width : end // width].T.tobytes(), dtype)
+        order = _order(before, dtype)
         if order is not None:
-            part = np.empty_like(part)
-            part[order] = folded[group]
-        _put(out, at, restored(before[group], part, dtype, is_along=dtype.is_float), dtype)
-    out[whole:] = np.frombuffer(plain, np.uint8)[whole:]
-    return out.tobytes()
+            grouped, part = part, np.empty_like(part)
+            part[order] = grouped
+        target[at:end] = bytes_from(restored(before, part, dtype, is_along=dtype.is_float), dtype)
+    target[whole:] = np.frombuffer(plain, np.uint8)[whole:]
+    return out
 
 
 def _order(before: Ints, dtype: Dtype) -> "np.typing.NDArray[np.intp] | None":
     """Where the elements of a group come from, when those of one depth stand together; None: where they are."""
     depth = depths(before, dtype)
     return None if depth is None else np.argsort(depth, kind="stable")
-
-
-def _folded(plain: bytes, whole: int, dtype: Dtype) -> Ints:
-    if dtype == Dtype.I4:
-        return elements_from(plain[:whole], dtype)
-    return from_planes(plain, whole // dtype.item_bytes, dtype.item_bytes)
-
-
-def _put(out: Bytes, at: int, elements: Ints, dtype: Dtype) -> None:
-    """Stands elements from the `at`th on."""
-    data = bytes_from(elements, dtype)
-    begin = at // 2 if dtype == Dtype.I4 else at * dtype.item_bytes
-    out[begin : begin + len(data)] = data
 
 
 # --- sub+rans --------------------------------------------------------------------------------------------------------
@@ -100,21 +88,26 @@ def rans_patch(old: bytes, new: bytes, dtype: Dtype, lanes_log2: int) -> bytes:
     return new[_whole(len(new), dtype) :] + rans.encode(folded, depths(before, dtype), shape)
 
 
-def rans_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype, lanes_log2: int) -> bytes:
+def rans_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype, lanes_log2: int) -> bytearray:
     """The inverse of `rans_patch`."""
-    whole = _whole(length, dtype)
-    before = elements_from(old, dtype)
-    if len(before) == 0 or len(patch) < length - whole:
+    tail = length % dtype.item_bytes
+    count = dtype.count(length)
+    if count == 0 or len(patch) < tail:
         raise IntegrityError(f"no coded stream of {length} bytes")
-    out = np.empty(length, np.uint8)
-    out[whole:] = np.frombuffer(patch, np.uint8, length - whole)
-    shape = rans.Shape(len(before), _bits(dtype), lanes_log2, dtype.is_float)
+    shape = rans.Shape(count, _bits(dtype), lanes_log2, dtype.is_float)
+    depth = depths(elements_from(old, dtype), dtype) if dtype.is_float else None
+    runs = rans.decode(memoryview(patch)[tail:], depth, shape)
+    out = bytearray(length)
+    target = np.frombuffer(out, np.uint8)
+    target[length - tail :] = np.frombuffer(patch, np.uint8, tail)
     at = 0
-    for values in rans.decode(patch[length - whole :], depths(before, dtype), shape):
-        part = before[at : at + len(values)]
-        _put(out, at, restored(part, values.astype(part.dtype), dtype, is_along=dtype.is_float), dtype)
-        at += len(values)
-    return out.tobytes()
+    for values in runs:
+        end = at + (len(values) // 2 if dtype == Dtype.I4 else len(values) * dtype.item_bytes)
+        before = elements_from(memoryview(old)[at:end], dtype)
+        after = restored(before, values.astype(before.dtype), dtype, is_along=dtype.is_float)
+        target[at:end] = bytes_from(after, dtype)
+        at = end
+    return out
 
 
 # --- xor and shuffle -------------------------------------------------------------------------------------------------
@@ -128,13 +121,24 @@ def xor_plain(old: bytes, new: bytes, dtype: Dtype) -> bytes:
     return planes(differing.view(f"<u{width}")).tobytes() + new[whole:]
 
 
-def xor_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype) -> bytes:
+def xor_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype) -> bytearray:
     """The inverse of `xor_plain`, packed."""
-    plain = unzipped(patch, length, length)
+    out = _from_planes(unzipped(patch, length, length), length, dtype)
     whole = _whole(length, dtype)
-    out = from_planes(plain, whole // dtype.item_bytes, dtype.item_bytes).view(np.uint8)
-    out ^= np.frombuffer(old, np.uint8, whole)
-    return out.tobytes() + plain[whole:]
+    target = np.frombuffer(out, np.uint8, whole)
+    target ^= np.frombuffer(old, np.uint8, whole)
+    return out
+
+
+def _from_planes(plain: bytes, length: int, dtype: Dtype) -> bytearray:
+    """Elements from their planes, and what stands behind."""
+    width = dtype.item_bytes
+    whole = _whole(length, dtype)
+    out = bytearray(length)
+    target = np.frombuffer(out, np.uint8)
+    target[:whole].reshape(-1, width)[:] = np.frombuffer(plain, np.uint8, whole).reshape(width, whole // width).T
+    target[whole:] = np.frombuffer(plain, np.uint8)[whole:]
+    return out
 
 
 def shuffle_plain(new: bytes, dtype: Dtype) -> bytes:
@@ -143,8 +147,6 @@ def shuffle_plain(new: bytes, dtype: Dtype) -> bytes:
     return planes(np.frombuffer(new, f"<u{dtype.item_bytes}", whole // dtype.item_bytes)).tobytes() + new[whole:]
 
 
-def shuffle_rebuilt(patch: bytes, length: int, dtype: Dtype, packing: Packing) -> bytes:
+def shuffle_rebuilt(patch: bytes, length: int, dtype: Dtype, packing: Packing) -> bytearray:
     """The inverse of `shuffle_plain`, packed."""
-    plain = unpacked(patch, packing, length, length)
-    whole = _whole(length, dtype)
-    return from_planes(plain, whole // dtype.item_bytes, dtype.item_bytes).tobytes() + plain[whole:]
+    return _from_planes(unpacked(patch, packing, length, length), length, dtype)

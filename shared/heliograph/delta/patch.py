@@ -33,7 +33,7 @@ ReadOld = Callable[[int, int], bytes]
 """(offset, length) -> that range of the base."""
 
 
-def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes:
+def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes | bytearray:
     """The segment's bytes, verified by its digest. `patch_bytes` is its patch range, `segment.patch`.
 
     Raises:
@@ -44,6 +44,7 @@ def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> 
     length, params = segment.length, segment.params
     if segment.op in OPS and not OPS[segment.op].is_shaped(segment):
         raise IntegrityError(f"segment has ranges or parameters that {OPS[segment.op].name} can't have")
+    out: bytes | bytearray
     if segment.op == COPY:
         out = _read(read_old, segment.old[0])
     elif segment.op == DICT:
@@ -81,7 +82,7 @@ def _joined(read_old: ReadOld, segment: Segment) -> bytes:
     return b"".join([_read(read_old, span) for span in segment.old])
 
 
-def _rebuild_elements(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes:
+def _rebuild_elements(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes | bytearray:
     try:
         from heliograph.delta import numeric
     except ImportError as error:

@@ -30,6 +30,11 @@ from heliograph.errors import IntegrityError
 Array: TypeAlias = NDArray[Any]
 
 _MOST_STEPS_LOG2 = 14
+_SPARE = 16
+_STRETCH = 64
+"""Steps whose contexts are held at once."""
+_RUN = 1 << 14
+"""Integers that are made of tokens at once."""
 _DIRECT = 16
 _LOW = 1 << 16
 """A lane's state is at least this between steps, and below 2^32."""
@@ -99,8 +104,8 @@ def encode(values: Array, depths: Bytes | None, shape: Shape) -> bytes:
     deep = None if depths is None else _by_step(depths, shape)
     frequencies = np.empty((shape.steps, shape.lanes), np.uint16)
     starts = np.empty((shape.steps, shape.lanes), np.uint16)
-    model = _Model(shape)
-    for first, end in _refreshes(shape.steps):
+    model = _Model(shape, is_decoding=False)
+    for first, end in _stretches(shape.steps):
         places = np.empty((end - first, shape.lanes), np.int64)
         model.begin(None if deep is None else deep[first:end])
         for step in range(first, end):
@@ -110,7 +115,7 @@ def encode(values: Array, depths: Bytes | None, shape: Shape) -> bytes:
         frequencies[first:end] = model.frequencies.take(places)
         starts[first:end] = model.starts.take(places)
         if end < shape.steps:
-            model.count(places)
+            model.count(places, end)
     bits = shape.table_log2
     carried = np.frombuffer(rest[: 2 * shape.lanes].ljust(2 * shape.lanes, b"\0"), "<u2")
     state = carried.astype(np.uint64) + np.uint64(_LOW)
@@ -129,7 +134,7 @@ def encode(values: Array, depths: Bytes | None, shape: Shape) -> bytes:
     return head + stream.tobytes() + rest[2 * shape.lanes :]
 
 
-def decode(stream: bytes, depths: Bytes | None, shape: Shape) -> Iterator[Array]:
+def decode(stream: memoryview, depths: Bytes | None, shape: Shape) -> Iterator[Array]:
     """The integers of a stream, in order and in runs; wholly checked before the first comes.
 
     Raises:
@@ -145,8 +150,9 @@ def decode(stream: bytes, depths: Bytes | None, shape: Shape) -> Iterator[Array]
     tokens = _decoded(np.frombuffer(stream, "<u2", words, head), state, depths, shape)
     if not ((state >= _LOW) & (state < 2 * _LOW)).all():
         raise IntegrityError("a coded stream doesn't end where it should")
-    rest = (state - _LOW).astype("<u2").tobytes() + stream[head + 2 * words :]
-    return _values(tokens, rest, shape)
+    carried = (state - _LOW).astype("<u2").view(np.uint8)
+    more = np.frombuffer(stream, np.uint8)[head + 2 * words :]
+    return _values(tokens, np.concatenate([carried, more, np.zeros(_SPARE, np.uint8)]), shape)
 
 
 def _decoded(words: Array, state: Array, depths: Bytes | None, shape: Shape) -> Bytes:
@@ -154,16 +160,15 @@ def _decoded(words: Array, state: Array, depths: Bytes | None, shape: Shape) -> 
     deep = None if depths is None else _by_step(depths, shape)
     tokens = np.zeros((shape.steps, shape.lanes), np.uint8)
     by_step = tokens
-    model = _Model(shape)
+    model = _Model(shape, is_decoding=True)
     bits = shape.table_log2
     mask = (1 << bits) - 1
     at = 0
-    read = np.concatenate([words.astype(np.uint16), np.zeros(shape.lanes, np.uint16)])  # so that a step can't overrun
     slot, key, found = (np.empty(shape.lanes, np.int64) for _ in range(3))
     small = np.empty(shape.lanes, bool)
-    for first, end in _refreshes(shape.steps):
-        places = np.empty((end - first, shape.lanes), np.int64)
-        symbols, frequencies, starts = model.symbols(), model.frequencies, model.starts
+    all_places = places = np.empty((_STRETCH, shape.lanes), np.int64)
+    for first, end in _stretches(shape.steps):
+        symbols, frequencies, starts = model.symbols, model.frequencies, model.starts
         model.begin(None if deep is None else deep[first:end])
         for step in range(first, end):
             if step == shape.steps - 1 and shape.lasting < shape.lanes:
@@ -187,13 +192,14 @@ def _decoded(words: Array, state: Array, depths: Bytes | None, shape: Shape) -> 
             np.less(state, _LOW, out=small)
             low = small.nonzero()[0]
             if len(low):
-                state[low] = (state[low] << 16) | read[at : at + len(low)]
-                at += len(low)
-                if at > len(words):
+                if at + len(low) > len(words):
                     raise IntegrityError(f"a coded stream needs more than its {len(words)} words")
+                state[low] = (state[low] << 16) | words[at : at + len(low)]
+                at += len(low)
             model.learn(step - first, token)
+        del symbols  # or they would stand beside the next ones
         if end < shape.steps:
-            model.count(places)
+            model.count(all_places[: end - first], end)
     if at != len(words):
         raise IntegrityError(f"a coded stream uses {at} of its {len(words)} words")
     return _by_lane(tokens, shape)
@@ -205,8 +211,10 @@ class _Model:
     Contexts stand as 256 times their number, so that adding a token gives its place in the tables.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, is_decoding: bool) -> None:
         lanes = shape.lanes
+        self._is_decoding = is_decoding
+        self._ends = {end for _, end in _refreshes(shape.steps)}
         self._shape = shape
         self._counts = np.zeros((_LEVELS * 4 if shape.is_float else _INT_LEVELS * _LEANINGS, 256), np.int64)
         self._weights, self._levels = _weights(shape)
@@ -221,6 +229,8 @@ class _Model:
         self.context = np.zeros(lanes, np.int64)
         self.frequencies = np.empty(0, np.int64)
         self.starts = np.empty(0, np.int64)
+        self.symbols = np.empty(0, np.uint8)
+        """Slot of each context to its token, for decoding."""
         self._make()
 
     def begin(self, depths: Bytes | None) -> None:
@@ -259,14 +269,11 @@ class _Model:
         np.add(memory, looked, out=memory)
         self._seen += 1
 
-    def count(self, places: Array) -> None:
-        """Counts tokens by where they stand in the tables, and makes the tables anew."""
+    def count(self, places: Array, end: int) -> None:
+        """Counts tokens by where they stand in the tables; makes the tables anew if a run of steps ends here."""
         self._counts += np.bincount(places.reshape(-1), minlength=self._counts.size).reshape(self._counts.shape)
-        self._make()
-
-    def symbols(self) -> Bytes:
-        """Slot of each context to its token."""
-        return np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(self._counts)), self.frequencies)
+        if end in self._ends:
+            self._make()
 
     def _make(self) -> None:
         """Frequencies by the counts of a context, a little of those of its level, and a trace for every token."""
@@ -281,6 +288,9 @@ class _Model:
         table[np.arange(len(table)), table.argmax(axis=1)] += whole - table.sum(axis=1)
         self.frequencies = table.reshape(-1)
         self.starts = (np.cumsum(table, axis=1) - table).reshape(-1)
+        self.symbols = np.empty(0, np.uint8)  # before there are new ones
+        if self._is_decoding:
+            self.symbols = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(table)), self.frequencies)
 
 
 def token_limit(shape: Shape) -> int:
@@ -334,6 +344,13 @@ def _refreshes(steps: int) -> Iterator[tuple[int, int]]:
         first, end = end, min(2 * end, end + max(1, steps >> 3))
 
 
+def _stretches(steps: int) -> Iterator[tuple[int, int]]:
+    """The same runs, in pieces that take little memory."""
+    for first, end in _refreshes(steps):
+        for at in range(first, end, _STRETCH):
+            yield at, min(at + _STRETCH, end)
+
+
 def _tokens(values: Array, shape: Shape) -> tuple[Bytes, Bytes]:
     """Token and count of rest bits of each integer."""
     tokens = np.empty(len(values), np.uint8)
@@ -377,24 +394,26 @@ def _packed(values: Array, rest: Bytes) -> bytes:
     return bytes(bits + np.packbits(left, bitorder="little").tobytes())
 
 
-def _values(tokens: Bytes, rest: bytes, shape: Shape) -> Iterator[Array]:
-    """Integers from tokens and bits of rest, in runs; what isn't rest must be too little for a byte, and zero."""
+def _values(tokens: Bytes, rest: Bytes, shape: Shape) -> Iterator[Array]:
+    """Integers from tokens and bits of rest, in runs; behind these bits stand zeros to a byte, and to 2N bytes."""
     of_token, least, last = _lengths(shape)
-    counts = np.bincount(tokens, minlength=256)
+    counts = np.zeros(256, np.int64)
+    for at in range(0, len(tokens), _RUN):  # it takes eight bytes for each
+        counts += np.bincount(tokens[at : at + _RUN], minlength=256)
     if counts[token_limit(shape) :].any():
         raise IntegrityError("a coded stream has a token that can't be")
-    needed = int((counts * of_token).sum())
-    carried = 2 * shape.lanes
-    if len(rest) != max(carried, -(-needed // 8)) or any(rest[-(-needed // 8) :]):
-        raise IntegrityError(f"a coded stream has {len(rest)} bytes of rest, expected {-(-needed // 8)}")
-    return _joined(tokens, np.frombuffer(rest + bytes(16), np.uint8), of_token, least | last, shape.width_bits)
+    needed = -(-int((counts * of_token).sum()) // 8)
+    length = len(rest) - _SPARE
+    if length != max(2 * shape.lanes, needed) or rest[needed:].any():
+        raise IntegrityError(f"a coded stream has {length} bytes of rest, expected {needed}")
+    return _joined(tokens, rest, of_token, least | last, shape.width_bits)
 
 
 def _joined(tokens: Bytes, rest: Bytes, of_token: Array, least: Array, width_bits: int) -> Iterator[Array]:
     windows: Array = np.ndarray((len(rest) - 8,), "<u8", rest, strides=(1,))  # the eight bytes from each byte on
     at = 0
-    for first in range(0, len(tokens), 1 << 16):
-        part = tokens[first : first + (1 << 16)]
+    for first in range(0, len(tokens), _RUN):
+        part = tokens[first : first + _RUN]
         bits = of_token.take(part)
         values = least.take(part)
         ends = np.cumsum(bits) + at
@@ -413,7 +432,7 @@ def _joined(tokens: Bytes, rest: Bytes, of_token: Array, least: Array, width_bit
 
 def _bits(windows: Array, begin: Array, count: Array) -> Array:
     """So many bits, at most 32, from each place on."""
-    there = windows.take(begin >> 3).astype(np.int64) >> (begin & 7)
+    there = windows[begin >> 3].astype(np.int64) >> (begin & 7)
     found: Array = there & ((np.int64(1) << count) - 1)
     return found
 

@@ -36,6 +36,8 @@ MAX_PATCH_BYTES = MAX_SEGMENT_BYTES + (64 << 10)
 MAX_PARAMS_BYTES = 4096
 MAX_BLOB_BYTES = 1 << 40
 MAX_LANES_LOG2 = 12
+MAX_CODED = 1 << 22
+"""Elements of a segment of `sub+rans`."""
 MAX_STEPS = 1 << 16
 """Of the coder of `sub+rans`, each of which takes some 40 microseconds."""
 _DTYPES = frozenset(Dtype)
@@ -153,7 +155,7 @@ def _is_sub_rans(segment: Segment) -> bool:
     return (
         _is_aligned(segment, 2)
         and segment.params[1] <= MAX_LANES_LOG2
-        and 1 <= Dtype(segment.params[0]).count(segment.length) <= MAX_STEPS << segment.params[1]
+        and 1 <= Dtype(segment.params[0]).count(segment.length) <= min(MAX_CODED, MAX_STEPS << segment.params[1])
     )
 
 
