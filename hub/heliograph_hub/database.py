@@ -144,6 +144,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             model TEXT NOT NULL, epoch INTEGER NOT NULL, base BLOB NOT NULL, blob BLOB NOT NULL, seal BLOB NOT NULL,
             seal_length INTEGER NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (model, epoch, base, blob))""",
     ),
+    # 9: recipes that nobody needs are dropped
+    (
+        "ALTER TABLE recipes ADD COLUMN asked_at INTEGER NOT NULL DEFAULT 0",
+        "UPDATE recipes SET asked_at = made_at",
+    ),
 )
 # fmt: on
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -169,6 +174,7 @@ recipes = _table(
     patch_length=_int,
     made_at=_int,
     seconds=sa.Float(),
+    asked_at=_int,
 )
 directives = _table(
     "directives",

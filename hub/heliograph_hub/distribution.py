@@ -10,7 +10,7 @@ Rule 4: of a confidential release only sealed ways are offered, with the key for
 Times named `now_s` are seconds of a monotonic clock; `now` is seconds since 1970.
 """
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from heliograph.blob import LEAF_BYTES, LEAVES_PER_PAGE, PAGE_SPAN_BYTES, page_c
 from heliograph.deadlines import DEADLINES
 from heliograph.delta.recipe import RECIPE_FORMAT
 from heliograph.documents import MAX_RANGES, Ask, Chunk, Grant, Offer, Want, Way
-from heliograph.errors import HeliographError, IntegrityError, NotFoundError, RefusedError
+from heliograph.errors import IntegrityError, NotFoundError, RefusedError
 from heliograph.manifest import Manifest
 from heliograph.names import Digest, Ring
 from heliograph.sender import Sender
@@ -27,60 +27,17 @@ from heliograph_hub.admission import Admission
 from heliograph_hub.denial import Denials, why
 from heliograph_hub.fleet import Node
 from heliograph_hub.pacing import RECIPE_LATER_S, cost
+from heliograph_hub.recipes import Recipes
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed
 from heliograph_hub.seals import Seals
 
-Pair = tuple[Digest, Digest]
-RECIPE_PATIENCE_S = 60.0
-"""How long a node is told `later` for one recipe; then it is offered full."""
 ROLLOUT_LATER_S = 60
 UNSEALED_LATER_S = 60
 """How long a node is put off where something can't be sealed."""
 _CACHED_PAGES = 1024
 _CACHED_LENGTHS = 4096
 _CACHED_PURPOSES = 65_536
-
-
-class Recipes:
-    """Pairs waiting for their recipe, made one at a time by whoever calls `make_next` in a thread."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._waiting: deque[Pair] = deque()
-        self._asked: dict[Pair, float] = {}
-        self.failed: dict[Pair, str] = {}
-        """Pairs for which none could be made, until the hub starts again."""
-
-    def request(self, pairs: list[Pair], now_s: float) -> list[Pair]:
-        """Those that are still being made and worth waiting for; what was not asked for before is queued."""
-        pending = []
-        for pair in self._registry.missing_recipes(pairs):
-            if pair in self.failed:
-                continue
-            if pair not in self._asked:
-                self._asked[pair] = now_s
-                self._waiting.append(pair)
-            if now_s - self._asked[pair] < RECIPE_PATIENCE_S:
-                pending.append(pair)
-        return pending
-
-    def waited_s(self, pairs: list[Pair], now_s: float) -> float:
-        """How long the newest of these has been waited for."""
-        return min((now_s - self._asked[pair] for pair in pairs if pair in self._asked), default=0.0)
-
-    def take(self) -> Pair | None:
-        """The next pair to make, if any."""
-        return self._waiting.popleft() if self._waiting else None
-
-    def make(self, pair: Pair, now: int) -> str:
-        """Makes one recipe (seconds of work) and returns a sentence about it; if it fails, full is sent."""
-        try:
-            delta = self._registry.make_recipe(*pair, now)
-        except HeliographError as error:
-            self.failed[pair] = str(error)
-            return f"no recipe from {pair[0].hex()[:12]} to {pair[1].hex()[:12]}: {error}"
-        return f"made a recipe to {pair[1].hex()[:12]}: {delta.cost_bytes} bytes in {delta.seconds:.1f} s"
 
 
 def answer(
@@ -133,7 +90,9 @@ def answer(
         later_s, reason = later(0), paused
     else:
         reads_recipes = _reads_recipes(node)
-        pending = recipes.request(registry.pairs(release, ask.bases), now_s) if reads_recipes else []
+        pairs = registry.pairs(release, ask.bases) if reads_recipes else []
+        registry.note_asked(pairs, now)
+        pending = recipes.request(pairs, now_s)
         if pending:
             waited_s = recipes.waited_s(pending, now_s)
             later_s = admission.recipe_later(node, ask.model, waited_s, now_s) if admission else RECIPE_LATER_S
@@ -313,6 +272,10 @@ class Distribution:
             return purpose is not None and is_closed(purpose)
 
         return self._sender.drop(is_dropped)
+
+    def forget_lengths(self) -> None:
+        """Blobs were dropped: what is asked for from now on is looked up anew."""
+        self._lengths.clear()
 
     def forget(self, site: str, node: str) -> None:
         """The node is gone: what it asked for is dropped."""

@@ -73,8 +73,8 @@ async def _serve(service: Service, doors: Doors | None, say: Callable[[str], Non
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     service.begin()
-    for release in service.registry.all():
-        service.request_recipes(service.registry.likely_pairs(release))
+    await asyncio.to_thread(service.request_all_recipes)
+    service.begin_recipes()
     access = service.access
     if access is None:
         broker = Broker(service.folder, service.port, HOST)

@@ -3,8 +3,8 @@
 Rule 1: a release is its manifest's digest. The same version is never added with another digest; adding the same bundle
     again changes nothing.
 Rule 2: objects are on disk before the row that names them, so that a row never names what isn't there.
-Rule 3: a recipe is made once per (base, target) and kept, with its patch, as objects like any other. Deltas never
-    chain: base and target are both files of releases.
+Rule 3: a recipe is made once per (base, target) and kept, with its patch, as objects like any other, until no node
+    needs it any more (`drop_recipes`). Deltas never chain: base and target are both files of releases.
 Rule 4: every file of every release can be had in full; a delta is offered only where it costs less.
 Rule 5: what only confidential releases are made of is secret: it is offered by sealed ways only (`Seals` makes them),
     and nobody is sent its plain bytes. A public release has no recipe from a secret base, which would tell of that.
@@ -13,18 +13,18 @@ Packing and diffing block for seconds: callers run `add` and `make_recipe` in a 
 """
 
 import contextlib
-import mmap
+import secrets
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from heliograph.blob import MAX_UNPAGED_BYTES, SHORT_DIGEST_BYTES, leaf_count
-from heliograph.delta import diff, recipe
+from heliograph.blob import SHORT_DIGEST_BYTES, leaf_count
+from heliograph.delta.file import Progress, make_file, parts
 from heliograph.documents import RecipeRef, SealRef, Way
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError
 from heliograph.manifest import File, Manifest, manifest_digest
@@ -42,6 +42,15 @@ _OWNING = (releases, recipes, sealed, seals)
 _HOW_MANY = sa.select(*(sa.select(sa.func.count()).select_from(table).scalar_subquery() for table in _OWNING))
 _CONTENT = ("file", "recipe", "patch")
 """Kinds of blobs that are a release's content in plain."""
+_OF_RECIPES = ("recipe", "patch", "sealed", "seal")
+"""Kinds of blobs that go when no row names them any more. What a release lists is of another kind, always."""
+KEEP_RECIPES_S = 14 * 86400
+"""How long a recipe stays after it was made or last asked for, whoever holds its base: as long as a fetch may take."""
+NOTE_ASKED_S = 86400
+"""It is noted at most this often that a recipe was asked for."""
+
+Maker = Callable[[Path, Path, Path, Progress | None], object]
+"""(old, new, delta file to write, progress): as `heliograph.delta.file.make_file`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,15 @@ class SealedWay:
     cost_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What went because nobody needs it."""
+
+    recipes: int
+    blobs: int
+    bytes: int
+
+
 SealedWays = Mapping[tuple[bytes, bytes], SealedWay]
 """By (base, blob); of a full way the base is empty."""
 FULL = b""
@@ -103,6 +121,9 @@ class Registry:
     def __init__(self, database: Database, objects: ObjectStore) -> None:
         self._database = database
         self.objects = objects
+        self.writing = threading.RLock()
+        """Held while objects, and the rows that name them, are made or dropped: or one thread would drop what another
+        has found to be there already."""
         self._owners: dict[bytes, tuple[Digest, ...]] = {}
         self._secret: frozenset[bytes] = frozenset()
         self._owned_as_of: tuple[int | None, ...] = ()
@@ -134,6 +155,10 @@ class Registry:
             ConfigError, RefusedError: as `pack`, and a version that is taken.
         """
         bundle = pack(folder)
+        with self.writing:
+            return self._add(bundle, now)
+
+    def _add(self, bundle: Bundle, now: int) -> tuple[Release, Bundle, bool]:
         manifest = bundle.manifest
         is_new = self.check_new(manifest)
         # Also when the release is known: what has rotted on disk since is mended by adding it again.
@@ -294,35 +319,78 @@ class Registry:
             made = {(r.base, r.target) for r in connection.execute(sa.select(recipes.c.base, recipes.c.target))}
         return [pair for pair in pairs if pair not in made]
 
-    def make_recipe(self, base: Digest, target: Digest, now: int) -> Delta:
+    def note_asked(self, pairs: Iterable[tuple[Digest, Digest]], now: int) -> None:
+        """Somebody needs the recipes of these pairs, as far as they are made."""
+        wanted = set(pairs)
+        if not wanted:
+            return
+        with self._database.read() as connection:
+            query = sa.select(recipes.c.base, recipes.c.target).where(recipes.c.asked_at <= now - NOTE_ASKED_S)
+            old = {(row.base, row.target) for row in connection.execute(query)}
+        if due := wanted & old:
+            with self._database.write() as connection:
+                for base, target in due:
+                    pair = (recipes.c.base == base, recipes.c.target == target)
+                    connection.execute(sa.update(recipes).where(*pair).values(asked_at=now))
+
+    def make_recipe(
+        self, base: Digest, target: Digest, now: int, make: Maker = make_file, progress: Progress | None = None
+    ) -> Delta:
         """Makes, keeps and returns the recipe of a pair; on disk when this returns.
 
         Raises:
             IntegrityError, NotFoundError: an object has rotted or is missing.
-            RefusedError: the recipe would exceed 1 MiB.
+            ConfigError, RefusedError: the recipe would exceed its bounds, or making it would.
         """
         for digest in (base, target):
             if not self.objects.verify(digest):
                 raise IntegrityError(f"object {digest.hex()} is missing or has rotted: add its release again")
         begun = time.monotonic()
-        with _mapped(self.objects.path(base)) as old, _mapped(self.objects.path(target)) as new:
-            made, patch = diff.make(old, new)
-        encoded = recipe.encode(made)
-        if len(encoded) > MAX_UNPAGED_BYTES:
-            raise RefusedError(f"recipe of {len(encoded)} bytes exceeds {MAX_UNPAGED_BYTES}")
-        seconds = time.monotonic() - begun
-        patch_digest, recipe_digest = self.objects.put(patch), self.objects.put(encoded)
-        delta = Delta(base, target, recipe_digest, len(encoded), patch_digest, len(patch), seconds)
-        with self._database.write() as connection:
-            note_blob(connection, recipe_digest, len(encoded), "recipe")
-            note_blob(connection, patch_digest, len(patch), "patch")
-            known = connection.execute(
-                sa.select(recipes.c.base).where(recipes.c.base == base, recipes.c.target == target)
-            )
-            if known.one_or_none() is None:
-                values = {name: getattr(delta, name) for name in Delta.__slots__}
-                connection.execute(sa.insert(recipes).values(made_at=now, **values))
+        made = self.objects.root / f".{secrets.token_hex(8)}.part"
+        try:
+            make(self.objects.path(base), self.objects.path(target), made, progress)
+            with parts(made) as (recipe, encoded, patch):
+                recipe.check_is_for(base, target, self.objects.size(target))
+                seconds = time.monotonic() - begun
+                with self.writing:
+                    digests = self.objects.put(encoded), self.objects.put_pieces(patch)
+                    delta = Delta(
+                        base, target, digests[0], len(encoded), digests[1], recipe.patch_length, round(seconds, 3)
+                    )
+                    self._note_recipe(delta, now)
+        finally:
+            made.unlink(missing_ok=True)
         return delta
+
+    def _note_recipe(self, delta: Delta, now: int) -> None:
+        with self._database.write() as connection:
+            note_blob(connection, delta.recipe, delta.recipe_length, "recipe")
+            note_blob(connection, delta.patch, delta.patch_length, "patch")
+            pair = (recipes.c.base == delta.base, recipes.c.target == delta.target)
+            if connection.execute(sa.select(recipes.c.base).where(*pair)).one_or_none() is None:
+                values = {name: getattr(delta, name) for name in Delta.__slots__}
+                connection.execute(sa.insert(recipes).values(made_at=now, asked_at=now, **values))
+
+    def drop_recipes(self, held: Collection[bytes], wanted: Collection[bytes], now: int) -> Dropped:
+        """Drops recipes that nobody needs, with their patches and all that is sealed of both.
+
+        One is needed while its base is among the files `held` by nodes and its target among those `wanted`, and for
+        `KEEP_RECIPES_S` after it was made or asked for. Nothing that another row names goes.
+        """
+        with self.writing:
+            with self._database.write() as connection:
+                query = sa.select(recipes).where(recipes.c.asked_at <= now - KEEP_RECIPES_S)
+                rows = [r for r in connection.execute(query).all() if not (r.base in held and r.target in wanted)]
+                for row in rows:
+                    connection.execute(
+                        sa.delete(recipes).where(recipes.c.base == row.base, recipes.c.target == row.target)
+                    )
+                    connection.execute(sa.delete(seals).where(seals.c.base == row.base, seals.c.blob == row.target))
+                gone = _drop_unnamed(connection) if rows else []
+            self.changed()
+            for digest, _ in gone:
+                self.objects.delete(digest)
+        return Dropped(len(rows), len(gone), sum(length for _, length in gone))
 
     # --- offers -----------------------------------------------------------------------------------------------------
 
@@ -384,20 +452,34 @@ def _sealed(way: Way, by_seal: SealedWays | None) -> Way | None:
     return way.model_copy(update={"bytes": found.cost_bytes, "seal": found.seal}) if found is not None else None
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
-    """The file as one read-only buffer."""
-    if path.stat().st_size == 0:
-        yield b""
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        yield mapping
-
-
 def note_blob(connection: sa.Connection, digest: Digest, length: int, kind: str) -> None:
-    """Has a blob served from now on; part of the caller's transaction, after the object is on disk."""
-    if connection.execute(sa.select(blobs.c.digest).where(blobs.c.digest == digest)).one_or_none() is None:
+    """Has a blob served from now on; part of the caller's transaction, after the object is on disk.
+
+    What a release lists stays that, whatever else it is; a patch that is found to be a file too becomes one.
+    """
+    known = connection.execute(sa.select(blobs.c.kind).where(blobs.c.digest == digest)).scalar_one_or_none()
+    if known is None:
         connection.execute(sa.insert(blobs).values(digest=digest, length=length, kind=kind))
+    elif known in _OF_RECIPES and kind not in _OF_RECIPES:
+        connection.execute(sa.update(blobs).where(blobs.c.digest == digest).values(kind=kind))
+
+
+def _drop_unnamed(connection: sa.Connection) -> list[tuple[Digest, int]]:
+    """Drops the rows of blobs that were made for recipes and that nothing names; returns them, to be deleted."""
+
+    def of(column: sa.Column[Any]) -> set[bytes]:
+        return set(connection.execute(sa.select(column)).scalars())
+
+    kinds = {row.digest: row for row in connection.execute(sa.select(blobs).where(blobs.c.kind.in_(_OF_RECIPES)))}
+    named = of(recipes.c.recipe) | of(recipes.c.patch)
+    plain = {digest for digest, row in kinds.items() if row.kind in ("recipe", "patch")} - named
+    for digest in plain:
+        connection.execute(sa.delete(sealed).where(sealed.c.plain == digest))
+    named |= of(sealed.c.sealed) | of(seals.c.seal)
+    gone = [(Digest(digest), row.length) for digest, row in kinds.items() if digest not in named]
+    for digest, _ in gone:
+        connection.execute(sa.delete(blobs).where(blobs.c.digest == digest))
+    return gone
 
 
 def _release(row: Any) -> Release:

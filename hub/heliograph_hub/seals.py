@@ -134,7 +134,8 @@ class Seals:
             epoch = self.epochs.newest(task.model, now)
             if (task.base, task.blob) in self.ways(task.model, epoch.number):
                 return f"{what} is sealed already"
-            cost = self._make(task, epoch)
+            with self._registry.writing:
+                cost = self._make(task, epoch)
         except HeliographError as error:
             self.failed[task] = str(error)
             return f"{what} can't be sealed: {error}"
@@ -196,6 +197,10 @@ class Seals:
 
     def drop_old(self, now: int) -> int:
         """Drops what is sealed under epochs that were over `KEEP_S` ago; returns how many blobs that were."""
+        with self._registry.writing:
+            return self._drop_old(now)
+
+    def _drop_old(self, now: int) -> int:
         with self._database.write() as connection:
             gone: set[bytes] = set()
             for table, column in ((sealed, sealed.c.sealed), (seals, seals.c.seal)):

@@ -6,7 +6,8 @@ Rule 2: retained messages are hints. They are published again whenever the link 
     broker may have come back empty; `hello` catches up on everything.
 Rule 3: no message stops the service. What can't be believed or understood is counted with its node and answered by
     nothing; only the hub's own disk or database failing ends the process.
-Rule 4: what blocks for long (packing, diffs) runs in a thread; rows and signatures are quick enough for the loop.
+Rule 4: what blocks for long (packing, sealing) runs in a thread, diffs in a process of low priority; rows and
+    signatures are quick enough for the loop.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from zoneinfo import ZoneInfo
 from heliograph.blob import sha256
 from heliograph.connection import Broker
 from heliograph.deadlines import DEADLINES
+from heliograph.delta.making import Making
 from heliograph.documents import (
     Ask,
     Assignment,
@@ -71,7 +73,7 @@ from heliograph_hub.control import Control
 from heliograph_hub.database import Database
 from heliograph_hub.denial import Denials
 from heliograph_hub.desired import Desired
-from heliograph_hub.distribution import Distribution, Purpose, Recipes, answer
+from heliograph_hub.distribution import Distribution, Purpose, answer
 from heliograph_hub.duties import Duties
 from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.epochs import Epochs
@@ -80,7 +82,8 @@ from heliograph_hub.founding import Founding, continue_offline, init_offline, in
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.news import News
 from heliograph_hub.operators import Tokens
-from heliograph_hub.registry import Registry, Release
+from heliograph_hub.recipes import Recipes, files_of, held_releases, pairs_for
+from heliograph_hub.registry import KEEP_RECIPES_S, Registry, Release
 from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
 from heliograph_hub.rollouts import Rollouts
@@ -166,7 +169,8 @@ class Service:
             self.access.write(_now())
             tls = self.access.hub_tls(_now)
             address = Broker(near(doors.listen), port, tls=tls)
-        self.recipes = Recipes(self.registry)
+        self._making = Making()
+        self.recipes = Recipes(self.registry, self._making.make)
         epochs = Epochs(self.database, folder / "keys" / "epochs", self._note_epoch)
         self.seals = Seals(self.database, self.objects, self.registry, epochs)
         self.ledger = Ledger(self.database, self._report_of)
@@ -252,7 +256,7 @@ class Service:
     def seal_again(self) -> None:
         """Has what rings are to install sealed under the newest epochs, if anything of it isn't; what else is asked
         for follows then. Call once something may have begun an epoch."""
-        directed = {row.release for models in self.told.values() for row in models.values() if row.action == "install"}
+        directed = self._directed()
         self.request_seals(release for release in self.registry.all() if release.digest in directed)
 
     def _note_epoch(self, now: int, model: str, number: int, why: str) -> None:
@@ -320,10 +324,37 @@ class Service:
                 with contextlib.suppress(TransportError):
                     await self._send("assigned", assigned.site, assigned.node, assigned.statement)
 
-    def request_recipes(self, pairs: list[tuple[Any, Any]]) -> None:
-        """Has these recipes made in the background."""
-        if self.recipes.request(pairs, time.monotonic()):
-            self._to_make.set()
+    def request_recipes(self, release: Release) -> None:
+        """Has the recipes made in the background that nodes will need to get this release.
+
+        What could not be made is tried again. Reads manifests: for a thread.
+        """
+        held = held_releases(self.fleet.nodes()).get(release.model, {})
+        self.recipes.retry(files_of(self.registry, release.digest))
+        self.recipes.request(pairs_for(self.registry, release, held), time.monotonic())
+
+    def begin_recipes(self) -> None:
+        """What is waited for is looked at now; call after `request_recipes`, in the loop."""
+        self._to_make.set()
+
+    def request_all_recipes(self) -> None:
+        """The same for every release that nodes may come to ask for: what rings are to install, and what is new."""
+        directed, now = self._directed(), _now()
+        for release in self.registry.all():
+            if release.digest in directed or release.added_at > now - KEEP_RECIPES_S:
+                self.request_recipes(release)
+
+    def drop_recipes(self) -> str:
+        """Drops recipes that no node needs any more, and says so; empty if there were none. Blocks: for a thread."""
+        held = held_releases(self.fleet.nodes())
+        bases = {file for counts in held.values() for one in counts for file in files_of(self.registry, one)}
+        wanted = {file for one in self._directed() for file in files_of(self.registry, one)}
+        gone = self.registry.drop_recipes(bases, wanted, _now())
+        return f"dropped {gone.recipes} recipes that no node needs: {gone.bytes} bytes" if gone.recipes else ""
+
+    def _directed(self) -> set[bytes]:
+        """Releases that some ring is to install."""
+        return {row.release for models in self.told.values() for row in models.values() if row.action == "install"}
 
     def _sign_assignment(self, assignment: Assignment) -> bytes:
         return self.authority.sign_statement("assign", "assignment", assignment)
@@ -539,7 +570,11 @@ class Service:
                 self._to_make.clear()
                 await self._to_make.wait()
                 continue
-            log.info(await asyncio.to_thread(self.recipes.make, pair, _now()))
+            try:
+                log.info(await asyncio.to_thread(self.recipes.make, pair, _now()))
+            except asyncio.CancelledError:
+                self._making.stop()  # or the process would wait for it to end
+                raise
             if pair not in self.recipes.failed:
                 self.seals.request_delta(*pair)
                 self._to_seal.set()
@@ -583,7 +618,7 @@ class Service:
             self.duties.flush()
 
     async def drop_old(self) -> None:
-        """Drops records that policy keeps no longer, once a day, for ever."""
+        """Drops what is kept no longer (records, sealed blobs, recipes), once a day, for ever."""
         while True:
             dropped = await asyncio.to_thread(
                 drop_old, self.database, lambda ring: self.policy_of(ring).telemetry, _now()
@@ -593,6 +628,9 @@ class Service:
             sealed = await asyncio.to_thread(self.seals.drop_old, _now())
             if sealed:
                 log.info("dropped %d sealed blobs of epochs that are over", sealed)
+            if said := await asyncio.to_thread(self.drop_recipes):
+                self.distribution.forget_lengths()
+                log.info(said)
             await asyncio.sleep(DROP_EVERY_S)
 
     def greeting(self, broker: BrokerProcess) -> list[str]:

@@ -14,17 +14,11 @@ from heliograph.transfer import BlobFetch
 from heliograph_hub.authority import Authority
 from heliograph_hub.database import Database
 from heliograph_hub.denial import Denials
-from heliograph_hub.distribution import (
-    RECIPE_LATER_S,
-    RECIPE_PATIENCE_S,
-    ROLLOUT_LATER_S,
-    Distribution,
-    Recipes,
-    answer,
-)
+from heliograph_hub.distribution import RECIPE_LATER_S, ROLLOUT_LATER_S, Distribution, answer
 from heliograph_hub.fleet import Node
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key
+from heliograph_hub.recipes import RECIPE_PATIENCE_S, Recipes
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed
 

@@ -13,10 +13,11 @@ from heliograph.policy import Budget, ModelRules, Pacing, Policy
 from heliograph.sender import Sender
 from heliograph_hub.admission import Admission
 from heliograph_hub.database import Database
-from heliograph_hub.distribution import Distribution, Purpose, Recipes, answer
+from heliograph_hub.distribution import Distribution, Purpose, answer
 from heliograph_hub.fleet import Node
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.pacing import MAX_LATER_S, MIN_LATER_S
+from heliograph_hub.recipes import Recipes
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Paused, Signed
 

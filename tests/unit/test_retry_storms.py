@@ -25,10 +25,11 @@ from heliograph.objects import ObjectStore
 from heliograph.policy import Budget, Pacing, Policy
 from heliograph_hub.admission import Admission
 from heliograph_hub.database import Database
-from heliograph_hub.distribution import Recipes, answer
+from heliograph_hub.distribution import answer
 from heliograph_hub.fleet import Node
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.pacing import ASKS_PER_HOUR, ASKS_PER_RECIPE
+from heliograph_hub.recipes import Recipes
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Paused, Signed
 from heliograph_site.happenings import Admitted

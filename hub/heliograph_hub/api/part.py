@@ -1,5 +1,6 @@
 """What each subject of the API stands on: the service, and how releases are found, named and shown as denied."""
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from heliograph.errors import RefusedError
@@ -24,6 +25,34 @@ class Part:
     def names(self) -> dict[bytes, str]:
         """Every release's name, by digest."""
         return {release.digest: release.name for release in self._service.registry.all()}
+
+    def holders(self, model: str) -> dict[bytes, list[str]]:
+        """Which releases of a model have a file of this digest."""
+        holders: dict[bytes, list[str]] = {}
+        for release in self._service.registry.all():
+            if release.model == model:
+                for file in self._service.registry.manifest(release).files:
+                    holders.setdefault(file.sha256, []).append(release.name)
+        return holders
+
+    def making(self, release: Release) -> list[dict[str, Any]]:
+        """Deltas to a release that aren't made yet: how far each is, in the order in which they are made."""
+        files = {file.sha256: file for file in self._service.registry.manifest(release).files}
+        pending = self._service.recipes.pending(files, time.monotonic())
+        holders = self.holders(release.model) if pending else {}
+        return [
+            {
+                "file": files[one.target].name,
+                "base": one.base.hex(),
+                "from": holders.get(one.base, []),
+                "state": one.state,
+                "seconds": round(one.seconds, 1),
+                "done_bytes": one.done_bytes,
+                "bytes": files[one.target].length,
+                "why": one.why,
+            }
+            for one in pending
+        ]
 
     def refuse_denied(self, release: Release) -> None:
         """Nothing is done for a denied release."""

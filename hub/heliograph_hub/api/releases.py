@@ -62,7 +62,8 @@ class Releases(Part):
             _shares(release, name, other) for name, other in await asyncio.to_thread(service.registry.shared, release)
         ]
         service.announce()
-        service.request_recipes(await asyncio.to_thread(service.registry.likely_pairs, release))
+        await asyncio.to_thread(service.request_recipes, release)
+        service.begin_recipes()
         service.request_seals([release])
         return {
             "release": release.name,
@@ -93,11 +94,11 @@ class Releases(Part):
         return [self._summary(release) for release in self._service.registry.all()]
 
     async def show_release(self, name: str) -> Answer:
-        """One release: files, duties, and the deltas made to it."""
+        """One release: files, duties, the deltas made to it, and those that are being made."""
         service = self._service
         release = self.find(name)
         manifest = service.registry.manifest(release)
-        holders = self._holders(release.model)
+        holders = self.holders(release.model)
         deltas, by_seal = [], self._by_seal(release)
         fulls = {file.sha256: transfer_bytes(file.length) for file in manifest.files}
         if release.confidential:
@@ -127,6 +128,7 @@ class Releases(Part):
             "files": files,
             "full_bytes": sum(fulls.values()),
             "deltas": deltas,
+            "making": self.making(release),
             "costs": self._costs(release),
             "sites": [
                 {"site": site, "bytes_sent": count}
@@ -220,15 +222,6 @@ class Releases(Part):
             "files": len(manifest.files),
             "bytes": sum(file.length for file in manifest.files),
         }
-
-    def _holders(self, model: str) -> dict[bytes, list[str]]:
-        """Which releases of a model have a file of this digest."""
-        holders: dict[bytes, list[str]] = {}
-        for release in self._service.registry.all():
-            if release.model == model:
-                for file in self._service.registry.manifest(release).files:
-                    holders.setdefault(file.sha256, []).append(release.name)
-        return holders
 
 
 def _sealed_bytes(by_seal: SealedWays, base: bytes, blob: bytes, *lengths: int) -> int:

@@ -1,5 +1,6 @@
 """[IO] Rollouts: a release through the rings."""
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -44,6 +45,8 @@ class Rollouts(Part):
         self.refuse_denied(release)
         service.rollouts.start(release, now())
         service.announce()
+        await asyncio.to_thread(service.request_recipes, release)
+        service.begin_recipes()
         return self._rollout(release)
 
     async def promote_rollout(self, name: str, body: dict[str, Any]) -> Answer:
@@ -158,6 +161,7 @@ class Rollouts(Part):
             "denied": self.denied(release),
             "paused": None if paused is None else {"let_running": paused.lets_running},
             "said": [],
+            "making": self.making(release),
             "bytes_sent": sum(sent.values()),
             "sites": [{"site": site, "bytes_sent": count} for site, count in sent.items()],
             "rings": [

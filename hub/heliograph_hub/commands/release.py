@@ -22,6 +22,7 @@ from heliograph_hub.commands.terminal import (
     of_needed,
     print_json,
     say,
+    show_making,
     table,
 )
 
@@ -185,7 +186,7 @@ def release_list(where: Hub = "", as_json: Json = False) -> None:
 
 @app.command("show")
 def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> None:
-    """Show one release: its files, who signed, what each delta to it costs, and what each site was sent of it.
+    """Show one release: its files, who signed, what deltas to it cost or how far they are, what each site was sent.
 
     Example: heliograph release show digits@1.1.0 --hub ./hub
     """
@@ -216,6 +217,7 @@ def release_show(name: ReleaseName, where: Hub = "", as_json: Json = False) -> N
                 for d in answer["deltas"]
             ],
         )
+    show_making(answer["making"])
     if answer["costs"]:
         table(("node holds", "bytes to fetch"), [(held, str(cost)) for held, cost in answer["costs"].items()])
     if answer["sites"]:

@@ -18,6 +18,7 @@ from heliograph_hub.commands.terminal import (
     group,
     print_json,
     say,
+    show_making,
     table,
     when,
 )
@@ -234,6 +235,7 @@ def _show_rollout(answer: dict[str, Any], as_json: bool) -> None:
             print(f"{refusal['node']} refused: {refusal['reason']}")
         for waiting in ring["waiting"]:
             print(f"{waiting['node']} waits: {waiting['reason']}")
+    show_making(answer["making"])
     if answer["sites"]:
         table(("site", "bytes sent"), [(s["site"], str(s["bytes_sent"])) for s in answer["sites"]])
 

@@ -109,3 +109,21 @@ def when(at: int) -> str:
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def show_making(rows: list[dict[str, Any]]) -> None:
+    """Deltas that aren't made yet, if there are any, and how far each is."""
+    if rows:
+        table(
+            ("delta of", "from", "state", "seconds", "bytes done"),
+            [
+                (
+                    row["file"],
+                    ", ".join(row["from"]) or row["base"][:16],
+                    row["state"] + (f": {row['why']}" if row["why"] else ""),
+                    f"{row['seconds']:.0f}",
+                    f"{row['done_bytes']} of {row['bytes']}",
+                )
+                for row in rows
+            ],
+        )

@@ -170,6 +170,19 @@ def show_file(patch: Path) -> Facts:
     }
 
 
+@contextmanager
+def parts(delta: Path) -> Iterator[tuple[Recipe, bytes, Iterator[bytes]]]:
+    """The recipe of a delta file, parsed and as it is encoded, and its patch in pieces, after the checks for applying.
+
+    Raises:
+        IntegrityError: it is damaged or hostile.
+        NotFoundError, ConfigError: it can't be read.
+    """
+    with _opened(delta) as file:
+        recipe, length = _read_recipe(file)
+        yield recipe, read_exactly(file.fd, HEADER_BYTES, length), _runs(file, HEADER_BYTES + length)
+
+
 def peak_rss_bytes() -> int | None:
     """The most memory this process has had resident since it began; None where the kernel doesn't say (not Linux)."""
     try:
