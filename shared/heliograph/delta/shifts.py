@@ -34,6 +34,8 @@ _CHUNK_BYTES = 1 << 18
 _MAX_ANCHORS = 1 << 18
 _LEAST_GAIN = 0.05
 _LEAST_VOTED_BYTES = 1 << 10
+_FAR_BYTES = 256 << 10
+"""Votes farther apart say nothing of what stands between them."""
 _SAMPLES, _SAMPLE_BYTES = 8, 256
 _WINDOWS = ((1, 32), (8, 16), (1, 8))
 """Distance of the bytes of a window, and how many there are: a power of two."""
@@ -178,13 +180,14 @@ class _Finder:
         at, shifts = at[is_heard], shifts[is_heard]
         if not len(at):
             return []
-        turns = np.flatnonzero(np.diff(shifts, prepend=shifts[0] - 1))
+        is_turn = (np.diff(shifts, prepend=shifts[0] - 1) != 0) | (np.diff(at, prepend=at[0]) > _FAR_BYTES)
+        turns = np.flatnonzero(is_turn)
         ends = np.append(turns[1:], len(shifts)) - 1
         found: list[tuple[Piece, int]] = []
         for turn, last in zip(turns.tolist(), ends.tolist(), strict=True):
             piece = Piece(int(at[turn]), int(at[last]) + reach, int(shifts[turn]))
             # Content that repeats in the old blob votes for its first place, though it went on at the shift before.
-            if found and self._goes_on(found[-1][0], piece):
+            if found and piece.start - found[-1][0].end <= _FAR_BYTES and self._goes_on(found[-1][0], piece):
                 before, count = found[-1]
                 found[-1] = replace(before, end=piece.end), count + last - turn + 1
             else:
@@ -192,7 +195,7 @@ class _Finder:
         strong = [piece for piece, count in found if count >= 2 and self._is_strong(piece)]
         joined: list[Piece] = []
         for piece in strong:
-            if joined and joined[-1].shift == piece.shift:
+            if joined and joined[-1].shift == piece.shift and piece.start - joined[-1].end <= _FAR_BYTES:
                 joined[-1] = replace(joined[-1], end=piece.end)
             else:
                 joined.append(piece)
