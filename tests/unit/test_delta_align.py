@@ -274,6 +274,14 @@ def test_blocks_of_a_dump_that_changed_places_are_cut_between_elements() -> None
         assert abs(span.new - place * size) <= 64
 
 
+def test_what_stands_between_two_blocks_of_one_shift_keeps_its_own() -> None:
+    old, new = array("", base := weights(4 * MIB), "I8").data, array("", trained(base), "I8").data
+    size = 512 * KIB
+    order = [1, 0, 3, 2, 5, 4, 7, 6]  # every second block is at the same shift
+    got = shifts(old, b"".join(new[index * size : (index + 1) * size] for index in order))
+    assert [shift for _, _, shift in got] == [(index - place) * size for place, index in enumerate(order)]
+
+
 def test_unchanged_and_unlike_bytes_have_no_type() -> None:
     assert {span.dtype for span in spans_of(NOISE, NOISE[5:])} == {None}
     assert aligned(b"", NOISE) == [Span(0, len(NOISE), None, None)]
