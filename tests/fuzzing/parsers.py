@@ -22,8 +22,11 @@ import modelfiles
 import realms
 from heliograph import deny, documents, metadata, names, protocol, sealing, statement, trust, vouching, wire
 from heliograph.blob import LEAF_BYTES, Digest, check_page, describe, page_of, sha256, short_digest
-from heliograph.delta import diff
+from heliograph.delta import diff, numeric
 from heliograph.delta import recipe as recipes
+from heliograph.delta.dtypes import Dtype
+from heliograph.delta.edits import Edit, encoded
+from heliograph.delta.packing import lzma_packed
 from heliograph.delta.patch import dictionary, rebuild_segment
 from heliograph.delta.tensors import tables
 from heliograph.documents import Chunk, Denials, Document
@@ -140,6 +143,37 @@ def _patch(data: bytes) -> object:
     op, spans = (recipes.DICT, ((0, min(len(old), 60_000)),)) if data[:1] > b"\x80" else (recipes.FULL, ())
     segment = recipes.Segment(length, op, spans, (0, len(data[1:])), short_digest(bytes(length)))
     return rebuild_segment(segment, lambda at, size: old[at : at + size], data[1:])
+
+
+def _elements(data: bytes) -> object:
+    """The first bytes say which operation, over which elements, how many bytes of them, and their second parameter."""
+    op, dtype, size, param, *_ = data[:4].ljust(4, b"\0")
+    op = (recipes.SUB, recipes.SUB_RANS, recipes.XOR, recipes.SHUFFLE, recipes.TUPLES, recipes.XZ)[op % 6]
+    old = _delta()[2]
+    length = 1 + 37 * size
+    params = {recipes.TUPLES: bytes([param % 2]), recipes.XZ: b"", recipes.SHUFFLE: bytes([1 + dtype % 14, param % 2])}
+    one = bytes([1 + dtype % 14]) + (bytes([param % 13]) if op == recipes.SUB_RANS else b"")
+    spans: tuple[tuple[int, int], ...] = ((0, length),) if length <= 100 else ((0, 100), (7, length - 100))
+    if op in (recipes.SHUFFLE, recipes.XZ):
+        spans = ()
+    segment = recipes.Segment(length, op, spans, (0, len(data[4:])), short_digest(bytes(length)), params.get(op, one))
+    return rebuild_segment(segment, lambda at, count: old[at : at + count], data[4:])
+
+
+def _elements_seeds() -> list[bytes]:
+    new = bytes(1 + 37 * 60)
+    old = _delta()[2][:100] + _delta()[2][7 : 7 + len(new) - 100]
+    frame = zstandard.ZstdCompressor().compress
+
+    def begin(op: int, dtype: Dtype, param: int = 0) -> bytes:
+        return bytes([op, dtype - 1, 60, param])
+
+    dtypes = (Dtype.I8, Dtype.I4, Dtype.BF16, Dtype.F32, Dtype.F64)
+    coded = [begin(1, dtype, 2) + numeric.rans_patch(old, new, dtype, 2) for dtype in dtypes]
+    subs = [begin(0, dtype) + frame(numeric.sub_plain(old, new, dtype)) for dtype in dtypes]
+    xors = [begin(2, dtype) + frame(numeric.xor_plain(old, new, dtype)) for dtype in dtypes]
+    tuples = begin(4, Dtype.U8) + frame(encoded([Edit(0, 2000, 221)], old, new))
+    return [*coded, *subs, *xors, begin(3, Dtype.F32) + frame(new), tuples, begin(5, Dtype.U8) + lzma_packed(new)]
 
 
 def _patch_seeds() -> list[bytes]:
@@ -516,6 +550,10 @@ PARSERS: dict[str, Parser] = {
     "box": Parser(PrivateKey.generate(bytes(32)).open_box, (IntegrityError,),
                   lambda: [sealing.grant_box(bytes(32), PrivateKey.generate(bytes(32)).public.raw, bytes(32))],
                   ("heliograph.signing:PrivateKey.open_box",)),
+    "patch of elements": Parser(_elements, (IntegrityError,), _elements_seeds, (
+        "heliograph.delta.numeric:sub_rebuilt", "heliograph.delta.numeric:rans_rebuilt",
+        "heliograph.delta.numeric:xor_rebuilt", "heliograph.delta.numeric:shuffle_rebuilt",
+        "heliograph.delta.edits:rebuilt", "heliograph.delta.packing:unpacked"), 1 << 14, 0.5),
     "patch": Parser(_patch, (IntegrityError,), _patch_seeds, ("heliograph.delta.patch:rebuild_segment",), 1 << 18),
     "tensor tables": Parser(tables, (), _model_files, ("heliograph.delta.tensors:tables",), 1 << 17, 0.5),
     "metadata": Parser(_metadata, OURS, _metadata_seeds, (

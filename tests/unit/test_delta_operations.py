@@ -1,5 +1,6 @@
 """Each operation, forced on each dtype: exact whatever the elements are; hostile streams are refused within bounds."""
 
+import hashlib
 import random
 import subprocess
 import sys
@@ -196,6 +197,46 @@ def test_a_coded_stream_that_is_cut_or_longer_or_flipped_is_refused_or_gives_oth
         except IntegrityError:
             refused += 1
     assert refused > 5
+
+
+def test_a_coded_stream_uses_all_its_words_and_ends_where_lanes_began() -> None:
+    words = int.from_bytes(STREAM[:4], "little")
+    behind = 4 + 4 * 16 + 2 * words
+    with pytest.raises(IntegrityError, match=f"uses {words} of its {words + 1} words"):
+        decoded((words + 1).to_bytes(4, "little") + STREAM[4:behind] + b"ab" + STREAM[behind:])
+    # One element, one lane: the state says the token, and is left where no encoder begins.
+    whole = numeric.rans_patch(b"\0", b"\0", Dtype.I8, 0)
+    assert numeric.rans_rebuilt(b"\0", whole, 1, Dtype.I8, 0) == b"\0"
+    with pytest.raises(IntegrityError, match="doesn't end where it should"):
+        numeric.rans_rebuilt(b"\0", whole[:4] + b"\xff\xff\xff\xff", 1, Dtype.I8, 0)
+
+
+def test_elements_become_integers_in_the_order_of_their_values() -> None:
+    for dtype, values in (
+        (Dtype.U8, np.array([0, 1, 127, 128, 255], "<u1")),
+        (Dtype.I16, np.array([-32768, -1, 0, 1, 32767], "<i2")),
+        (Dtype.U32, np.array([0, 1, 1 << 31, (1 << 32) - 1], "<u4")),
+        (Dtype.F16, np.array([-np.inf, -1, -6e-8, -0.0, 0, 6e-8, 1, np.inf], "<f2")),
+        (Dtype.F32, np.array([-np.inf, -1, -1e-45, -0.0, 0, 1e-45, 1, np.inf], "<f4")),
+        (Dtype.F64, np.array([-np.inf, -1, -5e-324, -0.0, 0, 5e-324, 1, np.inf], "<f8")),
+    ):
+        order = elements.ordered(elements.elements_from(values.tobytes(), dtype), dtype).astype(np.int64)
+        assert (order[1:] > order[:-1]).all(), dtype
+        assert abs(int(order[0]) + int(order[-1]) + 1) <= 1, f"{dtype}: its middle is at 0"
+
+
+def test_what_is_packed_today_is_what_was_packed_before() -> None:
+    # Streams cross the link and are kept: both sides must learn the same tables for ever.
+    digest = hashlib.sha256()
+    chance = random.Random(11)
+    old = bytes(a & b for a, b in zip(chance.randbytes(40_000), chance.randbytes(40_000), strict=True))
+    new = bytes((byte + step % 3 - 1) & 255 for byte, step in zip(old, chance.randbytes(40_000), strict=True))
+    for dtype in Dtype:
+        digest.update(numeric.rans_patch(old, new, dtype, 6))
+        digest.update(numeric.sub_plain(old, new, dtype))
+        digest.update(numeric.xor_plain(old, new, dtype) + numeric.shuffle_plain(new, dtype))
+    digest.update(edits.encoded([Edit(300, 400, 5), Edit(0, 300, 7)], old, new[:712]))
+    assert digest.hexdigest() == "9ba6fbde786623e1ef98cb96dd400ff16a4169ce7b852a09a8d1a5395cb673b5"
 
 
 @settings(max_examples=60)
