@@ -8,6 +8,7 @@ content no longer fits their name. Rules:
 3. Several processes may use one store; names are only ever added by rename.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -61,6 +62,26 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Puts `data` at `path`, replacing what is there; on disk when this returns, all or nothing."""
     with replacing(path, mode) as file:
         file.write(data)
+
+
+def reserve(fd: int, length: int) -> None:
+    """Gives an open file this length, and room on the disk for all of it; what stands in it stays.
+
+    Raises:
+        OSError: there is no room for it; the file is as long as it was.
+    """
+    before = os.fstat(fd).st_size
+    try:
+        if length and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, length)
+    except OSError as error:
+        os.ftruncate(fd, before)
+        if error.errno not in (
+            errno.EOPNOTSUPP,
+            errno.EINVAL,
+        ):  # a file system that can't: found out when it is written
+            raise
+    os.ftruncate(fd, length)
 
 
 def digest_of_file(path: Path) -> Digest:

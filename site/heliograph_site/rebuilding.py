@@ -20,6 +20,7 @@ from heliograph.blob import LEAF_BYTES, short_digest
 from heliograph.delta.apart import Apart
 from heliograph.delta.recipe import Recipe, Segment
 from heliograph.errors import IntegrityError, NotFoundError
+from heliograph.objects import reserve
 from heliograph.sealing import PLAIN_LEAF_BYTES, open_leaf, seal_range, sealed_length
 from heliograph.source import Source
 from heliograph_site.holdings import Holding, Holdings
@@ -217,9 +218,13 @@ class Rebuild:
         return not self._todo
 
     def open(self) -> None:
-        """Opens or makes the file and finds out which segments stand there already. Reads all of it: slow."""
+        """Opens or makes the file and finds out which segments stand there already. Reads all of it: slow.
+
+        Raises:
+            OSError: the disk has no room for all of it.
+        """
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.ftruncate(self._fd, self._target.length)
+        reserve(self._fd, self._target.length)
         self._todo = self._target.lacks(self._fd)
 
     def ready(self, patch: PartialBlob | None) -> list[int]:

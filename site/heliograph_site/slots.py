@@ -24,7 +24,7 @@ from heliograph.documents import Grant
 from heliograph.errors import IntegrityError, NotFoundError
 from heliograph.manifest import File, Manifest
 from heliograph.names import Digest
-from heliograph.objects import write_durably
+from heliograph.objects import reserve, write_durably
 from heliograph.sealing import sealed_length
 from heliograph.transfer import MAX_SMALL_BYTES, Arrival, BlobFetch
 from heliograph_site.holdings import Holdings, OpenBox, no_key
@@ -57,10 +57,14 @@ class PartialBlob:
         self._pages: BinaryIO | None = None
 
     def open(self) -> int:
-        """Opens or makes the files and returns how many leaves verify already. Reads all that is there: slow."""
+        """Opens or makes the files and returns how many leaves verify already. Reads all that is there: slow.
+
+        Raises:
+            OSError: the disk has no room for all of it.
+        """
         pages, whole = _read_pages(self._pages_path, page_count(self.fetch.length))
         self._file = open(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)  # noqa: PTH123, SIM115 - a descriptor, closed by close()
-        os.ftruncate(self._file.fileno(), self.fetch.length)
+        reserve(self._file.fileno(), self.fetch.length)
         self._pages = self._pages_path.open("ab", buffering=0)
         os.ftruncate(self._pages.fileno(), whole)
         return self.fetch.restore(pages, self.read)

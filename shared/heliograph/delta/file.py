@@ -26,7 +26,7 @@ from heliograph.delta import recipe as recipes
 from heliograph.delta.apart import Apart
 from heliograph.delta.recipe import OPS, Recipe
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError
-from heliograph.objects import COPY_BYTES, replacing
+from heliograph.objects import COPY_BYTES, replacing, reserve
 from heliograph.source import Source, read_exactly
 
 MAGIC = b"heliodlt"
@@ -100,6 +100,7 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
         done = 0
         child_bytes = 0
         with _writing(new), replacing(new, 0o666) as file:
+            reserve(file.fileno(), recipe.target_length)  # a full disk is found here
             apart = Apart(Source(old_file.fd), Source(patch_file.fd, HEADER_BYTES + recipe_length))
             try:
                 for segment in recipe.segments:
