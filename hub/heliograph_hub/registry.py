@@ -7,7 +7,8 @@ Rule 3: a recipe is made once per (base, target) and kept, with its patch, as ob
     needs it any more (`drop_recipes`). Deltas never chain: base and target are both files of releases.
 Rule 4: every file of every release can be had in full; a delta is offered only where it costs less.
 Rule 5: what only confidential releases are made of is secret: it is offered by sealed ways only (`Seals` makes them),
-    and nobody is sent its plain bytes. A public release has no recipe from a secret base, which would tell of that.
+    and nobody is sent its plain bytes. A recipe from a secret base, and its patch, would tell of that: they are secret
+    whatever they lead to, and a public release is offered no such way.
 
 Packing and diffing block for seconds: callers run `add` and `make_recipe` in a thread.
 """
@@ -226,7 +227,7 @@ class Registry:
         return self._owners.get(blob, ())
 
     def is_secret(self, blob: Digest) -> bool:
-        """Whether these are plain bytes that no public release has: nobody is sent them.
+        """Whether these are plain bytes that no public release has, or tell of such: nobody is sent them.
 
         What belongs to a release whose manifest has rotted is secret too, as far as is known.
         """
@@ -251,22 +252,29 @@ class Registry:
         with self._database.read() as connection:
             known = tuple(connection.execute(_HOW_MANY).one())
         if known != self._owned_as_of:
-            self._owners = self._find_owners()
-            self._secret, self._owned_as_of = self._find_secret(), known
+            files = self._find_files()
+            self._owners = self._find_owners(files)
+            self._secret, self._owned_as_of = self._find_secret(files), known
 
-    def _find_secret(self) -> frozenset[bytes]:
+    def _find_secret(self, files: Mapping[bytes, Collection[Digest]]) -> frozenset[bytes]:
         with self._database.read() as connection:
             public = set(connection.execute(sa.select(releases.c.digest).where(releases.c.confidential == 0)).scalars())
             content = connection.execute(sa.select(blobs.c.digest).where(blobs.c.kind.in_(_CONTENT))).scalars().all()
-        return frozenset(blob for blob in content if public.isdisjoint(self._owners.get(blob, ())))
+            rows = connection.execute(sa.select(recipes)).all()
+        plain = {file for file, owners in files.items() if not public.isdisjoint(owners)}
+        open_rows = [row for row in rows if row.base in plain and row.target in plain]
+        return frozenset(content) - plain - {digest for row in open_rows for digest in (row.recipe, row.patch)}
 
-    def _find_owners(self) -> dict[bytes, tuple[Digest, ...]]:
+    def _find_files(self) -> dict[bytes, list[Digest]]:
         files: dict[bytes, list[Digest]] = {}
         for release in reversed(self.all()):
             with contextlib.suppress(IntegrityError, NotFoundError):  # a manifest that rotted: nothing of it is served
                 for digest in {bytes(file.sha256) for file in self.manifest(release).files}:
                     files.setdefault(digest, []).append(release.digest)
             files.setdefault(release.digest, []).append(release.digest)
+        return files
+
+    def _find_owners(self, files: Mapping[bytes, Collection[Digest]]) -> dict[bytes, tuple[Digest, ...]]:
         owners = {digest: tuple(found) for digest, found in files.items()}
         with self._database.read() as connection:
             rows = connection.execute(sa.select(recipes.c.target, recipes.c.recipe, recipes.c.patch)).all()
@@ -417,6 +425,8 @@ class Registry:
                 continue
             full[file.sha256] = way
             made = [d for d in self.deltas_to(file.sha256) if d.base in held and not is_denied(d.recipe)]
+            if not manifest.confidential:
+                made = [d for d in made if not (self.is_secret(d.recipe) or self.is_secret(d.patch))]
             deltas = [
                 _sealed(_way(file, delta), by_seal) if manifest.confidential else _way(file, delta) for delta in made
             ]

@@ -147,6 +147,33 @@ def test_a_public_release_has_no_recipe_from_a_secret_base(realm):
     assert secret.confidential and not public.confidential
 
 
+def test_attack_the_way_from_a_secret_file_to_one_that_became_public_tells_nobody_of_the_first(realm):
+    """A recipe's patch and its public target give back the base."""
+    old, new = realm.add("1.0.0", OLD), realm.add("1.1.0", NEW)
+    realm.offer(new, held=old)
+    public = realm.add("1.2.0", NEW, confidential=False)
+    assert [(way.kind, way.seal) for way in realm.ask(public, held=old).ways] == [("full", None)]
+    (delta,) = realm.registry.deltas_to(sha256(NEW))
+    for secret in (delta.recipe, delta.patch):
+        with pytest.raises(RefusedError, match="is confidential"):
+            realm.distribution.take("lab", "pi-1", Want(handle=HANDLE, blob=secret, ranges=((0, 1),)), 0.0)
+    assert [(way.kind, way.seal is None) for way in realm.offer(new, held=old).ways] == [
+        ("delta", False),
+        ("full", False),
+    ]
+
+
+def test_a_public_release_keeps_its_deltas_from_public_files_beside_confidential_ones(realm):
+    old, new = realm.add("1.0.0", OLD, confidential=False), realm.add("1.1.0", NEW, confidential=False)
+    realm.recipes.request(realm.registry.pairs(new, [sha256(OLD)]), 0.0)
+    realm.work()
+    realm.add("1.2.0", OLD + NEW)
+    delta, full = realm.ask(new, held=old).ways
+    assert (delta.kind, delta.seal, full.kind) == ("delta", None, "full")
+    want = Want(handle=HANDLE, blob=delta.recipe.sha256, ranges=((0, 1),))
+    assert realm.distribution.take("lab", "pi-1", want, 0.0) == 1
+
+
 def test_what_belongs_to_a_release_whose_manifest_has_rotted_is_taken_for_secret(realm):
     release = realm.add("1.0.0", OLD)
     path = realm.registry.objects.path(release.digest)
