@@ -69,6 +69,9 @@ def of_elements(new: bytes, old: tuple[Range, ...], read_old: ReadOld, dtype: Dt
     before = b"".join([read_old(*span) for span in old])
     number = bytes([dtype])
     ways = [*coded(new, before, old, dtype)] if len(new) >= dtype.item_bytes else []
+    if dtype == Dtype.U8 and len(new) >= _SMALL_BYTES:
+        # Blocks of quantised weights: a scale of 16 bits before each. As pairs of bytes they may be better told apart.
+        ways += coded(new, before, old, Dtype.F16)
     plains = [
         (SUB, old, number, numeric.sub_plain(before, new, dtype)),
         (XOR, old, number, numeric.xor_plain(before, new, dtype)),
