@@ -1,14 +1,12 @@
-"""The policies of the node's ring and the configs of its models: held as signed, verified again whenever they are used.
+"""The policies of the node's ring and the configs of its models: which are taken, kept and in force.
 
-Which of them go together with a release says `heliograph.tuples`; here stands what is held, what it is worth now, and
-what a machine makes of it.
+Which of them go together with a release says `heliograph.tuples`; what is held, and what that is worth now, `papers`;
+here stands what a machine makes of it.
 
-Rule 1: what verified is kept, also where this version can't obey it: that is declined, in words, and told.
-Rule 2: several numbers of a scope are held: what is in force, what machines keep, and what came since. Nothing below
+Rule 1: several numbers of a scope are held: what is in force, what machines keep, and what came since. Nothing below
     the number that the newest timestamp names is taken, unless it was asked for.
-Rule 3: a number counts as long as the signatures of its document do. What is in force stays so until a document that
-    verifies has come since; that one needs no higher number.
-Rule 4: what is of another ring is never in force, but for the former ring's: for each model until one of the new ring's
+Rule 2: what is in force stays so until a document that verifies has come since; that one needs no higher number.
+Rule 3: what is of another ring is never in force, but for the former ring's: for each model until one of the new ring's
     is in force for it. Nothing is made of the new ring's lack, nor of what is only held of it.
 """
 
@@ -18,20 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from heliograph import tuples
-from heliograph.documents import Declined, Heads, Numbers
-from heliograph.errors import IntegrityError, TrustError
+from heliograph.documents import Declined, Numbers
 from heliograph.manifest import Manifest
 from heliograph.names import Ring
 from heliograph.policy import Config, Policy, no_config, no_policy
-from heliograph.protocol import STATEMENTS, Topic
-from heliograph.statement import parse
+from heliograph.protocol import Topic
 from heliograph.trust import TrustedSet
-from heliograph.versions import why_too_old
-from heliograph.vouching import UnknownTypeError, verify
-from heliograph.wire import unpack
 from heliograph_site.happenings import Matched, Passed
 from heliograph_site.journal import Paper
 from heliograph_site.memory import FailMode, Memory, Pointer
+from heliograph_site.papers import SCOPES, Papers, Shelf
 
 log = logging.getLogger("heliograph.agent")
 
@@ -40,18 +34,11 @@ MAX_PAPERS = 64
 and each answer has to be here still when the next one is judged: with too few the same would be asked for ever."""
 MAX_MANIFESTS = 64
 """At hand."""
-SCOPES = {"policy": "ring", "config": "model"}
 NO_NUMBERS = Numbers()
 
 
-class Shelf(Protocol):
-    """What the journal does for papers."""
-
-    def papers(self) -> tuple[Paper, ...]:
-        """Every one held."""
-
-    def shelve(self, *papers: Paper, drop: tuple[Paper, ...] = ()) -> None:
-        """Keeps and forgets, in one transaction."""
+class Memories(Shelf, Protocol):
+    """What the journal does for papers, and what machines remember."""
 
     def models(self) -> tuple[str, ...]:
         """Models with a machine."""
@@ -77,7 +64,7 @@ class Rulebook:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: Memories,
         realm: str,
         trusted: Callable[[], TrustedSet],
         ring: Callable[[], Ring | None],
@@ -88,18 +75,12 @@ class Rulebook:
         self._shelf, self._realm = shelf, realm
         self._trusted, self._ring, self._now = trusted, ring, now
         self._load_manifest = manifests
-        self._papers: dict[tuple[str, str], dict[int, Paper]] = {}
-        for paper in shelf.papers():
-            self._papers.setdefault((paper.kind, paper.scope), {})[paper.number] = paper
-        self._opened: dict[bytes, Policy | Config | str] = {}
-        self._counts: dict[bytes, bool] = {}
-        self._counted_under: TrustedSet | None = None
+        self._papers = Papers(shelf, realm, trusted)
         self._manifests: dict[bytes, Manifest] = {}
         self._asked: dict[tuple[str, str], int] = {}
         # Worked out once for what it was worked out from: machines ask after every step.
         self._held: dict[tuple[str, str, bool, bool], tuple[object, tuples.Held]] = {}
         self._held_under: TrustedSet | None = None
-        self._heads: tuple[TrustedSet, Heads] | None = None
         self._ruled: tuple[TrustedSet, Ring | None, bool, str] | None = None
         self._chosen: dict[str, tuple[tuples.Held, tuples.Choice]] = {}
         self._lacked: dict[str, tuple[tuples.Held, tuples.Lacks]] = {}
@@ -118,8 +99,8 @@ class Rulebook:
         kind, scope = row.name, names[SCOPES[row.name]]
         if kind == "policy" and scope != self._ring():
             return False  # kept by the broker for a ring that this node has left
-        number = self._believed(row, scope, payload)
-        held = self._papers.get((kind, scope), {})
+        number = self._papers.believed(row, scope, payload)
+        held = self._papers.of(kind, scope)
         asked = self._asked.get((kind, scope), 0)
         is_asked = number <= asked
         known = held.get(number)
@@ -128,38 +109,21 @@ class Rulebook:
                 return False
             self._keep(replace(known, newest_until=asked))
             return True
-        newest = max((paper.number for paper in held.values() if self._is_signed(paper)), default=0)
-        if not is_asked and (number <= newest or number < self._head(kind, scope)):
+        newest = max((paper.number for paper in held.values() if self._papers.is_signed(paper)), default=0)
+        if not is_asked and (number <= newest or number < self._papers.head(kind, scope)):
             return False
         self._keep(Paper(kind, scope, number, payload, self._now(), asked if is_asked and is_answer else 0))
         log.info("%s %s %d has come", kind, scope, number)
         return True
 
-    def _believed(self, row: Topic, scope: str, payload: bytes) -> int:
-        """The number of a document that its role signed, for this realm and scope; its fields may be unknown here."""
-        statement = parse(payload)
-        if statement.type not in STATEMENTS:
-            raise UnknownTypeError(f"statement of unknown type {statement.type!r} on topic {row.pattern}")
-        if statement.type != row.statement:
-            raise TrustError(f"{statement.type} statement came on topic {row.pattern}, which carries {row.statement}")
-        what = SCOPES[row.name]
-        body = unpack(verify(self._trusted(), statement, STATEMENTS[row.name].format(**{what: scope})))
-        if not isinstance(body, dict):
-            raise IntegrityError(f"{row.name} is not a map")
-        for field, mine in (("realm", self._realm), (what, scope)):
-            if body.get(field) != mine:
-                raise TrustError(f"{row.name} is for {field} {str(body.get(field))[:60]}, not for {field} {mine}")
-        number = body.get("number")
-        if type(number) is not int or not 0 < number < 1 << 63:
-            raise IntegrityError(f"{row.name} has no number")
-        return number
-
     def _keep(self, paper: Paper) -> None:
-        held = self._papers.setdefault((paper.kind, paper.scope), {})
-        held[paper.number] = paper
+        held = self._papers.add(paper)
         self._ruled = None
         # A newer one that is declined doesn't take the place of the newest that is obeyed.
-        needed = {paper.number, max((n for n, one in held.items() if not isinstance(self._open(one), str)), default=0)}
+        needed = {
+            paper.number,
+            max((n for n, one in held.items() if not isinstance(self._papers.opened(one), str)), default=0),
+        }
         memories = [self._shelf.load(model) for model in self._shelf.models()]
         for memory in memories:
             if paper.kind == "policy" and self._ring_in_force(memory) == paper.scope:
@@ -169,27 +133,18 @@ class Rulebook:
         spare = sorted((number for number in held if number not in needed), reverse=True)
         numbers = [memory.policy if self._ring_in_force(memory) == paper.scope else 0 for memory in memories]
         in_force = min(numbers, default=0) if paper.kind == "policy" else 0
-        if in_force in held and not self._is_signed(held[in_force]):
+        if in_force in held and not self._papers.is_signed(held[in_force]):
             in_force = 0  # its number is nobody's any more
         drop = tuple(held[number] for place, number in enumerate(spare) if place >= MAX_PAPERS or number < in_force)
         self._held.clear()
-        self._shelf.shelve(paper, drop=drop)
-        for old in drop:
-            del held[old.number]
+        self._papers.save(paper, drop)
         self._ruled = None
 
     def restamp(self) -> None:
         """What came later than now came under a time that a stolen key signed: it came now, in the same order."""
-        now = self._now()
-        late = [paper for held in self._papers.values() for paper in held.values() if paper.came > now > 0]
-        late.sort(key=lambda paper: paper.came)
-        stamped = [replace(paper, came=now + place - len(late) + 1) for place, paper in enumerate(late)]
-        for paper in stamped:
-            self._papers[paper.kind, paper.scope][paper.number] = paper
-        if stamped:
+        if self._papers.restamp(self._now()):
             self._held.clear()
             self._chosen.clear()
-            self._shelf.shelve(*stamped)
 
     @property
     def policy_ring(self) -> str:
@@ -213,15 +168,12 @@ class Rulebook:
     def leave_ring(self) -> None:
         """No other ring's policies matter any more but those in force; if this ring has none, not even those."""
         own, self._ruled = self._ring() or "", None
-        others = {scope for kind, scope in self._papers if kind == "policy" and scope != own}
+        others = {ring for ring in self._papers.rings() if ring != own}
         if not others or self._lacks_policy():
             return
         if self._policy_papers(own):
             others -= {self._ring_in_force(self._shelf.load(model)) for model in self._shelf.models()}
-        gone = tuple(paper for ring in sorted(others) for paper in self._policy_papers(ring).values())
-        self._shelf.shelve(drop=gone)
-        for ring in others:
-            del self._papers["policy", ring]
+        self._papers.drop_rings(others)
         self._ruled = None
         self._held.clear()
 
@@ -229,8 +181,8 @@ class Rulebook:
 
     def numbers(self, models: Iterable[str]) -> tuple[int, dict[str, int]]:
         """The newest numbers that count, for hello."""
-        configs = {model: self._newest("config", model) for model in models}
-        return self._newest("policy", self._ring() or ""), {
+        configs = {model: self._papers.newest("config", model) for model in models}
+        return self._papers.newest("policy", self._ring() or ""), {
             model: number for model, number in configs.items() if number
         }
 
@@ -238,8 +190,8 @@ class Rulebook:
         """Whether the newest timestamp names a newer document than is held."""
         policy, configs = self.numbers(models)
         ring = self._ring()
-        return (ring is not None and policy < self._head("policy", ring)) or any(
-            configs.get(model, 0) < self._head("config", model) for model in models
+        return (ring is not None and policy < self._papers.head("policy", ring)) or any(
+            configs.get(model, 0) < self._papers.head("config", model) for model in models
         )
 
     def lacks(self, memories: Iterable[Memory]) -> Numbers:
@@ -268,19 +220,11 @@ class Rulebook:
 
     def declined(self) -> tuple[Declined, ...]:
         """What is held, newer than what is in force, and not obeyed."""
-        found = []
-        for (kind, scope), held in sorted(self._papers.items()):
-            for paper in held.values():
-                opened = self._open(paper)
-                if isinstance(opened, str):
-                    name = "policy" if kind == "policy" else f"config/{scope}"
-                    found.append(Declined(document=name, number=paper.number, reason=opened[:400]))
-        return tuple(found)
+        return tuple(declined for _, declined in self._papers.declined())
 
     def candidates(self, memories: Iterable[Memory]) -> tuple[Candidate, ...]:
         """What is held and not in force, with until when and why."""
         found: list[Candidate] = []
-        told = {(d.document, d.number): d.reason for d in self.declined()}
         for memory in memories:
             held = self._coming(memory)
             if held is None:
@@ -290,18 +234,15 @@ class Rulebook:
             for policy in held.policies:
                 if policy.number > choice.in_force and not any(one.number == policy.number for one in found):
                     found.append(Candidate("policy", policy.number, policy.came_at, policy.forced_at, why))
-            paper = self._papers.get(("config", memory.model), {})
+            paper = self._papers.of("config", memory.model)
             for config in held.configs:
                 if config.number > choice.config:
                     name = f"config/{memory.model}"
                     found.append(Candidate(name, config.number, paper[config.number].came, None, why))
-        for (kind, scope), papers in self._papers.items():
-            name = "policy" if kind == "policy" else f"config/{scope}"
-            found += [
-                Candidate(name, number, paper.came, None, f"declined: {told[name, number]}")
-                for number, paper in papers.items()
-                if (name, number) in told
-            ]
+        found += [
+            Candidate(declined.document, declined.number, paper.came, None, f"declined: {declined.reason}")
+            for paper, declined in self._papers.declined()
+        ]
         return tuple(found)
 
     # --- documents in force -------------------------------------------------------------------------------------------
@@ -309,13 +250,13 @@ class Rulebook:
     def policy(self, number: int, ring: str = "") -> Policy:
         """The ring's policy of this number; without it, no document. `ring`: empty for this node's."""
         paper = self._policy_papers(ring or self.policy_ring).get(number)
-        opened = self._open(paper) if paper is not None else None
+        opened = self._papers.opened(paper) if paper is not None else None
         return opened if isinstance(opened, Policy) else no_policy(self._realm, self._ring() or "canary")
 
     def config(self, model: str, number: int) -> Config:
         """The model's config of this number; without it, no document."""
-        paper = self._papers.get(("config", model), {}).get(number)
-        opened = self._open(paper) if paper is not None else None
+        paper = self._papers.of("config", model).get(number)
+        opened = self._papers.opened(paper) if paper is not None else None
         return opened if isinstance(opened, Config) else no_config(self._realm, model)
 
     def node_policy(self, memories: Iterable[Memory]) -> Policy:
@@ -329,7 +270,7 @@ class Rulebook:
             ring = self.policy_ring if self.policy_ring in newest else min(newest)
             return self.policy(newest[ring], ring)
         nothing = no_policy(self._realm, self._ring() or "canary")
-        return max(self._policies(self.policy_ring), default=(nothing, 0), key=_number)[0]
+        return max(self._papers.policies(self.policy_ring), default=(nothing, 0), key=_number)[0]
 
     def node_policy_number(self, memories: Iterable[Memory]) -> int:
         """Number of `node_policy`."""
@@ -444,12 +385,12 @@ class Rulebook:
         if last is not None and active is None:
             return None
         spare = [self._release(pointer) for pointer in memory.line if last is None or pointer.release != last.release]
-        papers, policies = self._policy_papers(ring), self._policies(ring)
+        papers, policies = self._policy_papers(ring), self._papers.policies(ring)
         in_force = in_force if in_force in papers else 0
         paper = papers.get(in_force)
-        if paper is not None and not self._is_signed(paper):
+        if paper is not None and not self._papers.is_signed(paper):
             since = [(policy, came) for policy, came in policies if came > paper.came]
-            stays = self._open(paper)
+            stays = self._papers.opened(paper)
             if since:
                 in_force = 0
                 policies = [(policy.model_copy(update={"hold_max_s": 0}), came) for policy, came in since]
@@ -461,7 +402,7 @@ class Rulebook:
             active=active,
             directed=directed,
             fallbacks=tuple(release for release in spare if release is not None),
-            configs=self._configs(memory.model, last.config if last is not None else 0),
+            configs=self._papers.configs(memory.model, last.config if last is not None else 0),
             policies=tuple(
                 tuples.held_policy(policy, memory.model, came, until.get(policy.number, 0)) for policy, came in policies
             ),
@@ -478,16 +419,15 @@ class Rulebook:
         return self._ruling()[2]
 
     def _is_policy_to_come(self, ring: Ring | None) -> bool:
-        if ring is None or self._head("policy", ring) == 0:
+        if ring is None or self._papers.head("policy", ring) == 0:
             return False
         held = self._policy_papers(ring).values()
-        is_obeyed = any(not isinstance(self._open(paper), str) for paper in held)
+        is_obeyed = any(not isinstance(self._papers.opened(paper), str) for paper in held)
         return not held or (not is_obeyed and self._former_ring() is not None)
 
     def _former_ring(self) -> str | None:
         """Another ring of which a policy is still held."""
-        rings = (scope for (kind, scope), held in self._papers.items() if kind == "policy" and held)
-        return next((ring for ring in rings if ring != self._ring()), None)
+        return next((ring for ring in self._papers.rings() if ring != self._ring()), None)
 
     def _ring_in_force(self, memory: Memory) -> str:
         """The ring of the policy in force for the model; where that wasn't kept, one that has such a number."""
@@ -496,8 +436,8 @@ class Rulebook:
             return memory.ring or self.policy_ring
         return self._former_ring() or own
 
-    def _policy_papers(self, ring: str) -> dict[int, Paper]:
-        return self._papers.get(("policy", ring), {})
+    def _policy_papers(self, ring: str) -> Mapping[int, Paper]:
+        return self._papers.of("policy", ring)
 
     def _fail_mode(self, model: str, release: bytes, policy: int, ring: str) -> FailMode:
         rules = tuples.held_policy(self.policy(policy, ring), model, 0)
@@ -517,7 +457,7 @@ class Rulebook:
         if manifest is None:
             return None
         release = tuples.release_from_manifest(manifest, pointer.release)
-        newest = max(self._newest("config", manifest.model), self._head("config", manifest.model))
+        newest = max(self._papers.newest("config", manifest.model), self._papers.head("config", manifest.model))
         # A number above every one that counts was a thief's: nothing is passed over for it.
         passed_over = pointer.passed_over if pointer.passed_over <= newest else 0
         return replace(release, config=pointer.config, passed_over=passed_over)
@@ -531,70 +471,6 @@ class Rulebook:
             if found is not None:
                 self._manifests[release] = found
         return found
-
-    def _policies(self, ring: str) -> list[tuple[Policy, int]]:
-        """Those of the ring that verify and can be obeyed, with when they came."""
-        found = []
-        for paper in self._policy_papers(ring).values():
-            opened = self._open(paper)
-            if isinstance(opened, Policy) and self._is_signed(paper):
-                found.append((opened, paper.came))
-        return found
-
-    def _configs(self, model: str, own: int) -> tuple[tuples.HeldConfig, ...]:
-        """Those that verify and can be used; and what is used, until one that verifies has come since."""
-        papers = self._papers.get(("config", model), {})
-        signed = [paper for paper in papers.values() if self._is_signed(paper)]
-        used = papers.get(own)
-        if used is not None and used not in signed and not any(paper.came > used.came for paper in signed):
-            signed.append(used)
-        found = [(self._open(paper), paper.newest_until) for paper in signed]
-        return tuple(tuples.held_config(config, until) for config, until in found if isinstance(config, Config))
-
-    def _newest(self, kind: str, scope: str) -> int:
-        held = self._papers.get((kind, scope), {})
-        return max((paper.number for paper in held.values() if self._is_signed(paper)), default=0)
-
-    def _head(self, kind: str, scope: str) -> int:
-        trusted = self._trusted()
-        if self._heads is None or self._heads[0] is not trusted:
-            self._heads = trusted, trusted.heads  # parsed once
-        heads = self._heads[1]
-        known: Mapping[str, int] = heads.policy if kind == "policy" else heads.config  # type: ignore[assignment]
-        return known.get(scope, 0)
-
-    def _open(self, paper: Paper) -> Policy | Config | str:
-        """The document, or why it is declined; it verified when it came."""
-        found = self._opened.get(paper.statement)
-        if found is None:
-            if len(self._opened) > 64:
-                self._opened.clear()
-            found = self._opened[paper.statement] = _decoded(paper)
-        return found
-
-    def _is_signed(self, paper: Paper) -> bool:
-        trusted = self._trusted()
-        if trusted is not self._counted_under:
-            self._counts, self._counted_under = {}, trusted
-        found = self._counts.get(paper.statement)
-        if found is None:
-            role = STATEMENTS[paper.kind].format(**{SCOPES[paper.kind]: paper.scope})
-            try:
-                verify(trusted, parse(paper.statement), role)
-                found = True
-            except TrustError:
-                found = False
-            self._counts[paper.statement] = found
-        return found
-
-
-def _decoded(paper: Paper) -> Policy | Config | str:
-    model: type[Policy] | type[Config] = Policy if paper.kind == "policy" else Config
-    try:
-        document = model.decode(parse(paper.statement).payload)
-    except IntegrityError as error:
-        return str(error)
-    return why_too_old(f"{paper.kind} {paper.number}", document.min_agent) or document
 
 
 def _number(found: tuple[Policy, int]) -> int:
