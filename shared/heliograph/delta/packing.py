@@ -1,5 +1,6 @@
-"""Packs and unpacks patch bytes, by zstd or LZMA2; pure. What unpacks is bounded by what the caller expects."""
+"""Packs and unpacks patch bytes, by zstd, LZMA2 or bzip2; pure. What unpacks is bounded by what the caller expects."""
 
+import bz2
 import lzma
 from enum import IntEnum
 
@@ -19,6 +20,8 @@ class Packing(IntEnum):
     """One zstd frame that states its size."""
     LZMA = 1
     """A raw LZMA2 stream with a dictionary of 4 MiB, and nothing behind its end."""
+    BZIP2 = 2
+    """One bzip2 stream, and nothing behind its end."""
 
 
 def is_packing(number: int) -> bool:
@@ -32,7 +35,9 @@ def unpacked(data: bytes, packing: Packing, least: int, most: int) -> bytes:
     Raises:
         IntegrityError: not packed like this, or of another length.
     """
-    return unzipped(data, least, most) if packing == Packing.ZSTD else _unlzma(data, least, most)
+    if packing == Packing.ZSTD:
+        return unzipped(data, least, most)
+    return _unlzma(data, least, most) if packing == Packing.LZMA else _unbzip2(data, least, most)
 
 
 def unzipped(frame: bytes, least: int, most: int, old: zstandard.ZstdCompressionDict | None = None) -> bytes:
@@ -58,6 +63,17 @@ def _unlzma(data: bytes, least: int, most: int) -> bytes:
         out = codec.decompress(data, most + 1)
     except lzma.LZMAError as error:
         raise IntegrityError(f"patch bytes are not an LZMA2 stream: {error}") from error
+    if not least <= len(out) <= most or not codec.eof or codec.unused_data:
+        raise IntegrityError(f"patch bytes unpack to {len(out)} bytes, expected {least} to {most} and no more")
+    return out
+
+
+def _unbzip2(data: bytes, least: int, most: int) -> bytes:
+    codec = bz2.BZ2Decompressor()
+    try:
+        out = codec.decompress(data, most + 1)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"patch bytes are not a bzip2 stream: {error}") from error
     if not least <= len(out) <= most or not codec.eof or codec.unused_data:
         raise IntegrityError(f"patch bytes unpack to {len(out)} bytes, expected {least} to {most} and no more")
     return out

@@ -72,6 +72,8 @@ def of_elements(new: bytes, old: tuple[Range, ...], read_old: ReadOld, dtype: Dt
     if dtype == Dtype.U8 and len(new) >= _SMALL_BYTES:
         # Blocks of quantised weights: a scale of 16 bits before each. As pairs of bytes they may be better told apart.
         ways += coded(new, before, old, Dtype.F16)
+        plain = edits.encoded([Edit(0, len(new), 0)], before, new)
+        ways.append(Made(TUPLES, old, bytes([Packing.BZIP2]), bz2.compress(plain)))
     plains = [
         (SUB, old, number, numeric.sub_plain(before, new, dtype)),
         (XOR, old, number, numeric.xor_plain(before, new, dtype)),
@@ -161,7 +163,11 @@ def by_edits(new: bytes, found: Sequence[Edit], old: tuple[Range, ...], read_old
         return []
     return [
         Made(TUPLES, old, bytes([packing]), pack(plain))
-        for packing, pack in ((Packing.ZSTD, lambda data: compress(data, LEVEL)), (Packing.LZMA, lzma_packed))
+        for packing, pack in (
+            (Packing.ZSTD, lambda data: compress(data, LEVEL)),
+            (Packing.LZMA, lzma_packed),
+            (Packing.BZIP2, bz2.compress),
+        )
     ]
 
 
