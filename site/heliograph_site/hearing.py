@@ -95,7 +95,7 @@ class Hearing:
             self._incidents.add("fault", full, type(error).__name__)
 
     async def on_document(self, full: str, payload: bytes, is_live: bool = False, *, is_answer: bool = False) -> None:
-        """Takes one message. `is_live`: sent just now; `is_answer`: it came in a reply.
+        """Takes one message. `is_live`: sent just now; `is_answer`: it came in the reply to the last hello.
 
         Raises:
             HeliographError: it is refused; nothing changed.
@@ -194,7 +194,7 @@ class Hearing:
             if found is not None and found[0].name in ("reply", "offer", "receipt", "certified"):
                 self._incidents.add("refused", full, "a reply carries no answers")
                 continue
-            await self.guard(full, self.on_document(full, payload, is_answer=True))
+            await self.guard(full, self.on_document(full, payload, is_answer=is_last))
         if is_last and not reply.more:
             self._link.answered()
             await self.catch_up()

@@ -109,6 +109,21 @@ def test_a_reply_that_comes_after_the_next_hello_brings_its_news_and_tells_no_ti
     assert agent._link.nonce is not None, "the last hello still waits"
 
 
+@pytest.mark.parametrize("is_late", [True, False])
+def test_only_the_reply_to_the_last_hello_says_that_no_policy_lies_between_what_it_brings_and_what_was_asked_for(
+    agent: Agent, realm: Realm, is_late: bool
+) -> None:
+    if is_late:
+        agent._link._earlier.append(b"o" * 16)
+    agent._belief.rules.asked(Numbers(policy=7))  # by the last hello; the one before may have asked for 5
+    policy = realm.sign("policy", "policy", Policy(realm="demo", ring="canary", number=4, at=NOW))
+    nonce = b"o" * 16 if is_late else NONCE
+    document = Reply(**NAMES, nonce=nonce, at=NOW + 60, heads=Heads(), documents=(("policy/canary", policy),))
+    take(agent, realm.sign("timestamp", "reply", document))
+    (paper,) = [paper for paper in agent.journal.papers() if paper.kind == "policy"]
+    assert (paper.number, paper.newest_until) == (4, 0 if is_late else 7)
+
+
 def test_a_stolen_timestamp_key_can_not_reply_a_far_year(agent: Agent, realm: Realm) -> None:
     take(agent, reply(realm, at=YEAR_2040))
     assert agent.now() <= NOW + ceremony.LIFE_S["targets"] + 60 < YEAR_2040
