@@ -118,6 +118,9 @@ def test_a_person_is_told_in_one_line_each(folder: Path) -> None:
     assert hashlib.sha256(NEW).hexdigest() in applied.stdout
     shown = heliograph("delta", "show", folder / "patch")
     assert hashlib.sha256(OLD).hexdigest() in shown.stdout
+    lines = [line for line in shown.stdout.splitlines() if line.startswith("at ")]
+    assert len(lines) == len(MADE.segments)
+    assert all(" patch bytes, of " in line and ": " in line for line in lines), "of what it is made, and why"
 
 
 @pytest.mark.parametrize(("old", "new"), [(b"", b""), (b"", b"x"), (b"x", b""), (b"same", b"same")])
@@ -282,6 +285,17 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_the_file_that_stood_there(folde
     with pytest.raises(KeyboardInterrupt):
         apply_file(folder / "old", folder / "patch", folder / "out", press)
     assert (folder / "out").read_bytes() == b"precious"
+    assert names(folder) == before
+
+
+def test_ctrl_c_while_a_delta_is_made_leaves_nothing_either(folder: Path) -> None:
+    (folder / "patch").write_bytes(b"precious")
+    before = names(folder)
+    with pytest.raises(KeyboardInterrupt):
+        make_file(
+            folder / "old", folder / "new", folder / "patch", lambda done, whole: os.kill(os.getpid(), signal.SIGINT)
+        )
+    assert (folder / "patch").read_bytes() == b"precious"
     assert names(folder) == before
 
 

@@ -159,7 +159,7 @@ class Counted:
         assert patch is not None
         self._base, self._patch, self.made = base, patch, made
 
-    def rebuild(self, segment: Segment) -> bytes:
+    def rebuild(self, segment: Segment) -> bytes | bytearray:
         self.made.append(segment)
         return rebuild_segment(segment, self._base.read, self._patch.read(*segment.patch) if segment.patch[1] else b"")
 

@@ -61,7 +61,9 @@ def show(
     patch: Annotated[Path, typer.Argument(metavar="PATCH", help="The delta file.")],
     as_json: Json = False,
 ) -> None:
-    """Show what a delta file starts from, makes, and consists of: each segment, its bytes, and why it is made so.
+    """Show what a delta file starts from, makes, and consists of.
+
+    Of each segment: where it stands, its bytes, the operation, its patch bytes, what old bytes it is made of, and why.
 
     Example: heliograph delta show digits.patch
     """
@@ -83,8 +85,17 @@ def show(
     for part in parts:
         print(
             f"at {part['new_at']:<12} {part['new_bytes']:>8} bytes  {part['op']:<8} "
-            f"{part['patch_bytes']:>8} patch bytes: {part['why']}"
+            f"{part['patch_bytes']:>8} patch bytes{_of_old(part['old'])}: {part['why']}"
         )
+
+
+def _of_old(spans: list[list[int]]) -> str:
+    """What a segment was compared with."""
+    if not spans:
+        return ", of nothing old"
+    length = sum(size for _, size in spans)
+    places = f"at {spans[0][0]}" if len(spans) == 1 else f"in {len(spans)} ranges from {spans[0][0]}"
+    return f", of {length} old bytes {places}"
 
 
 def _counted(facts: delta.Facts) -> str:
