@@ -1,42 +1,31 @@
-"""The life of a release: the table is complete, and no walk through it breaks what it promises."""
+"""The life of a release: the table is complete, and each of its rows leads where it should."""
 
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from random import Random
-from typing import get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from heliograph.documents import Phase
 from heliograph_site.happenings import (
     EVENTS,
     Aborted,
-    ActiveDenied,
     Admitted,
     Answer,
     Blocked,
-    CalledOff,
     Declined,
     DenialsHeld,
     Directed,
-    Event,
     Failed,
-    FallbackDenied,
     Fetched,
     FitsAgain,
     GivenUp,
     Happening,
     Healthy,
-    LastClosed,
-    LastDenied,
     Passed,
     Postponed,
     Proved,
-    Recalled,
     Renumbered,
     RestartedAgain,
     RestartedHealthy,
@@ -46,7 +35,6 @@ from heliograph_site.happenings import (
     Served,
     Spoiled,
     Staged,
-    StandIn,
     Started,
     SteppedAside,
     StoodDown,
@@ -57,12 +45,13 @@ from heliograph_site.happenings import (
     Withdrawn,
 )
 from heliograph_site.machine import MAX_CUTS, MAX_TRIES, TABLE, Command, classify, mermaid, settled, step
-from heliograph_site.memory import UNDER_WAY, FailMode, Memory, Pointer, Refused, Target
-from heliograph_site.weighing import fallbacks, weigh
+from heliograph_site.memory import UNDER_WAY, Memory, Pointer, Refused, Target
+from heliograph_site.weighing import fallbacks
+from steps import PHASES, A, B, C, after, install
 
 ROOT = Path(__file__).parents[2]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-A, B, C, D = b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32
+
+
 RESTARTS = {RestartedMidway, RestartedHealthy, RestartedAgain}
 ASIDE = {SteppedAside, StoodDown, Resumed}
 
@@ -94,20 +83,6 @@ IGNORED: dict[str, set[type]] = {
                      Failed, Healthy, Proved, Served, Stopped, TargetDenied, Aborted, SteppedAside, *RESTARTS},
 }
 # fmt: on
-
-
-def install(release: bytes, number: int) -> Directed:
-    return Directed("install", Target(release, number))
-
-
-def after(memory: Memory, *happenings: Happening) -> tuple[Memory, Command | None]:
-    """Where these lead, one after the other; the command of the last."""
-    command = None
-    for happening in happenings:
-        event = classify(memory, happening)
-        assert event is not None, f"{happening} is nothing new in {memory.phase}"
-        memory, command = step(memory, event)
-    return memory, command
 
 
 def test_every_pair_of_phase_and_event_is_a_row_or_ignored_on_purpose() -> None:
@@ -437,524 +412,6 @@ def test_cuts_while_activating_are_not_counted_in_probation() -> None:
     memory = Memory("digits", "activating", 5, Target(B, 2), active=Pointer(A, 1, 1))
     memory, _ = after(memory, Started(), Passed(6, 9), Healthy(7))
     assert isinstance(classify(memory, Started()), RestartedHealthy)
-
-
-# --- denials ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Denied:
-    """A deny set in memory."""
-
-    releases: dict[bytes, int] = field(default_factory=dict)
-    keys: set[bytes] = field(default_factory=set)
-
-    def is_denied(self, release: bytes, vouchers: tuple[bytes, ...]) -> bool:
-        return release in self.releases or not self.keys.isdisjoint(vouchers)
-
-    def is_final(self, release: bytes, vouchers: tuple[bytes, ...]) -> bool:
-        return self.releases.get(release, 0) > 1 or not self.keys.isdisjoint(vouchers)
-
-
-@pytest.mark.parametrize("phase", UNDER_WAY)
-def test_a_denied_target_is_refused_wherever_it_is_on_its_way(phase: Phase) -> None:
-    memory = Memory("digits", phase, 4, Target(B, 2), active=Pointer(A, 1, 1))
-    rest, command, events = settled(memory, weigh(memory, Denied({B: 1})))
-    assert [type(event) for event in events] == [TargetDenied]
-    assert (rest.phase, rest.target, rest.active, command) == ("idle", None, memory.active, Command.SERVE)
-    assert rest.refused == (Refused(B, 2, "denied"),)
-
-
-def test_a_key_is_denied_by_the_evidence_that_was_kept_with_the_release() -> None:
-    key = b"k" * 32
-    memory = Memory("digits", "fetching", 4, Target(B, 2), active=Pointer(A, 1, 1, vouchers=(key,)))
-    assert weigh(memory, Denied(keys={key})) == DenialsHeld(frozenset({A}), frozenset({A}))
-    assert weigh(replace(memory, target=Target(B, 2, "", (key,)), active=None), Denied(keys={key})).denied == {B}
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_denied_active_release_gives_way_to_the_best_fallback_that_is_not_denied(phase: Phase) -> None:
-    target = {"proving": Target(C, 3)}.get(phase, Target(D, 4) if phase in UNDER_WAY else None)
-    memory = Memory(
-        "digits", phase, 5, target, active=Pointer(C, 9, 3),
-        fallback=Pointer(A, 1, 1, "proven"), earlier=Pointer(B, 5, 2),
-    )  # fmt: skip
-    back, command, events = settled(memory, weigh(memory, Denied({A: 1, C: 1})))
-    assert [type(event) for event in events] == [FallbackDenied, ActiveDenied]
-    assert (back.phase, back.active, back.fallback, command) == ("rolling-back", memory.earlier, None, Command.SERVE)
-    assert {(r.release, r.number) for r in back.refused} == {(A, 1), (C, 3)}
-    assert back.releases == (B, C), "what answers is kept until something else does"
-    served, _ = after(back, Served(back.epoch))
-    assert served.releases == (B,), "the bytes of what is denied are needed no more"
-
-
-@pytest.mark.parametrize("fail_mode", ["safe", "closed"])
-@pytest.mark.parametrize("phase", PHASES)
-def test_the_last_release_denied_once_serves_on_and_is_flagged(phase: Phase, fail_mode: FailMode) -> None:
-    target = {"proving": Target(A, 1)}.get(phase, Target(B, 2) if phase in UNDER_WAY else None)
-    memory = Memory("digits", phase, 5, target, active=Pointer(A, 1, 1, fail_mode=fail_mode))
-    flagged, _, events = settled(memory, weigh(memory, Denied({A: 1})))
-    assert events == (LastDenied("once"),)
-    assert flagged.active is not None and flagged.active.release == A and flagged.is_last_denied
-    assert settled(flagged, weigh(flagged, Denied({A: 1}))) == (flagged, None, ()), "and is not told again"
-    assert flagged.phase == ("idle" if phase == "proving" else phase)
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_the_last_release_denied_twice_ends_in_the_models_fail_mode(phase: Phase) -> None:
-    target = {"proving": Target(A, 1)}.get(phase, Target(B, 2) if phase in UNDER_WAY else None)
-    memory = Memory("digits", phase, 5, target, active=Pointer(A, 1, 1, denied="once"))
-    safe, _, events = settled(memory, weigh(memory, Denied({A: 2})))
-    assert events == (LastDenied("finally"),)
-    assert safe.active is not None and safe.active.denied == "finally"
-    assert settled(safe, weigh(safe, Denied({A: 2}))) == (safe, None, ())
-    closing = replace(memory, active=Pointer(A, 1, 1, fail_mode="closed"))
-    closed, command, events = settled(closing, weigh(closing, Denied({A: 2})))
-    assert [type(event) for event in events] == [LastClosed]
-    assert (closed.phase, closed.active, command) == ("rolling-back", None, Command.SERVE)
-    assert after(closed, Stopped(closed.epoch))[0].phase == "stuck"
-
-
-@pytest.mark.parametrize("fail_mode", ["safe", "closed"])
-def test_what_was_denied_once_serves_on_flagged_where_no_fallback_serves(fail_mode: FailMode) -> None:
-    memory = Memory(
-        "digits", "idle", 5, active=Pointer(C, 9, 3, fail_mode=fail_mode),
-        fallback=Pointer(A, 1, 1, "proven", fail_mode=fail_mode),
-    )  # fmt: skip
-    denials = Denied({C: 1})
-    back, _, _ = settled(memory, weigh(memory, denials))
-    flagged, command = after(back, Failed(6, "it is rotten"))
-    assert (flagged.phase, flagged.reason, command) == ("rolling-back", "it is rotten", Command.SERVE)
-    assert flagged.active == Pointer(C, 9, 3, fail_mode=fail_mode, denied="once") and flagged.is_last_denied
-    assert flagged.kept == (flagged.active,) and settled(flagged, weigh(flagged, denials)) == (flagged, None, ())
-    rest, _ = after(flagged, Served(7))
-    assert rest.phase == "idle" and rest.is_last_denied
-    denials.releases[C] = 2
-    ended, _, events = settled(rest, weigh(rest, denials))
-    if fail_mode == "closed":
-        assert ([type(e) for e in events], ended.active, ended.phase) == ([LastClosed], None, "rolling-back")
-    else:
-        assert events == (LastDenied("finally"),) and ended.active is not None and ended.active.denied == "finally"
-
-
-def test_a_second_denial_that_comes_on_the_way_back_counts_when_the_way_ends_where_it_began() -> None:
-    closed = Pointer(C, 9, 3, fail_mode="closed")
-    memory = Memory("digits", "idle", 5, active=closed, fallback=Pointer(A, 1, 1, "proven", fail_mode="closed"))
-    back, _, _ = settled(memory, weigh(memory, Denied({C: 1})))
-    assert settled(back, weigh(back, Denied({C: 2}))) == (back, None, ()), "it is being left as it is"
-    again, _ = after(back, Failed(6, "it is rotten"))
-    ended, command, events = settled(again, weigh(again, Denied({C: 2})))
-    assert ([type(event) for event in events], ended.active, command) == ([LastClosed], None, Command.SERVE)
-
-
-def test_of_two_releases_that_are_denied_the_one_with_fewer_signatures_goes_on() -> None:
-    memory = Memory(
-        "digits", "rolling-back", 5, active=Pointer(A, 1, 1, fail_mode="closed"), reason="denied",
-        resort=Pointer(C, 9, 3, fail_mode="closed", denied="once"),
-    )  # fmt: skip
-    on, _, events = settled(memory, weigh(memory, Denied({A: 1, C: 1})))
-    assert events == (LastDenied("once"),) and on.resort == memory.resort
-    back, _, events = settled(on, weigh(on, Denied({A: 2, C: 1})))
-    assert [type(event) for event in events] == [ActiveDenied]
-    assert (back.active, back.resort) == (memory.resort, on.active)
-
-
-def test_what_failed_serves_on_where_no_fallback_serves_unless_the_fail_mode_is_closed() -> None:
-    memory = Memory("digits", "proving", 5, Target(B, 2), active=Pointer(B, 9, 2), fallback=Pointer(A, 1, 1, "proven"))
-    back, _ = after(memory, Failed(5, "too slow"))
-    on, command = after(back, Failed(6, "rotten"))
-    assert (on.phase, on.active, command) == ("rolling-back", Pointer(B, 9, 2, "failed"), Command.SERVE)
-    rest, _ = after(on, Served(7))
-    assert rest.active == Pointer(B, 9, 2, "failed"), "serving does not redeem it"
-    assert classify(rest, install(B, 2)) is None
-    assert after(on, Failed(7, "gone"))[0].phase == "stuck"
-    closed = replace(memory, active=Pointer(B, 9, 2, fail_mode="closed"))
-    ended, command = after(closed, Failed(5, "too slow"), Failed(6, "rotten"))
-    assert (ended.active, ended.kept, command) == (None, (), Command.SERVE)
-
-
-def test_what_was_returned_serves_on_where_no_fallback_serves() -> None:
-    memory = Memory("digits", "idle", 5, active=Pointer(B, 9, 2, "proven"), fallback=Pointer(A, 1, 1, "proven"))
-    back, _ = after(memory, Directed("return", Target(B, 3)))
-    assert after(back, Failed(6, "rotten"))[0].active == memory.active
-
-
-def test_what_answers_denied_goes_on_if_the_next_release_does_not_get_to_answer() -> None:
-    last = Pointer(A, 1, 1, "proven", denied="once")
-    memory = Memory("digits", "activating", 4, Target(B, 2), active=last)
-    proving, _ = after(memory, Passed(4, 9))
-    assert proving.resort == last and last in proving.kept
-    back, command = after(proving, Failed(5, "its manifest is gone"))
-    assert (back.phase, back.active, command) == ("rolling-back", last, Command.SERVE)
-    superseded, command = after(proving, install(C, 3))
-    assert command == Command.CHECK, "which has the server serve what is active before anything else"
-    assert superseded.resort == last, "nobody has seen the new one answer"
-    assert after(superseded, Failed(6, "rotten"))[0].active == last, "CHECK could not have the server serve it"
-    assert after(superseded, Admitted(6))[0].resort is None
-    assert after(proving, Proved(5, "unproven"))[0].resort is None
-
-
-def proving_before_the_switch() -> Memory:
-    """C has just flipped and nobody has seen it answer: that is B still, whose fallback was A."""
-    active, fallback = Pointer(B, 2, 2, "unproven"), Pointer(A, 1, 1, "proven", proven=1)
-    proving, _ = after(Memory("digits", "activating", 4, Target(C, 3), active=active, fallback=fallback), Passed(4, 9))
-    assert (proving.fallback, proving.earlier, proving.resort) == (fallback, active, active)
-    return proving
-
-
-def test_what_answers_goes_on_denied_if_it_was_dropped_before_the_next_release_answered() -> None:
-    proving = proving_before_the_switch()
-    denied, _, events = settled(proving, weigh(proving, Denied({A: 1, B: 1})))
-    assert [type(event) for event in events] == [FallbackDenied] and denied.line == ()
-    assert denied.resort == replace(proving.earlier, denied="once") and denied.resort in denied.kept  # type: ignore[type-var]
-    back, command = after(denied, Failed(5, "its worker died"))
-    assert (back.phase, back.active, command) == ("rolling-back", denied.resort, Command.SERVE)
-    flagged, _, _ = settled(back, weigh(back, Denied({A: 1, B: 2})))
-    assert flagged.active is not None and flagged.active.denied == "finally", "a second denial finds it"
-
-
-def test_what_is_denied_once_the_next_release_was_seen_to_answer_is_dropped_for_good() -> None:
-    healthy, _ = after(proving_before_the_switch(), Healthy(5))
-    assert healthy.resort is None
-    denied, _, _ = settled(healthy, weigh(healthy, Denied({A: 1, B: 1})))
-    assert denied.kept == (healthy.active,)
-
-
-def test_what_answers_is_kept_where_its_successor_never_did_and_else_its_successor() -> None:
-    proving = proving_before_the_switch()
-    unseen, _ = after(proving, Failed(5, "its files are rotten"))
-    assert (unseen.active, unseen.fallback, unseen.resort) == (proving.fallback, proving.earlier, proving.earlier)
-    seen, _ = after(proving, Failed(5, "too slow", answered=True))
-    assert seen.resort == replace(proving.active, verdict="failed")  # type: ignore[type-var]
-    superseded, _ = after(proving, install(D, 4))
-    assert superseded.earlier is None and superseded.resort == proving.earlier, "it answers all the same"
-
-
-REST = Memory("digits", "idle", 5, active=Pointer(B, 9, 2, "proven"), fallback=Pointer(A, 1, 1, "proven"))
-
-
-def test_the_fallback_stands_in_and_what_is_committed_comes_back_and_nothing_is_refused() -> None:
-    aside, command = after(REST, StandIn("fallback", "a drill"))
-    assert (aside.phase, command, aside.active, aside.fallback) == (
-        "rolling-back", Command.SERVE, REST.fallback, REST.active,
-    )  # fmt: skip
-    served, _ = after(aside, Served(6))
-    assert (served.phase, served.aside) == ("idle", "fallback")
-    assert classify(served, install(C, 9)) is None, "nothing new is taken up meanwhile"
-    assert classify(served, Directed("return", Target(A, 9))) is None
-    back, command = after(served, StandIn("", "it is over"))
-    assert command is Command.SERVE
-    assert back.resort == REST.fallback, "it answers until what is committed does"
-    assert replace(after(back, Served(back.epoch))[0], epoch=5, reason="") == REST
-
-
-def test_what_stands_in_and_fails_gives_way_to_what_is_committed() -> None:
-    aside, _ = after(REST, StandIn("fallback", "a drill"))
-    back, command = after(aside, Failed(6, "rotten"))
-    assert (back.active, back.aside, command) == (REST.active, "", Command.SERVE)
-    assert [(r.release, r.number) for r in back.refused] == [(A, 1)]
-
-
-def test_a_model_stands_down_and_all_it_had_comes_back() -> None:
-    down, command = after(REST, StandIn("stopped", "too long off line"))
-    assert (down.active, down.fallback, command) == (None, REST.fallback, Command.SERVE)
-    stopped, _ = after(down, Stopped(6))
-    assert (stopped.phase, stopped.reason) == ("stuck", "too long off line")
-    assert stopped.releases == (A, B), "the bytes of both are kept"
-    restarted, command = after(stopped, Started())
-    assert (restarted.active, command) == (None, Command.SERVE)
-    back, _ = after(stopped, StandIn("", "the hub is heard"))
-    assert (back.active, back.fallback, back.resort, back.phase) == (REST.active, REST.fallback, None, "idle")
-    assert after(back, Served(back.epoch))[0].phase == "idle"
-
-
-def test_what_is_denied_while_the_model_stands_down_does_not_come_back() -> None:
-    stopped, _ = after(REST, StandIn("stopped", "too long off line"), Stopped(6))
-    back, _ = after(stopped, StandIn("", "the hub is heard"))
-    held, _, events = settled(back, weigh(back, Denied({B: 1})))
-    assert [type(event) for event in events] == [ActiveDenied] and held.active == REST.fallback
-
-
-def test_what_is_on_its_way_is_withdrawn_before_anything_stands_in() -> None:
-    fetching = replace(REST, phase="fetching", target=Target(C, 3))
-    memory, _, events = settled(fetching, StandIn("fallback", "too long off line"))
-    assert [type(event) for event in events] == [Withdrawn, SteppedAside] and memory.target is None
-    alone = Memory("digits", "fetching", 5, Target(C, 3), active=Pointer(B, 9, 2))
-    assert classify(alone, StandIn("fallback", "a drill")) is None, "there is nothing to stand in"
-    assert classify(replace(REST, phase="proving", target=Target(B, 2)), StandIn("fallback", "a drill")) is None
-
-
-@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "rolling-back"])
-def test_what_a_person_recalls_gives_way_to_its_fallback_and_is_refused_by_its_number(phase: Phase) -> None:
-    target = Target(C, 3) if phase in UNDER_WAY else Target(B, 2) if phase == "proving" else None
-    back, command = after(replace(REST, phase=phase, target=target), Recalled("wrong labels"))
-    assert (back.phase, back.active, command) == ("rolling-back", REST.fallback, Command.SERVE)
-    assert [(r.release, r.number, r.reason) for r in back.refused] == [(B, 2, "wrong labels")]
-    assert classify(replace(REST, fallback=None), Recalled("wrong labels")) is None
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_what_a_person_calls_off_is_refused_by_its_number_wherever_it_is_on_its_way(phase: Phase) -> None:
-    memory = replace(REST, phase=phase, target=Target(C, 3) if phase in UNDER_WAY else None)
-    event = classify(memory, CalledOff("not today"))
-    if phase not in UNDER_WAY:
-        assert event is None
-        return
-    assert event == Aborted("not today")
-    rest, command = step(memory, event)
-    assert (rest.phase, rest.target, rest.active, command) == ("idle", None, REST.active, Command.SERVE)
-    assert [(r.release, r.number) for r in rest.refused] == [(C, 3)]
-    assert classify(rest, install(C, 3)) is None and classify(rest, install(C, 4)) is not None
-
-
-def test_policy_unproven_return_goes_back_to_the_fallback_if_there_is_one() -> None:
-    proving = replace(REST, phase="proving", target=Target(B, 2))
-    back, command = after(proving, Proved(5, "unproven", returns=True))
-    assert (back.phase, back.active, command) == ("rolling-back", REST.fallback, Command.SERVE)
-    assert after(proving, Proved(5, "unproven"))[0].active == replace(REST.active, verdict="unproven")  # type: ignore[type-var]
-    assert after(proving, Proved(5, "proven", returns=True))[0].phase == "idle"
-    assert after(replace(proving, fallback=None), Proved(5, "unproven", returns=True))[0].phase == "idle"
-
-
-def test_a_denied_last_release_is_no_fallback_for_the_next() -> None:
-    memory = Memory("digits", "activating", 4, Target(B, 2), active=Pointer(A, 1, 1, "proven", denied="once"))
-    flipped, _ = after(memory, Passed(4, 9))
-    assert flipped.fallback is None and not flipped.is_last_denied
-
-
-def test_what_passed_waits_if_meanwhile_something_forbids_activating() -> None:
-    memory = Memory("digits", "activating", 4, Target(B, 2), active=Pointer(A, 1, 1))
-    event = classify(memory, Passed(4, 9, waits_for="denials"))
-    assert event == Postponed("denials")
-    waiting, command = step(memory, Postponed("denials"))
-    assert (waiting.phase, waiting.active, command) == ("activating", memory.active, Command.ACTIVATE)
-
-
-# --- walks ------------------------------------------------------------------------------------------------------------
-
-RELEASES = st.sampled_from([A, B, C, D])
-NUMBERS = st.integers(0, 5)
-MOVES = st.one_of(
-    st.tuples(st.just("directive"), st.sampled_from(["install", "install", "hold", "return", ""]), RELEASES, NUMBERS),
-    st.tuples(st.just("answer"), st.sampled_from(range(12)), st.sampled_from([0, 0, 0, 0, 1]), st.booleans()),
-    st.tuples(st.just("natural"), st.sampled_from([True, True, True, False])),
-    st.tuples(st.just("natural"), st.just(True)),
-    st.tuples(st.just("restart"), st.booleans()),
-    st.tuples(st.just("deny"), RELEASES),
-    st.tuples(st.just("given up"), RELEASES),
-    st.tuples(st.just("stand in"), st.sampled_from(["", "fallback", "stopped"])),
-    st.sampled_from([("recall",), ("call off",)]),
-)
-MAX_COMMANDS = 60
-
-
-def natural(memory: Memory, good: bool, fail_mode: FailMode, *, blocked: bool = False) -> Answer | None:
-    """What the task of this phase would answer; None where none is running."""
-    epoch = memory.epoch
-    match memory.phase:
-        case "checking":
-            return Admitted(epoch) if good else Declined(epoch, "no")
-        case "fetching":
-            bad: Answer = Blocked(epoch, "full") if blocked else Spoiled(epoch, "bad")
-            return Fetched(epoch) if good else bad
-        case "staging":
-            return Staged(epoch) if good else Spoiled(epoch, "bad")
-        case "activating":
-            return Passed(epoch, 7, fail_mode) if good else Failed(epoch, "broke")
-        case "proving":
-            return Proved(epoch, "proven") if good else Failed(epoch, "broke")
-        case "rolling-back":
-            if memory.active is None:
-                return Stopped(epoch)
-            return Served(epoch) if good else Failed(epoch, "broke")
-        case _:
-            return None
-
-
-class Walk:
-    """A machine in a world that may do anything to it, and what must hold after every step."""
-
-    def __init__(self, fail_mode: FailMode) -> None:
-        self.memory = Memory("digits")
-        self.fail_mode = fail_mode
-        self.deny = Denied()
-        self.passed: set[bytes] = set()
-        self.directive: Directed | None = None
-        self.stand_in = StandIn("", "it is over")
-        self.commands = 0
-
-    def happen(self, happening: Happening) -> None:
-        """Classifies and steps, then looks at the levels again, as the shell does."""
-        event = classify(self.memory, happening)
-        if event is not None:
-            self.step(event)
-        self.look()
-
-    def look(self) -> None:
-        for _ in range(2):
-            self.level(weigh(self.memory, self.deny))
-            self.level(self.stand_in)
-        self.level(weigh(self.memory, self.deny))
-        if self.stand_in.aside:
-            return
-        if self.directive is not None and self.directive.target.release not in self.deny.releases:
-            self.level(self.directive)
-
-    def level(self, happening: Directed | DenialsHeld | StandIn) -> None:
-        for _ in range(8):
-            event = classify(self.memory, happening)
-            if event is None or not self.step(event):
-                return
-        raise AssertionError(f"{happening} never settles")
-
-    def step(self, event: Event) -> bool:
-        before = self.memory
-        self.memory, command = step(before, event)
-        if self.memory is before:
-            return False
-        self.commands += command is not None
-        assert (command is None) == (self.memory.epoch == before.epoch)
-        if isinstance(event, Passed):
-            assert before.target is not None and before.phase == "activating"
-            self.passed.add(before.target.release)
-        if isinstance(event, Wanted):
-            named = (event.target.release, event.target.number)
-            assert named not in {(r.release, r.number) for r in before.refused}, "refused, and wanted again"
-        if before.active is not None and self.memory.active is None:
-            is_closed = isinstance(event, LastClosed) and before.active.fail_mode == "closed"
-            assert is_closed or isinstance(event, StoodDown)
-        for late in (Admitted, Fetched, Staged, Healthy, Served, Stopped):
-            assert step(self.memory, late(before.epoch - 1)) == (self.memory, None)
-        return True
-
-    def check(self) -> None:
-        memory = self.memory
-        active, spare, resort = memory.active, memory.line, memory.resort
-        assert all(pointer.release in self.passed for pointer in memory.kept)
-        assert len({pointer.release for pointer in memory.kept}) == len(memory.kept)
-        assert (memory.target is not None) == (memory.phase in (*UNDER_WAY, "proving"))
-        assert memory.fallback is not None or memory.earlier is None
-        is_stopped = memory.aside == "stopped"
-        assert active is None or not is_stopped
-        assert memory.aside != "fallback" or memory.fallback is not None
-        assert active is not None or not memory.kept or is_stopped, "something could serve, and nothing does"
-        assert resort is None or is_stopped or memory.phase in ("proving", "checking", "rolling-back", "idle")
-        for pointer in spare:
-            assert pointer.verdict != "failed" and not pointer.denied
-            assert pointer.release not in self.deny.releases, "a denied release may serve again"
-        if memory.target is not None and memory.phase in UNDER_WAY:
-            assert memory.target.release not in self.deny.releases, "a denied release is on its way"
-        if active is not None:
-            signatures = self.deny.releases.get(active.release, 0)
-            assert memory.is_last_denied == (signatures > 0), "known to be denied and not flagged, or the reverse"
-            assert not (signatures and memory.fallback), "denied, and something else could serve"
-            is_better = resort and resort.verdict != "failed"
-            assert not (signatures and is_better and resort.release not in self.deny.releases)  # type: ignore[union-attr]
-            assert not (signatures > 1 and active.fail_mode == "closed"), "denied finally and not stopped"
-            assert active.verdict != "failed" or memory.fallback is None, "failed, and something else could serve"
-        if memory.phase in ("stuck", "rolling-back"):
-            assert memory.reason, "stuck, and doesn't say why"
-
-    def move(self, move: tuple[object, ...]) -> None:
-        memory = self.memory
-        match move:
-            case ("directive", str(action), bytes(release), int(number)):
-                self.directive = Directed(action, Target(release, number))
-                if release not in self.deny.releases:
-                    self.level(self.directive)
-            case ("natural", bool(good)):
-                answer = natural(memory, good, self.fail_mode)
-                if answer is not None:
-                    self.happen(answer)
-            case ("answer", int(kind), int(age), bool(good)):
-                epoch = memory.epoch - age
-                answers: tuple[Answer, ...] = (
-                    Admitted(epoch), Declined(epoch, "no"), Fetched(epoch), Spoiled(epoch, "bad"),
-                    Blocked(epoch, "full"), Staged(epoch), Passed(epoch, 7, self.fail_mode, "" if good else "news"),
-                    Failed(epoch, "broke"),
-                    Healthy(epoch), Proved(epoch, "proven" if good else "unproven"), Served(epoch), Stopped(epoch),
-                )  # fmt: skip
-                # SERVE says Stopped only where nothing is active, Served only where something is.
-                if not (isinstance(answers[kind], Stopped) and memory.active) and not (
-                    isinstance(answers[kind], Served) and memory.active is None
-                ):
-                    self.happen(answers[kind])
-            case ("deny", bytes(release)):
-                self.deny.releases[release] = self.deny.releases.get(release, 0) + 1
-                self.level(weigh(self.memory, self.deny))
-            case ("given up", bytes(release)):
-                self.happen(GivenUp(release, "died too often"))
-            case ("stand in", str(aside)):
-                self.stand_in = StandIn(aside, "so it is for a while")  # type: ignore[arg-type]
-                self.look()
-            case ("recall",):
-                self.happen(Recalled("the operator recalls it"))
-            case ("call off",):
-                self.happen(CalledOff("the operator calls it off"))
-            case ("restart", bool(was_orderly)):
-                self.happen(Started(was_orderly))
-
-    def run_dry(self, answers: Random | None = None) -> None:
-        """Lets the tasks answer until none is running: well, or as `answers` draws. Nothing stands in any more."""
-        self.commands = 0
-        self.stand_in = StandIn("", "it is over")
-        self.look()
-        while True:
-            good = answers is None or answers.random() < 0.6
-            blocked = answers is not None and answers.random() < 0.5
-            answer = natural(self.memory, good, self.fail_mode, blocked=blocked)
-            if answer is None:
-                break
-            self.happen(answer)
-            self.check()
-            assert self.commands <= MAX_COMMANDS, "never comes to rest"
-        assert self.memory.phase in ("idle", "stuck")
-
-
-def walk(moves: list[tuple[object, ...]], fail_mode: FailMode) -> Walk:
-    found = Walk(fail_mode)
-    for move in moves:
-        found.move(move)
-        found.check()
-    return found
-
-
-FAIL_MODES = st.sampled_from(["safe", "closed"])
-
-
-@given(st.lists(MOVES, max_size=60), FAIL_MODES)
-@settings(max_examples=400, deadline=None)
-def test_no_walk_serves_what_never_passed_or_is_denied_or_wants_what_was_refused(
-    moves: list[tuple[object, ...]], fail_mode: FailMode
-) -> None:
-    walk(moves, fail_mode)
-
-
-@given(st.lists(MOVES, max_size=40), FAIL_MODES, st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
-def test_every_walk_comes_to_rest_in_a_bounded_number_of_commands_whatever_the_tasks_answer(
-    moves: list[tuple[object, ...]], fail_mode: FailMode, answers: Random
-) -> None:
-    walk(moves, fail_mode).run_dry(answers)
-
-
-@given(st.lists(MOVES, max_size=40), FAIL_MODES, st.booleans())
-@settings(max_examples=200, deadline=None)
-def test_a_restart_anywhere_ends_at_rest_with_what_is_wanted_or_a_reason(
-    moves: list[tuple[object, ...]], fail_mode: FailMode, was_orderly: bool
-) -> None:
-    found = walk(moves, fail_mode)
-    found.happen(Started(was_orderly))
-    found.check()
-    found.run_dry()
-    memory, directive = found.memory, found.directive
-    if directive is None or directive.action != "install" or directive.target.release in found.deny.releases:
-        return
-    wanted = directive.target
-    is_refused = any((r.release, r.number) == (wanted.release, wanted.number) for r in memory.refused)
-    assert is_refused or memory.active is not None
-    if not is_refused and memory.active is not None:
-        assert (memory.active.release, memory.active.number) == (wanted.release, wanted.number)
 
 
 def test_the_printed_diagram_is_the_one_in_the_documents() -> None:

@@ -53,7 +53,7 @@ _ALLOWANCE, _ALLOWED, _OUTBOX = (
 )
 _ACTIVATING = f"{_ALLOWANCE}::test_policy_cadence_s_and_windows_hold_activating_back"
 _STANDS_IN = (
-    f"{UNIT}/test_machine.py::test_the_fallback_stands_in_and_what_is_committed_comes_back_and_nothing_is_refused"
+    f"{UNIT}/test_machine_aside.py::test_the_fallback_stands_in_and_what_is_committed_comes_back_and_nothing_is_refused"
 )
 
 SHOWN_BY: dict[str, list[str]] = {
@@ -72,7 +72,7 @@ SHOWN_BY: dict[str, list[str]] = {
     "at_max_offline": [_OFFLINE, _STANDS_IN, _AWAY],
     "unproven": [
         f"{RULES}::test_unproven_is_extended_or_returned_as_the_policy_says",
-        f"{UNIT}/test_machine.py::test_policy_unproven_return_goes_back_to_the_fallback_if_there_is_one",
+        f"{UNIT}/test_machine_aside.py::test_policy_unproven_return_goes_back_to_the_fallback_if_there_is_one",
     ],
     "authority": [
         f"{RULES}::test_who_may_act_on_a_site",
