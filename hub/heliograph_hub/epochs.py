@@ -68,7 +68,7 @@ class Epochs:
         """The epoch to seal and grant with; begun here if there is none, or another is due.
 
         Raises:
-            RefusedError: the file of keys can't be read.
+            RefusedError: the file of keys can't be read or written.
         """
         with self._lock:
             with self._database.read() as connection:
@@ -88,7 +88,7 @@ class Epochs:
         """A new epoch because somebody wants one; on disk when this returns.
 
         Raises:
-            RefusedError: the file of keys can't be read.
+            RefusedError: the file of keys can't be read or written.
         """
         with self._lock:
             return self._begin(model, now, "asked for")
@@ -130,8 +130,11 @@ class Epochs:
             "model": model,
             "keys": {str(epoch): keys[epoch].hex() for epoch in sorted(keys)},
         }
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(self._path(model), json.dumps(content, indent=1).encode() + b"\n", mode=0o600)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(self._path(model), json.dumps(content, indent=1).encode() + b"\n", mode=0o600)
+        except OSError as error:
+            raise RefusedError(f"{self._path(model)} can't be written: {error.strerror}") from error
         values = {"model": model, "epoch": number, "began_at": now, "ended_keys": ended, "key_check": _check(key)}
         with self._database.write() as connection:
             connection.execute(sa.insert(epochs).values(**values))

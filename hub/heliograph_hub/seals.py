@@ -136,7 +136,7 @@ class Seals:
                 return f"{what} is sealed already"
             with self._registry.writing:
                 cost = self._make(task, epoch)
-        except HeliographError as error:
+        except (HeliographError, OSError) as error:  # a full disk, say: denials go out all the same
             self.failed[task] = str(error)
             return f"{what} can't be sealed: {error}"
         finally:

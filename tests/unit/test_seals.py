@@ -20,6 +20,7 @@ from heliograph_hub.bundle import MAX_CONFIDENTIAL_FILES
 from heliograph_hub.database import epochs as epochs_table
 from heliograph_hub.distribution import Distribution
 from heliograph_hub.seals import KEEP_S
+from limits import no_room_beyond
 from offering import HANDLE, NEW, OLD, Realm
 
 DAY = 86_400
@@ -298,6 +299,29 @@ def test_a_damaged_file_of_keys_is_told_and_never_overwritten(realm, content, wo
     offer = realm.ask(release)
     assert (offer.ways, offer.grant, offer.never) == ((), None, False) and "has no key" in offer.reason
     assert path.read_bytes() == content
+
+
+def test_a_full_disk_stops_sealing_alone_and_is_told(realm):
+    """The hub goes on: denials must go out."""
+    release = realm.add("1.0.0", OLD)
+    realm.epochs.newest("digits", NOW)
+    with no_room_beyond(len(OLD)):
+        realm.ask(release)
+        assert any("can't be sealed" in line and "File too large" in line for line in realm.work())
+        offer = realm.ask(release)
+    assert (offer.ways, offer.grant, offer.never) == ((), None, False) and "1 files of digits@1.0.0" in offer.reason
+    realm.seals.request_release(release, NOW)
+    assert all(way.seal is not None for way in realm.offer(release).ways)
+
+
+def test_a_full_disk_takes_no_key_and_nothing_is_sealed_by_one_that_is_not_kept(realm):
+    release = realm.add("1.0.0", OLD)
+    with no_room_beyond(0):
+        with pytest.raises(RefusedError, match=r"digits\.json can't be written: File too large"):
+            realm.seals.request_release(release, NOW)
+        offer = realm.ask(release)
+    assert (offer.ways, offer.grant, offer.never) == ((), None, False) and "has no key" in offer.reason
+    assert realm.begun == [] and realm.offer(release).grant.epoch == 1
 
 
 # --- what goes --------------------------------------------------------------------------------------------------------

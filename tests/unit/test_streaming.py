@@ -4,10 +4,6 @@ that was taken beforehand."""
 import asyncio
 import errno
 import os
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -27,6 +23,7 @@ from heliograph.transfer import Arrival, BlobFetch
 from heliograph_site.fetching import Downloads
 from heliograph_site.rebuilding import Rebuild
 from heliograph_site.slots import PartialBlob, Slots
+from limits import no_room_beyond
 from sealed import noise
 
 OLD = noise(1, 100_000)
@@ -199,18 +196,6 @@ def test_after_a_kill_it_goes_on_with_the_segment_it_was_at(tmp_path: Path) -> N
 
 
 # --- room -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def no_room_beyond(length: int) -> Iterator[None]:
-    """A limit on the size of files stands for a full disk: the kernel refuses with an error of the same kind."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_without_room_for_the_whole_file_is_found_before_a_leaf_is_asked_for(tmp_path: Path) -> None:
