@@ -104,7 +104,7 @@ class Recipes:
         note(0, 0)
         try:
             delta = self._registry.make_recipe(*pair, now, self._make, note)
-        except HeliographError as error:
+        except (HeliographError, OSError) as error:  # a full disk, say
             with self._lock:
                 self.failed[pair] = str(error)
             return f"no recipe from {pair[0].hex()[:12]} to {pair[1].hex()[:12]}: {error}"

@@ -21,6 +21,7 @@ from heliograph_hub.database import recipes as recipes_table
 from heliograph_hub.fleet import Node
 from heliograph_hub.recipes import Recipes, files_of, held_releases, pairs_for
 from heliograph_hub.registry import KEEP_RECIPES_S, NOTE_ASKED_S, transfer_bytes
+from limits import no_room_beyond
 from offering import NEW, OLD, Realm
 
 OTHER = OLD[:-320] + b"another!" * 40
@@ -243,7 +244,7 @@ def test_a_patch_that_two_recipes_share_and_one_that_is_a_file_of_a_release_stay
 
 
 def test_the_loop_goes_on_while_a_recipe_is_made(realm):
-    """The hub's own threads do next to nothing for it, so that chunks and answers wait for nobody."""
+    """The hub's own threads do next to nothing for it, so that chunks and answers come first."""
     chance = random.Random(4)
     old = chance.randbytes(1 << 20)
     new = bytearray(old)
@@ -268,3 +269,13 @@ def test_the_loop_goes_on_while_a_recipe_is_made(realm):
     here = after.user + after.system - used.user - used.system
     there = after.children_user + after.children_system - used.children_user - used.children_system
     assert here < there, "the work is done in the other process"
+
+
+def test_a_full_disk_makes_no_recipe_and_ends_nothing(realm):
+    realm.add("1.0.0", OLD), realm.add("1.1.0", NEW)
+    pair = sha256(OLD), sha256(NEW)
+    with no_room_beyond(0):
+        assert "no recipe" in realm.recipes.make(pair, NOW)
+    assert "File too large" in realm.recipes.failed[pair]
+    realm.recipes.retry([pair[1]])
+    assert "made a recipe" in realm.recipes.make(pair, NOW)
