@@ -1,116 +1,29 @@
 """The hub as a process, what operators type, a real Mosquitto, and a node played by hand."""
 
-import asyncio
-import base64
-import contextlib
-import functools
-import json
 import os
-import secrets
 import signal
 import stat
 import subprocess
-import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from random import Random
 
 import pytest
 
 import bundles
 from heliograph import documents as doc
-from heliograph import trust, vouching
+from heliograph import vouching
 from heliograph.blob import sha256
-from heliograph.connection import Broker
 from heliograph.delta import recipe
 from heliograph.delta.patch import rebuild_segment
-from heliograph.deny import DenySet
-from heliograph.errors import RefusedError, TransportError, TrustError
-from heliograph.lab import free_port, spawn, wait_until
+from heliograph.errors import RefusedError
+from heliograph.lab import free_port
 from heliograph.manifest import Manifest
-from heliograph.mqtt import Mqtt
-from heliograph.protocol import parse_topic, topic
-from heliograph.signing import PrivateKey, sign_statement
+from heliograph.protocol import topic
+from heliograph.signing import PrivateKey
 from heliograph.sketch import Sketch
-from heliograph.statement import signed_bytes
-from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import pack, unpack
-from heliograph_hub.broker import Broker as BrokerProcess
-from heliograph_hub.client import HubClient
-from heliograph_hub.founding import init_realm
-from heliograph_hub.keys import load_key
 from heliograph_hub.rollout import Worded
 from heliograph_hub.service import Service, init
-from terminals import typed
-
-CLI = [sys.executable, "-m", "heliograph.cli"]
-STEP_S = 20.0
-HARDWARE = doc.Hardware(arch="x86_64", memory_bytes=1 << 30)
-
-
-def in_loop(test):
-    """Runs an async test."""
-
-    @functools.wraps(test)
-    def run(*arguments, **fixtures):
-        asyncio.run(test(*arguments, **fixtures))
-
-    return run
-
-
-class Hub:
-    """One hub folder, run as often as needed, and the operator in front of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "hub"
-        self.log = folder / "hub.log"
-        self.port = free_port()
-        self.run = None
-        done = subprocess.run(
-            [*CLI, "hub", "init", self.folder, "--realm", "test"], capture_output=True, text=True, check=True
-        )
-        assert "THIS IS A DEVELOPMENT REALM" in done.stderr
-
-    def start(self, *options: str) -> None:
-        before = self.log.read_text().count("operator API") if self.log.exists() else 0
-        self.run = spawn([*CLI, "hub", "run", self.folder, "--plain-port", str(self.port), *options], self.log)
-        deadline = STEP_S
-        while self.log.read_text().count("operator API") == before and deadline > 0 and self.run.is_alive:
-            deadline -= 0.05
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.run.process.wait(0.05)
-        assert self.log.read_text().count("operator API") > before, self.log.read_text()
-        # A broker that keeps nothing loses what is said before the hub listens; these tests say things once.
-        client = HubClient(str(self.folder))
-        wait_until(lambda: client.get("/v1/hub")["broker"]["link"] == "up", STEP_S, "the hub's link to its broker")
-
-    def kill(self) -> None:
-        self.run.process.send_signal(signal.SIGKILL)
-        self.run.process.wait()
-
-    def command(self, *words: str, code: int = 0) -> str:
-        if words[:2] == ("hub", "run"):  # it would run for ever, if it didn't fail
-            done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60, check=False)
-        else:
-            done = typed(*words, HELIOGRAPH_HUB=str(self.folder))
-        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
-        if code:
-            assert done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("heliograph: ")
-            return done.stderr
-        return done.stdout
-
-    def json(self, *words: str):
-        return json.loads(self.command(*words, "--json"))
-
-    def key(self, name: str) -> str:
-        return str(self.folder / "keys" / f"{name}.key")
-
-    def publish(self, release: Path, name: str) -> None:
-        self.command("release", "add", str(release))
-        self.command("release", "sign", name, "--key", self.key("sign-digits"))
-        self.command(
-            "release", "approve", name, "--key", self.key("approve-digits-1"), "--key", self.key("approve-digits-2")
-        )
+from hubs import CLI, HARDWARE, STEP_S, Hub, ScriptedNode, in_loop, until
 
 
 @pytest.fixture
@@ -131,193 +44,6 @@ def releases(tmp_path_factory):
         "1.0.0": bundles.digits_bundle(folder / "1.0.0", "1.0.0"),
         "1.1.0": bundles.digits_bundle(folder / "1.1.0", "1.1.0", bundles.HEAD),
     }
-
-
-class ScriptedNode:
-    """What a node says and believes, each step by hand: no memory on disk, no machine."""
-
-    def __init__(self, join: str, key: PrivateKey | None = None) -> None:
-        packed = join.removeprefix("heliograph1:")
-        fields = unpack(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)))
-        self.version, self.host, self.port, self.realm, self.site, self.node, self.token, self.root, _ = fields
-        self.key = key or PrivateKey.generate(secrets.token_bytes(32))
-        self.run, self.n = secrets.token_bytes(8), 0
-        self.trusted: trust.TrustedSet | None = None
-        self.desired: dict[str, tuple[bytes, ...]] = {}
-        self.assignment: doc.Assignment | None = None
-        self.inbox: asyncio.Queue[tuple[str, doc.Document]] = asyncio.Queue()
-        self.chunks: asyncio.Queue[doc.Chunk] = asyncio.Queue()
-        self.up = asyncio.Event()
-        self.trusts = asyncio.Event()
-        self.retained: dict[str, bytes] = {}
-        self.denied = DenySet()
-        self.told: list[str] = []
-        self.content_bytes = 0
-
-    @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator["ScriptedNode"]:
-        down = f"heliograph/v1/{self.realm}/node/{self.site}/{self.node}/down/+"
-        retained = [topic(name).filter(self.realm) for name in ("deny", "root", "set", "desired")]
-        gone = (topic("gone").build(self.realm, site=self.site, node=self.node), b"")
-        self.mqtt = Mqtt(
-            Broker(self.host, self.port),
-            f"{self.site}/{self.node}",
-            [(name, 1) for name in (*retained, down)],
-            Random(1),
-            self._on_message,
-            self._on_link,
-            gone,
-        )
-        task = asyncio.ensure_future(self.mqtt.run())
-        try:
-            async with asyncio.timeout(STEP_S):
-                await self.up.wait()
-            yield self
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-
-    async def _on_link(self, is_up: bool) -> None:
-        self.up.set() if is_up else self.up.clear()
-
-    async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
-        row, names = parse_topic(full, self.realm)
-        self._take(row, names, payload)
-
-    def _take(self, row, names, payload: bytes) -> None:
-        if row.name == "chunk":
-            self.chunks.put_nowait(doc.Chunk.decode(payload))
-        elif row.name in ("root", "set"):
-            self.told.append(row.name)
-            self.retained[row.name] = payload
-            if self.trusted is None and sha256(self.retained.get("root", b"")) == self.root:
-                self.trusted = trust.bootstrap(self.retained["root"], self.root)
-            if self.trusted is not None and "set" in self.retained:
-                with contextlib.suppress(TrustError):  # an older one that was retained
-                    self.trusted = trust.with_set(self.trusted, self.retained["set"], 1)
-                    self.trusts.set()
-        elif row.name == "deny":
-            self.told.append("deny")
-            head = self.trusted.heads.deny if self.trusted else doc.Denials()
-            if self.trusted is not None and self.trusted.is_complete:
-                self.denied = self.denied.with_list(payload, self.trusted, head)
-        elif row.name == "desired":
-            self.desired[names["ring"]] = tuple(unpack(payload))
-        elif row.name != "refused":  # that is said to whoever joins under this name
-            document = vouching.open_document(
-                self.trusted, payload, row, names, site=self.site, node=self.node, key=self.key.keyid
-            )
-            if row.name == "assigned" and (self.assignment is None or document.number > self.assignment.number):
-                self.assignment = document
-            if row.name == "reply":
-                for below, content in document.documents:
-                    if below == "assigned":
-                        self._take(topic("assigned"), names, content)
-                    else:
-                        self._take(*parse_topic(f"heliograph/v1/{self.realm}/{below}", self.realm), content)
-            self.inbox.put_nowait((row.name, document))
-
-    async def next(self, name: str) -> doc.Document:
-        async with asyncio.timeout(STEP_S):
-            while True:
-                got, document = await self.inbox.get()
-                if got == name:
-                    return document
-
-    async def say(self, name: str, payload: bytes) -> None:
-        row = topic(name)
-        while True:
-            try:
-                return await self.mqtt.publish(
-                    row.build(self.realm, site=self.site, node=self.node), payload, qos=row.qos
-                )
-            except TransportError:  # the link broke: again when it is back, as a node does
-                await asyncio.sleep(0.05)
-                async with asyncio.timeout(STEP_S):
-                    await self.up.wait()
-
-    async def enroll(self) -> None:
-        async with asyncio.timeout(STEP_S):
-            await self.trusts.wait()
-        request = doc.Enroll(token=self.token, key=self.key.public.raw, nonce=secrets.token_bytes(16))
-        await self.say("enroll", request.encode())
-        await self.next("assigned")
-
-    async def hello(self) -> list[doc.Reply]:
-        nonce = secrets.token_bytes(16)
-        numbers = doc.Numbers(assignment=self.assignment.number if self.assignment else 0)
-        hello = doc.Hello(
-            run=self.run, nonce=nonce, agent="0", schemas={}, hardware=HARDWARE, numbers=numbers,
-            tuf=self.trusted.versions if self.trusted else {}, deny=self.denied.head,
-        )  # fmt: skip
-        await self.say("hello", hello.encode())
-        replies = [await self.next("reply")]
-        while replies[-1].more:
-            replies.append(await self.next("reply"))
-        assert {reply.nonce for reply in replies} == {nonce}
-        return replies
-
-    async def ask(self, release: bytes, bases: tuple[bytes, ...] = ()) -> doc.Offer:
-        self.n += 1
-        ask = doc.Ask(run=self.run, n=self.n, model="digits", release=release, bases=bases, free_bytes=1 << 33)
-        await self.say("ask", ask.encode())
-        offer = await self.next("offer")
-        assert (offer.run, offer.n, offer.release) == (self.run, self.n, release)
-        return offer
-
-    async def settled_offer(self, release: bytes, bases: tuple[bytes, ...] = ()) -> doc.Offer:
-        while True:
-            offer = await self.ask(release, bases)
-            if offer.later_s is None:
-                return offer
-            await asyncio.sleep(min(offer.later_s, 0.2))
-
-    async def fetch(self, blob: bytes, length: int, pages: tuple[bytes, ...] = ()) -> bytes:
-        fetcher = Fetcher(Window())
-        one = BlobFetch(blob, length, pages, secrets.token_bytes(4))
-        fetcher.add(one)
-        image = bytearray(length)
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(3 * STEP_S):
-            while not one.complete:
-                for want in fetcher.wants(loop.time()):
-                    await self.say("want", want.encode())
-                due = fetcher.next_deadline(loop.time())
-                try:
-                    async with asyncio.timeout_at(due):
-                        chunk = await self.chunks.get()
-                except TimeoutError:
-                    fetcher.on_time(loop.time())
-                    continue
-                self.content_bytes += len(chunk.bytes)
-                arrival = fetcher.on_chunk(chunk, loop.time())
-                for offset, run in arrival.runs if arrival else ():
-                    image[offset : offset + len(run)] = run
-        return bytes(image) if pages else one.finish()
-
-    async def report(self, n: int, **models: doc.ModelReport) -> None:
-        reported = doc.Reported(
-            realm=self.realm, site=self.site, node=self.node, run=self.run, n=n, estimate=1, agent="0", schemas={},
-            ring=self.assignment.ring, assignment=self.assignment.number, tuf=self.trusted.versions,
-            deny=self.denied.head, bytes_received=self.mqtt.bytes_received, models=models,
-        )  # fmt: skip
-        await self.say("reported", sign_statement("reported", reported.encode(), [self.key]))
-
-    def records(self, first: int, count: int) -> bytes:
-        return self.records_of("audit", first, tuple((1, "staged", 5, {"i": first + i}) for i in range(count)))
-
-    def records_of(self, lane: doc.Lane, first: int, rows: tuple[doc.Row, ...]) -> bytes:
-        batch = doc.Records(
-            realm=self.realm, site=self.site, node=self.node, run=self.run, lane=lane, first=first, rows=rows
-        )
-        return sign_statement("records", batch.encode(), [self.key])
-
-
-async def _until(condition, what: str) -> None:
-    """Waits until it holds; `what` is for whoever reads the failure."""
-    async with asyncio.timeout(STEP_S):
-        while not condition():  # noqa: ASYNC110 - the other side is another process
-            await asyncio.sleep(0.05)
 
 
 @in_loop
@@ -352,7 +78,7 @@ async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_t
         await node.report(
             1, digits=doc.ModelReport(phase="idle", tuple=doc.Tuple(release=old), since=77, verdict="proven")
         )
-        await _until(lambda: hub.json("fleet", "list")[0]["models"], "the report arrives")
+        await until(lambda: hub.json("fleet", "list")[0]["models"], "the report arrives")
         (listed,) = hub.json("fleet", "list")
         assert listed["last_heard"] > 1_700_000_000 and listed["bytes_received"] > 3_000_000
         assert {key: listed[key] for key in ("site", "node", "ring", "link", "models")} == {
@@ -395,12 +121,10 @@ async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_t
         assert offer.never and "the hub has no release" in offer.reason
         refused = doc.Refusal(release=new, number=2, reason="golden outputs differ by 31")
         await node.report(2, digits=doc.ModelReport(phase="idle", tuple=doc.Tuple(release=old), refused=(refused,)))
-        await _until(
-            lambda: hub.json("fleet", "show", "lab/pi-1")["models"]["digits"]["refused"], "the refusal arrives"
-        )
+        await until(lambda: hub.json("fleet", "show", "lab/pi-1")["models"]["digits"]["refused"], "the refusal arrives")
         (refusal,) = hub.json("rollout", "status", "digits@1.1.0")["rings"][0]["refused"]
         assert refusal == {"node": "lab/pi-1", "reason": "golden outputs differ by 31"}
-    await _until(lambda: hub.json("fleet", "list")[0]["link"] == "down", "the broken connection is seen")
+    await until(lambda: hub.json("fleet", "list")[0]["link"] == "down", "the broken connection is seen")
 
 
 @in_loop
@@ -427,7 +151,7 @@ async def test_a_killed_hub_comes_back_with_everything_and_counts_records_once(h
         shown = hub.command("fleet", "list", code=1)
         assert f"no hub is running at {hub.folder}: start it with: heliograph hub run" in shown
         hub.start()
-        await _until(node.up.is_set, "the node is back")
+        await until(node.up.is_set, "the node is back")
         await node.hello()
         for words, answer in before.items():
             assert hub.json(*words) == answer
@@ -515,7 +239,7 @@ async def test_a_broker_that_comes_back_empty_is_given_everything_again(hub, rel
         path.unlink()
     join = hub.command("fleet", "token", "lab/pi-1").strip()
     async with ScriptedNode(join).connected() as node:
-        await _until(
+        await until(
             lambda: node.trusted is not None and node.trusted.is_complete and "canary" in node.desired, "retained"
         )
         assert int((broker / "pid").read_text()) != pid
@@ -625,120 +349,3 @@ def test_ctrl_c_ends_the_hub_cleanly_and_a_port_that_is_taken_is_named(hub, tmp_
     assert hub.run.process.wait(STEP_S) == 0, hub.log.read_text()
     assert "stopped" in hub.log.read_text() and "Traceback" not in hub.log.read_text()
     assert not (hub.folder / "hub.sock").exists()
-
-
-@in_loop
-async def test_a_denial_reaches_a_node_before_all_else_and_the_release_never_goes_out_again(hub, releases):
-    hub.publish(releases["1.0.0"], "digits@1.0.0")
-    hub.publish(releases["1.1.0"], "digits@1.1.0")
-    bad = bytes.fromhex(hub.json("release", "show", "digits@1.1.0")["digest"])
-    hub.command("rollout", "start", "digits@1.1.0")
-    join = hub.command("fleet", "token", "lab/pi-1").strip()
-    async with ScriptedNode(join).connected() as node:
-        await node.enroll()
-        assert "; the node has not said hello yet\n" in hub.command("fleet", "show", "lab/pi-1")
-        await node.hello()
-        assert hub.json("fleet", "show", "lab/pi-1")["deny"] == {"count": 0, "digest": "", "acknowledged": False}
-        node.told.clear()
-        told = hub.command("release", "deny", "digits@1.1.0", "--key", hub.key("deny-1"), "--reason", "wrong labels")
-        assert "a node that has nothing else serves it on" in told and "denied now: digits@1.1.0" in told
-        await _until(lambda: "set" in node.told, "the set that names the denial")
-        assert node.told[0] == "deny", "published before anything else"
-        assert node.denied.is_denied(bad).document.reason == "wrong labels"
-        assert node.trusted.heads.deny == node.denied.head and node.denied.holds_all(node.trusted.heads.deny)
-
-        offer = await node.ask(bad)
-        assert offer.never and "is denied by its digest: wrong labels" in offer.reason
-        for words in (("rollout", "start"), ("rollout", "promote"), ("release", "sign")):
-            key = ("--key", hub.key("sign-digits")) if words[0] == "release" else ()
-            assert "denied" in hub.command(*words, "digits@1.1.0", *key, code=4)
-        assert "DENIED by digest: wrong labels" in hub.command("rollout", "status", "digits@1.1.0")
-        assert "DENIED by digest: wrong labels" in hub.command("release", "show", "digits@1.1.0")
-        listed = {row["release"]: row["denied"] for row in hub.json("release", "list")}
-        assert listed["digits@1.0.0"] is None and listed["digits@1.1.0"]["final"] is False
-
-        await node.report(1)
-        await _until(lambda: hub.json("fleet", "show", "lab/pi-1")["deny"]["acknowledged"], "the node's word")
-        assert "denials 1, all that are in force" in hub.command("fleet", "show", "lab/pi-1")
-
-    told = hub.command("release", "deny", "digits@1.1.0", "--key", hub.key("deny-2"))
-    assert "with 2 signatures: final" in told
-    hub.kill()
-    hub.start()
-    fresh = ScriptedNode(join, node.key)
-    fresh.trusted, fresh.assignment = node.trusted, node.assignment
-    async with fresh.connected():
-        await fresh.hello()
-        assert fresh.denied.is_final(bad), "by what is retained, or else by the reply"
-
-
-@in_loop
-async def test_a_stolen_signing_key_is_denied_and_what_it_signed_is_not_offered_except_what_is_kept(hub, releases):
-    hub.publish(releases["1.0.0"], "digits@1.0.0")
-    hub.publish(releases["1.1.0"], "digits@1.1.0")
-    good, bad = (bytes.fromhex(hub.json("release", "show", f"digits@1.{n}.0")["digest"]) for n in (0, 1))
-    (stolen,) = [row["keyid"] for row in hub.json("key", "list") if row["role"] == "sign-digits"]
-    keep = ("--keep", "digits@1.0.0", "--reason", "stolen")
-    assert "can't sign this denial" in hub.command("key", "deny", stolen, "--key", hub.key("deny-1"), *keep, code=4)
-    told = hub.command("key", "deny", stolen[:16], "--key", hub.key("deny-key-1"), *keep)
-    assert "1 of 2 signatures, 1 more to go; nothing is denied yet" in told
-    told = hub.command("key", "deny", stolen[:16], "--key", hub.key("deny-key-2"), *keep)
-    assert "with 2 signatures: final" in told and told.endswith("denied now: digits@1.1.0\n")
-    assert "denied" in hub.command("rollout", "start", "digits@1.1.0", code=4)
-    hub.command("rollout", "start", "digits@1.0.0")
-    assert [row["denied"] for row in hub.json("key", "list") if row["keyid"] == stolen] == [True]
-    async with ScriptedNode(hub.command("fleet", "token", "lab/pi-1").strip()).connected() as node:
-        await node.enroll()
-        await node.hello()
-        assert node.denied.is_denied(bad, [bytes.fromhex(stolen)]) and node.denied.is_denied(bad) is None
-        assert node.denied.is_denied(good, [bytes.fromhex(stolen)]) is None
-        assert (await node.ask(bad)).never
-    for words in (("digits@9.9.9",), ("digits",), ("f" * 63,)):
-        assert hub.command("release", "deny", *words, "--key", hub.key("deny-1"), code=3 if "@9" in words[0] else 2)
-    assert "no key" in hub.command("key", "deny", "f" * 16, "--key", hub.key("deny-key-1"), code=3)
-
-
-def _denying(service: Service, *names: str) -> None:
-    payload = doc.Deny(realm="test", releases=(b"r" * 32,), at=1).encode()
-    keys = [load_key(service.folder / "keys" / f"{name}.key") for name in names]
-    message = signed_bytes("deny", payload)
-    service.denials.add("deny", payload, {key.keyid: key.sign(message) for key in keys}, 1)
-
-
-def test_a_denial_is_announced_though_the_realm_expired_long_ago(tmp_path):
-    init_realm(tmp_path, "test", 1_000_000_000)
-    service = Service(tmp_path, free_port())
-    _denying(service, "deny-1")
-    with pytest.raises(TrustError, match="expired"):
-        service.announce()
-    assert list(service.retained) == ["heliograph/v1/test/deny/all"]
-    service.database.close()
-
-
-def test_denials_come_first_in_a_reply_and_once_more_behind_a_set(tmp_path):
-    init(tmp_path / "hub", "test")
-    service = Service(tmp_path / "hub", free_port())
-    key = PrivateKey.generate(b"k" * 32)
-    service.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)
-    service.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
-    _denying(service, "deny-1")
-    service.announce()
-    assert next(iter(service.retained)) == "heliograph/v1/test/deny/all"
-    hello = doc.Hello(
-        run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
-    )
-    node = service.fleet.node("lab", "pi-1")
-    (reply,) = service.replies(node, hello, ())
-    assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "assigned", "tuf/set", "deny/all"]
-    known = hello.model_copy(update={"tuf": service.authority.set.versions, "numbers": doc.Numbers(assignment=1)})
-    (reply,) = service.replies(node, known, ())
-    assert [name for name, _ in reply.documents] == ["deny/all"] and reply.heads.deny == service.denials.head
-    (reply,) = service.replies(node, known.model_copy(update={"deny": service.denials.head}), ())
-    assert reply.documents == ()
-    service.database.close()
-    (tmp_path / "hub" / "hub.sqlite").unlink()
-    again = Service(tmp_path / "hub", free_port())
-    assert again.greeting(BrokerProcess(tmp_path / "hub", 1, "127.0.0.1"))[0].startswith(
-        "DENIALS ARE MISSING: the timestamp names 1, the database has 0"
-    )
-    again.database.close()
