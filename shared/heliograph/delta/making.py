@@ -1,7 +1,7 @@
 """[IO] Makes a delta file in a process of its own: of low priority, of bounded memory, telling how far it is.
 
-Making takes seconds to minutes of CPU, and holds on to the interpreter for a good part of them: whoever has a loop to
-run has it done here. The process is a child that ends with its parent, however that ends, because its stdin does.
+Making takes seconds to minutes of CPU and up to half a GB: a process that has more to do than that has it done here,
+can stop it, and keeps none of its memory. The child ends with its parent, however that ends, because its stdin does.
 
 `python -P -m heliograph.delta.making OLD NEW DELTA MEMORY`: paths, and how many bytes of address space it may take on
 top of what the loaded program has. It writes to stdout, as text: `DONE WHOLE` (bytes of the new file) as it goes on,
