@@ -38,5 +38,10 @@ def bind(path: Path, mode: int) -> socket.socket:
 
 
 def forbid_core_dumps() -> None:
-    """From now on this process, and those that it starts, write no memory to the disk when they crash."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """From now on this process, and those that it starts, give their memory to no file and no program when they crash.
+
+    Source: core(5), and fs/coredump.c of Linux: a program that the kernel pipes cores to is run even at limit 0, which
+    is for files, but not at limit 1; no file is written at either.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_CORE)[1] and 1  # 0 can't be raised
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))

@@ -171,5 +171,5 @@ def test_the_child_stands_under_its_bounds_while_it_works(pair: Pair) -> None:
         line = next(line for line in limits.splitlines() if line.startswith(name))
         bounds[name] = line.removeprefix(name).split()[0]
         assert bounds[name] != "unlimited", line
-    assert bounds["Max core file size"] == "0", "what was opened for it is not written when it crashes"
+    assert bounds["Max core file size"] == "1", "what was opened for it goes to no file and no program when it crashes"
     apart.close()

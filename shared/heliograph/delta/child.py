@@ -49,7 +49,8 @@ def confine(memory_bytes: int) -> None:
     """Bounds this process for good: so much address space more than it has, no files written, no core, no children."""
     pages = Path("/proc/self/statm")
     taken = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
-    bounds = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
+    bounds = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
+    bounds[resource.RLIMIT_CORE] = resource.getrlimit(resource.RLIMIT_CORE)[1] and 1  # as `unix.forbid_core_dumps`
     if taken:  # elsewhere than on Linux nobody tells, and the bound would not be kept either
         bounds[resource.RLIMIT_AS] = taken + memory_bytes
     for name, bound in bounds.items():

@@ -8,7 +8,6 @@ numpy and the runtime loaded; it ends when its socket or the forkserver does.
 import ctypes
 import hashlib
 import os
-import resource
 import signal
 import socket
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 from heliograph.errors import IntegrityError, RefusedError
 from heliograph.source import Source
+from heliograph.unix import forbid_core_dumps
 from heliograph.wire import unpack
 from heliograph_site.serving.frames import MAX_BODY_BYTES, MAX_HEAD_BYTES, PREFIX, frame_head
 from heliograph_site.serving.inference import TensorSpec
@@ -48,7 +48,7 @@ def confine(parent: int) -> None:
     """Gives up what a worker never needs: new privileges, core dumps, life after its parent."""
     die_with_parent(parent)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
 
 
 def main(sock: socket.socket) -> None:
