@@ -7,11 +7,13 @@ import http.client
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bundles
 from heliograph.blob import Digest
 from heliograph.errors import TransportError
 from heliograph.objects import ObjectStore
@@ -21,6 +23,7 @@ from heliograph_site.memory import Memory, Pointer
 from heliograph_site.serving.control import ServerControl
 
 PATIENCE_S = 30.0
+INFER = "/v2/models/digits/infer"
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:
@@ -117,3 +120,54 @@ class Node:
             data = answer.read()
             got = {name.lower(): value for name, value in answer.getheaders()}
             return answer.status, got, json.loads(data) if got.get("content-type") == "application/json" else data
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+class Load:
+    """Callers in threads who never stop asking; `failures` is what went wrong, `versions` who answered."""
+
+    def __init__(self, address: str, callers: int = 4) -> None:
+        self.failures: list[str] = []
+        self.versions: list[str] = []
+        self._address = address
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(callers)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        eventually(lambda: len(self.versions) > 20, "the load to flow")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self, count: int = 50) -> None:
+        """Returns when so many more requests have been answered."""
+        goal = len(self.versions) + len(self.failures) + count
+        eventually(lambda: len(self.versions) + len(self.failures) >= goal, f"{count} more answers")
+
+    def _run(self) -> None:
+        body = json.dumps(bundles.sample_request()).encode()
+        connection = http.client.HTTPConnection(self._address, timeout=PATIENCE_S)
+        while not self._over.is_set():
+            try:
+                connection.request("POST", INFER, body)
+                answer = connection.getresponse()
+                data = answer.read()
+            except OSError as error:
+                self.failures.append(repr(error))
+                return
+            if answer.status == 200:
+                self.versions.append(json.loads(data)["model_version"])
+            else:
+                self.failures.append(data.decode())
+        connection.close()

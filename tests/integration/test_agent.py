@@ -1,44 +1,24 @@
-"""The agent against a real hub over a real Mosquitto: the whole life of a release, and what interrupts it."""
+"""An agent with a real hub and broker: releases come, are judged and reported, whatever fails on the way."""
 
 import asyncio
-import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 
-from agents import QUICK, TIMING, Hub, Node, at_rest_with, delivered, enrol, until
-from heliograph.cli import main
+from agents import TIMING, Hub, Node, at_rest_with, delivered, enrol, until
 from heliograph.connection import Broker
-from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError
 from heliograph.lab import Proxy, Running, spawn
 from heliograph.mqtt import Mqtt
 from heliograph.names import Digest
 from heliograph.protocol import topic
 from heliograph_hub.client import HubClient
-from heliograph_site.agent import Agent
-from heliograph_site.folder import agent_lock
-from heliograph_site.happenings import Event
-from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
-from heliograph_site.memory import Memory
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.status import status
-
-
-@pytest.fixture(scope="module")
-def quiet_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """One hub for tests that roll nothing out: a ring's releases are meant for every node in it."""
-    found = Hub(tmp_path_factory.mktemp("hub"))
-    yield found
-    found.stop()
 
 
 @pytest.fixture
@@ -325,162 +305,6 @@ def test_hostile_messages_are_recorded_at_a_bounded_rate_and_change_nothing(
     asyncio.run(live())
 
 
-def test_a_release_denied_while_it_is_fetched_is_refused_and_what_serves_goes_on(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def run() -> None:
-        async with Proxy(hub.port, rate_bytes_per_s=100_000) as proxy:
-            node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "fetches", proxy.port)
-            await asyncio.to_thread(hub.release, tmp_path, "fetches", "1.0.0", b"one" * 3000)
-            async with node.running() as agent:
-                await until(at_rest_with(agent, "fetches", "1.0.0"), "1.0.0 proven")
-                good = agent.memories["fetches"].active
-                await asyncio.to_thread(hub.release, tmp_path, "fetches", "1.1.0", Random(5).randbytes(2_000_000))
-                await until(lambda: agent.memories["fetches"].phase == "fetching", "on its way")
-                await asyncio.to_thread(hub.deny, "fetches@1.1.0", 1)
-                await until(lambda: agent.memories["fetches"].phase == "idle", "stopped")
-                memory = agent.memories["fetches"]
-                assert (memory.active, memory.target) == (good, None)
-                assert [refusal.reason for refusal in memory.refused] == ["denied"]
-                await until(lambda: not list((node.folder / "incoming").iterdir()), "its bytes are gone")
-                await until(lambda: delivered(agent), "told")
-                assert agent.outbox.status()["incident"].written == 2, "refused, and denied"
-
-    asyncio.run(run())
-    facts = status(tmp_path / "node")
-    assert facts["trust"]["deny"]["count"] == 1 and facts["trust"]["deny"]["digest"]
-
-
-def test_a_denied_active_release_gives_way_to_its_fallback_and_is_gone_for_good(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    node = enrol(hub, tmp_path, capsys, "active")
-    hub.release(tmp_path, "active", "1.0.0", b"one" * 3000)
-
-    async def live() -> None:
-        async with node.running() as agent:
-            await until(at_rest_with(agent, "active", "1.0.0"), "1.0.0 proven")
-            await asyncio.to_thread(hub.release, tmp_path, "active", "1.1.0", b"two" * 3000)
-            await until(at_rest_with(agent, "active", "1.1.0"), "1.1.0 proven")
-            bad = agent.memories["active"].active
-            assert bad is not None and bad.path == "active/1.1.0" and len(bad.vouchers) == 3
-            await asyncio.to_thread(hub.deny, "active@1.1.0", 1)
-            await until(at_rest_with(agent, "active", "1.0.0"), "1.0.0 serves again")
-            memory = agent.memories["active"]
-            assert memory.active is not None and memory.fallback is None
-            assert node.server.row["active"]["active"] == memory.active.release.hex()
-            await until(lambda: not agent._slots.store.has(Digest(bad.release)), "its bytes are gone")
-            await until(is_acknowledged, "the hub knows")
-
-    def is_acknowledged() -> bool:
-        capsys.readouterr()
-        hub.operate("fleet", "show", "active/n1", "--json")
-        return bool(json.loads(capsys.readouterr().out)["deny"]["acknowledged"])
-
-    asyncio.run(live())
-
-
-def test_a_denial_of_one_models_release_leaves_the_other_models_alone(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def run() -> None:
-        async with Proxy(hub.port, rate_bytes_per_s=200_000) as proxy:
-            node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "several", proxy.port)
-            await asyncio.to_thread(hub.release, tmp_path, "calm", "1.0.0", b"one" * 3000)
-            async with node.running() as agent:
-                await until(at_rest_with(agent, "calm", "1.0.0"), "calm is proven")
-                await asyncio.to_thread(hub.release, tmp_path, "good", "1.0.0", Random(6).randbytes(600_000))
-                await asyncio.to_thread(hub.release, tmp_path, "bad", "1.0.0", Random(7).randbytes(600_000))
-                await until(lambda: phase(agent, "bad") == phase(agent, "good") == "fetching", "two at once")
-                calm, epoch = agent.memories["calm"], agent.memories["good"].epoch
-                await asyncio.to_thread(hub.deny, "bad@1.0.0", 1)
-                await until(lambda: phase(agent, "bad") == "idle", "the denied one is stopped")
-                assert agent.memories["good"].epoch >= epoch and not agent.memories["good"].refused
-                await until(at_rest_with(agent, "good", "1.0.0"), "the other arrives")
-                assert agent.memories["calm"] == calm
-                assert agent.memories["good"].epoch == 6, "and was never started anew"
-
-    def phase(agent: Agent, model: str) -> str:
-        memory = agent.memories.get(model)
-        return memory.phase if memory is not None else ""
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("fail_mode", ["safe", "closed"])
-def test_the_last_release_denied_once_serves_on_flagged_and_denied_twice_ends_in_its_fail_mode(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], fail_mode: str
-) -> None:
-    node = enrol(hub, tmp_path, capsys, "last")
-    hub.release(tmp_path, "last", "1.0.0", b"one" * 3000, fail_mode=fail_mode)
-
-    def active() -> Any:
-        return status(node.folder)["models"]["last"]["active"]
-
-    async def live() -> None:
-        async with node.running() as agent:
-            await until(at_rest_with(agent, "last", "1.0.0"), "1.0.0 proven")
-            await asyncio.to_thread(hub.deny, "last@1.0.0", 1)
-            await until(lambda: agent.memories["last"].is_last_denied, "flagged")
-            assert "last" in node.server.row
-            facts = (await asyncio.to_thread(status, node.folder))["models"]["last"]
-            assert facts["flag"] == "serves a denied release, because nothing else is left"
-            await asyncio.to_thread(hub.deny, "last@1.0.0", 2)
-            if fail_mode == "safe":
-                await until(lambda: getattr(agent.memories["last"].active, "denied", "") == "finally", "told again")
-                assert "last" in node.server.row
-                return
-            await until(lambda: agent.memories["last"].phase == "stuck", "stopped")
-            assert "last" not in node.server.row
-            assert agent.memories["last"].reason == "denied finally, and nothing else is left to serve"
-        async with node.running() as agent:
-            await until(lambda: agent.memories["last"].phase == "stuck", "stopped after a restart too")
-            assert "last" not in node.server.row
-
-    asyncio.run(live())
-    assert (active() is None) == (fail_mode == "closed")
-
-
-def test_a_node_that_returns_learns_of_denials_before_anything_else(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    node = enrol(hub, tmp_path, capsys, "returns")
-    hub.release(tmp_path, "returns", "1.0.0", b"one" * 3000)
-
-    async def leave() -> None:
-        async with node.running() as agent:
-            await until(at_rest_with(agent, "returns", "1.0.0"), "1.0.0 proven")
-            await asyncio.to_thread(hub.release, tmp_path, "returns", "1.1.0", b"two" * 3000)
-            await until(at_rest_with(agent, "returns", "1.1.0"), "1.1.0 proven")
-            await until(lambda: delivered(agent), "told")
-
-    async def come_back() -> None:
-        async with node.running() as agent:
-            seen: list[tuple[str, str]] = []
-            record = agent._machines._record
-
-            def keep(before: Memory, event: Event, after: Memory) -> None:
-                active = agent.journal.release_name(after.active.release) if after.active else ""
-                seen.append((type(event).__name__, str(active)))
-                record(before, event, after)
-
-            agent._machines._record = keep  # type: ignore[method-assign]  # the order of the news is what is tested
-            await until(at_rest_with(agent, "returns", "1.2.0"), "1.2.0 proven")
-            names = [event for event, _ in seen]
-            assert ("ActiveDenied", "returns@1.0.0") in seen
-            assert names.index("ActiveDenied") < names.index("Wanted")
-            memory = agent.memories["returns"]
-            assert [agent.journal.release_name(pointer.release) for pointer in memory.kept] == [
-                "returns@1.2.0",
-                "returns@1.0.0",
-            ]
-
-    asyncio.run(leave())
-    hub.release(tmp_path, "returns", "1.2.0", b"new" * 3000)
-    hub.deny("returns@1.1.0", 1)
-    asyncio.run(come_back())
-
-
 def test_a_release_under_which_the_power_fails_twice_is_demoted(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -514,121 +338,3 @@ def test_a_release_under_which_the_power_fails_twice_is_demoted(
     asyncio.run(restart_in_order())
     asyncio.run(resume(1))
     asyncio.run(resume(2))
-
-
-def test_a_second_agent_on_the_same_folder_is_refused(
-    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    node = enrol(quiet_hub, tmp_path, capsys, "twice")
-    with agent_lock(node.folder):
-        argv = [sys.executable, "-m", "heliograph_site.agent", str(node.folder)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode == 2
-    assert "an agent runs on" in done.stderr and "already: stop it first" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_the_agent_loads_no_model_runtime_and_no_command_line_library() -> None:
-    unwanted = ("numpy", "tflite_runtime", "ai_edge_litert", "typer", "rich", "starlette", "uvicorn", "sqlalchemy")
-    program = f"import sys, heliograph_site.agent; print([m for m in {unwanted} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_status_says_everything_while_the_agent_is_stopped(
-    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    node = enrol(quiet_hub, tmp_path, capsys, "status")
-    capsys.readouterr()
-    assert main(["node", "status", str(node.folder), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert set(facts) == {
-        "site", "node", "link", "bytes_received", "models", "trust", "documents", "outbox", "http", "certificate",
-    }  # fmt: skip
-    assert (facts["site"], facts["node"], facts["link"], facts["models"]) == ("status", "n1", "down", {})
-    assert facts["trust"]["deny"] == {"count": 0, "digest": None}
-    assert facts["trust"]["versions"]["root"] == 1
-    zeros = {"next_seq": 0, "acked_seq": 0, "kept": 0, "merged": 0, "lost": 0}
-    assert facts["outbox"] == dict.fromkeys(("incident", "audit", "metric", "sample"), zeros)
-    assert main(["node", "status", str(node.folder)]) == 0
-    assert "status/n1: link down" in capsys.readouterr().out
-
-
-def test_the_key_is_the_owners_only_and_joining_twice_harms_nothing(
-    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    node = enrol(quiet_hub, tmp_path, capsys, "joins")
-    assert (node.folder / "node.key").stat().st_mode & 0o777 == 0o600
-    before = (node.folder / "node.key").read_bytes()
-    string = quiet_hub.token(capsys, "joins/n1")
-    with pytest.raises(RefusedError, match="has joined already"):
-        asyncio.run(join(string, node.folder, 0, Random(1), QUICK))
-    assert (node.folder / "node.key").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["node"]
-
-
-@pytest.mark.parametrize(
-    ("change", "family", "says"),
-    [
-        ({"root": b"r" * 32}, IntegrityError, "the root of realm lab is not the one that the join string names"),
-        (
-            {"token": b"t" * 32},
-            RefusedError,
-            "the hub did not enrol errs/n1 within 3 s: the token was used, has expired",
-        ),
-        ({"realm": "other"}, TransportError, "the broker holds nothing of realm other: check that its hub is running"),
-        ({"port": 1}, TransportError, "no hub answers at 127.0.0.1:1 within 3 s"),
-    ],
-)
-def test_joining_fails_in_one_sentence_and_leaves_nothing(
-    quiet_hub: Hub,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: dict[str, Any],
-    family: type[HeliographError],
-    says: str,
-) -> None:
-    string = replace(quiet_hub.token(capsys, "errs/n1"), **change)
-    with pytest.raises(family) as failure:
-        asyncio.run(join(string, tmp_path / "node", 0, Random(1), QUICK))
-    assert says in str(failure.value)
-    assert "\n" not in str(failure.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_token_is_good_once(quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    string = quiet_hub.token(capsys, "once/n1")
-    asyncio.run(join(string, tmp_path / "first", 0, Random(1), QUICK))
-    with pytest.raises(RefusedError, match="the token was used"):
-        asyncio.run(join(string, tmp_path / "second", 0, Random(1), QUICK))
-    assert [path.name for path in tmp_path.iterdir()] == ["first"]
-
-
-def test_the_supervisor_restarts_a_killed_agent_and_stops_cleanly(
-    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    node = enrol(quiet_hub, tmp_path, capsys, "watched")
-    running = spawn([sys.executable, "-m", "heliograph_site.supervisor", node.folder], tmp_path / "run.log")
-
-    def agent_pid() -> int | None:
-        for path in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split():
-            if b"heliograph_site.agent" in Path(f"/proc/{path}/cmdline").read_bytes():
-                return int(path)
-        return None
-
-    async def live() -> None:
-        await until(lambda: "link is up" in running.output(), "the agent is up")
-        first = agent_pid()
-        assert first is not None
-        os.kill(first, signal.SIGKILL)
-        await until(lambda: agent_pid() not in (None, first), "another agent runs")
-        await until(lambda: running.output().count("link is up") >= 2, "and is up")
-
-    try:
-        asyncio.run(live())
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(15) == 0
-    finally:
-        running.kill()
-    with Journal(node.folder / JOURNAL_FILE, read_only=True) as journal:
-        assert journal.link() == "down"

@@ -172,7 +172,7 @@ CONFIG_SHOWN_BY: dict[str, list[str]] = {
     "post": [_CONFIG, _TUNED],
 }
 
-_ALONE = "tests/integration/test_serving.py::test_it_boots_alone_and_warms_the_fallback"
+_ALONE = "tests/integration/test_serving_alone.py::test_it_boots_alone_and_warms_the_fallback"
 
 OFFLINE_SHOWN_BY: dict[str, list[str]] = {
     "A node that hears nothing keeps serving its active release.": [
@@ -205,8 +205,8 @@ OFFLINE_SHOWN_BY: dict[str, list[str]] = {
         _AWAY,
     ],
     "Back on line it reads denials first, policy second, desired state third; then it reports, then it fetches.": [
-        "tests/integration/test_agent.py::test_a_node_that_returns_learns_of_denials_before_anything_else",
-        "tests/integration/test_hub.py::test_denials_come_first_in_a_reply_and_once_more_behind_a_set",
+        "tests/integration/test_agent_denials.py::test_a_node_that_returns_learns_of_denials_before_anything_else",
+        "tests/integration/test_hub_denials.py::test_denials_come_first_in_a_reply_and_once_more_behind_a_set",
     ],
 }
 
