@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from heliograph import __version__
-from heliograph.errors import ConfigError, HeliographError
+from heliograph.errors import ConfigError, HeliographError, shown
 
 GROUP = "heliograph.commands"
 _PROGRAM = "heliograph"
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"{_PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{_PROGRAM}: {shown(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -8,11 +8,11 @@ direction a document has stands in `heliograph.protocol`, not here.
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 import heliograph
 from heliograph.blob import LEAF_BYTES, MAX_UNPAGED_BYTES
-from heliograph.errors import IntegrityError
+from heliograph.errors import IntegrityError, shown
 from heliograph.names import Name, Ring
 from heliograph.sealing import GRANT_BOX_BYTES
 from heliograph.statement import KEYID_BYTES
@@ -31,7 +31,8 @@ Handle = Annotated[bytes, Field(min_length=4, max_length=4)]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 At = Annotated[int, Field(ge=0, lt=1 << 40)]
 """Seconds since 1970, UTC."""
-Text = Annotated[str, Field(max_length=400)]
+Text = Annotated[str, Field(max_length=400), AfterValidator(shown)]
+"""Words for people; read without control characters, whoever wrote them."""
 MAX_DENIAL_BYTES = 1024
 """Largest statement of type `deny` or `deny-key`."""
 DenialBytes = Annotated[bytes, Field(max_length=MAX_DENIAL_BYTES)]

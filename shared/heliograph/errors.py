@@ -7,6 +7,7 @@
 | RefusedError | whoever asked: a rule or gate said no | when the reason is gone | 4 |
 | TransportError | time | later | 1 |
 | WaitError | time | later | 5 |
+| StorageError | whoever has the disk | later | 1 |
 | NotFoundError | the operator | with another name | 3 |
 | ConfigError | the operator | after the file or argument is mended | 2 |
 
@@ -64,3 +65,11 @@ class ConfigError(HeliographError):
     """An operator's file, argument or folder is wrong; the message says what, where and what to do."""
 
     exit_code = 2
+
+
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
+
+
+def shown(text: str) -> str:
+    """Somebody else's words with a space for each control character, which a terminal would obey."""
+    return text.translate(_CONTROLS)

@@ -21,7 +21,7 @@ app = typer.Typer(help="Ends in every way there is.")
 @app.command()
 def refuse() -> None:
     print("data")
-    raise RefusedError("the gate\\nsaid no")
+    raise RefusedError("the gate\\nsaid\\x1b[2J no")
 
 @app.command()
 def interrupt() -> None:
@@ -107,7 +107,7 @@ def test_wrong_usage_exits_2_and_says_so_on_stderr(run: Run, args: list[str]) ->
 
 def test_an_error_of_ours_is_one_line_and_its_exit_code(run: Run) -> None:
     done = run("probe", "refuse")
-    assert (done.returncode, done.stdout, done.stderr) == (4, "data\n", "heliograph: the gate said no\n")
+    assert (done.returncode, done.stdout, done.stderr) == (4, "data\n", "heliograph: the gate said [2J no\n")
 
 
 def test_an_error_of_the_operating_system_is_one_line(run: Run) -> None:

@@ -201,6 +201,12 @@ def test_a_message_that_is_no_map_is_refused(name: str, value: object) -> None:
         type(DOCUMENTS[name]).decode(pack(value))
 
 
+def test_attack_words_of_a_peer_clear_no_terminal_and_hide_nothing_on_it() -> None:
+    refused = {"realm": "r", "site": "s", "node": "n", "key": bytes(32), "nonce": bytes(16)}
+    hostile = "token\x1b[2J\x9b8m used\r\n\x07\x7f – naïve 日本"
+    assert doc.Refused.decode(pack(refused | {"reason": hostile})).reason == "token [2J 8m used     – naïve 日本"
+
+
 def test_a_message_over_its_bound_is_refused_before_it_is_parsed() -> None:
     large = doc.Chunk(handle=b"abcd", offset=0, bytes=bytes(MAX_MESSAGE_BYTES)).encode()
     with pytest.raises(IntegrityError, match="exceeds"):
