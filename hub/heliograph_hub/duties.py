@@ -5,6 +5,7 @@ Rule 1: every operator's act that changed something is one row, and so is every 
 Rule 2: what is written holds no secret: names, numbers and key ids.
 """
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ class Duties:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._lock = threading.Lock()
         self._waiting: list[tuple[int, str, str, bytes]] = []
 
     def note(self, now: int, who: str, what: str, keyids: Iterable[bytes] = ()) -> None:
@@ -39,14 +41,17 @@ class Duties:
         self.flush()
 
     def note_later(self, now: int, who: str, what: str, keyids: Iterable[bytes] = ()) -> None:
-        """One act in the midst of a transaction: on disk with the next `flush`."""
-        self._waiting.append((now, who, what[:MAX_WHAT], b"".join(sorted(keyids))))
+        """One act in the midst of a transaction, or in another thread: on disk with the next `flush`."""
+        row = (now, who, what[:MAX_WHAT], b"".join(sorted(keyids)))
+        with self._lock:
+            self._waiting.append(row)
 
     def flush(self) -> None:
         """Writes what waits."""
-        if not self._waiting:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
-        waiting, self._waiting = self._waiting, []
         with self._database.write() as connection:
             number = connection.execute(sa.select(sa.func.max(duties.c.number))).scalar() or 0
             for place, (at, who, what, keyids) in enumerate(waiting, start=number + 1):
