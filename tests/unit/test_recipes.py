@@ -1,16 +1,19 @@
 """Recipes at the hub: made apart, for every base that is held, told of while they are made, and dropped in the end."""
 
 import asyncio
+import json
 import os
 import random
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from fleets import NOW
+from fleets import NOW, request
+from fleets import reported as said
 from heliograph.blob import sha256
 from heliograph.delta import recipe
 from heliograph.delta.making import NICE, Making
@@ -19,10 +22,13 @@ from heliograph.errors import RefusedError
 from heliograph_hub.database import blobs
 from heliograph_hub.database import recipes as recipes_table
 from heliograph_hub.fleet import Node
+from heliograph_hub.founding import init_realm
 from heliograph_hub.recipes import Recipes, files_of, held_releases, pairs_for
 from heliograph_hub.registry import KEEP_RECIPES_S, NOTE_ASKED_S, transfer_bytes
+from heliograph_hub.rollout import Signed
+from heliograph_hub.service import Service
 from limits import no_room_beyond
-from offering import NEW, OLD, Realm
+from offering import NEW, OLD, TENSOR, Realm
 
 OTHER = OLD[:-320] + b"another!" * 40
 NODE = Node("lab", "pi-1", "canary", b"k" * 32, b"i" * 32, 1, b"", NOW, NOW, None, None, None)
@@ -279,3 +285,83 @@ def test_a_full_disk_makes_no_recipe_and_ends_nothing(realm):
     assert "File too large" in realm.recipes.failed[pair]
     realm.recipes.retry([pair[1]])
     assert "made a recipe" in realm.recipes.make(pair, NOW)
+
+
+# --- in the service -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(tmp_path):
+    """A hub with two releases; the ring is to install the newer."""
+    init_realm(tmp_path / "hub", "dev", 1_795_000_000)
+    service = Service(tmp_path / "hub", 1)
+    for version, model in (("1.0.0", OLD), ("1.1.0", NEW)):
+        folder = tmp_path / version
+        folder.mkdir()
+        (folder / "model.tflite").write_bytes(model)
+        (folder / "in.json").write_text(json.dumps({"requests": [{"inputs": [TENSOR]}]}))
+        (folder / "out.json").write_text(json.dumps({"responses": [{"outputs": [TENSOR]}]}))
+        tables = '[golden]\ninputs = "in.json"\noutputs = "out.json"\n'
+        (folder / "release.toml").write_text(f'model = "digits"\nversion = "{version}"\n{tables}')
+        service.registry.add(folder, 1)
+    tell(service, "install")
+    yield service
+    service.database.close()
+
+
+def tell(service, action) -> None:
+    newest = service.registry.all()[-1]
+    service.told = {"canary": {"digits": Signed("canary", "digits", 1, newest.digest, action, True)}}
+
+
+def test_a_hub_that_starts_asks_for_what_rings_are_to_install_and_for_nothing_that_was_dropped(service):
+    tell(service, "hold")
+    service.request_all_recipes()
+    assert service.recipes.take() is None, "no ring is to run it, and it is old"
+    tell(service, "install")
+    service.request_all_recipes()
+    assert service.recipes.take() == (sha256(OLD), sha256(NEW))
+
+
+def test_a_recipe_stays_while_a_node_says_that_it_holds_the_base_of_what_its_ring_is_to_install(service):
+    service.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)
+    service.enrolment.enroll("lab", "pi-1", request(b"t" * 32), 2)
+    old, _ = service.registry.all()
+    pair = (sha256(OLD), sha256(NEW))
+    service.registry.make_recipe(*pair, 1)
+    models = {"digits": ModelReport(phase="idle", tuple=Tuple(release=old.digest))}
+    service.fleet.take_reported("lab", "pi-1", said(1, models=models))
+    assert service.drop_recipes() == "" and service.registry.missing_recipes([pair]) == []
+    tell(service, "hold")
+    assert "dropped 1 recipes" in service.drop_recipes() and service.registry.missing_recipes([pair]) == [pair]
+    tell(service, "install")
+    service.registry.make_recipe(*pair, 1)
+    service.fleet.take_reported("lab", "pi-1", said(2, models={"digits": ModelReport(phase="idle")}))
+    assert "dropped 1 recipes" in service.drop_recipes(), "the node holds it no longer"
+
+
+def test_a_hub_that_ends_waits_for_no_recipe(service):
+    """What is being made is ended with it, in the middle of it."""
+    chance = random.Random(6)
+    folder = service.folder.parent
+    for name in ("old", "new"):
+        (folder / name).write_bytes(chance.randbytes(16 << 20))
+    base, target = (service.objects.put_file(folder / name) for name in ("old", "new"))
+    begun = threading.Event()
+
+    def make(old, new, delta, progress):
+        service._making.make(old, new, delta, lambda done, whole: (begun.set(), progress(done, whole)))
+
+    service.recipes = Recipes(service.registry, make)
+    assert service.recipes.request([(base, target)], 0.0)
+
+    async def run() -> float:
+        making = asyncio.ensure_future(service.make_recipes())
+        await asyncio.to_thread(begun.wait, 60)
+        making.cancel()
+        await asyncio.wait({making})
+        return time.monotonic()
+
+    cancelled = asyncio.run(run())  # which waits for the thread
+    assert "stopped" in service.recipes.failed[base, target]
+    assert time.monotonic() - cancelled < 10, "making it takes far longer"

@@ -170,6 +170,9 @@ def test_after_a_kill_it_goes_on_with_the_segment_it_was_at(tmp_path: Path) -> N
     fetched(slots, until=4)
     stood = standing(slots)
     assert 4 <= len(stood) < 7
+    for suffix, length in (("out", len(NEW)), ("patch", len(PATCH))):
+        taken = slots.path(sha256(NEW), suffix).stat().st_blocks * 512
+        assert taken >= length, "room for all of it is taken from the beginning"
     part = PartialBlob(
         slots.path(sha256(NEW), "patch"),
         slots.path(sha256(NEW), "patch-pages"),
