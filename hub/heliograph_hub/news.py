@@ -1,7 +1,8 @@
 """[IO] What a hello is answered with: all that is retained and newer, in an order in which it can be believed.
 
 Rule 1: a document in a reply has the same payload as where it is retained, so that a reader treats both alike.
-Rule 2: denials come before everything; then roots, the assignment, the set that names the keys; then what those sign.
+Rule 2: denials come before everything; then roots, the set that names the keys; then what those sign: the
+    assignment, which says the ring, before what is of a ring.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,13 +71,13 @@ class News:
         for number in range(hello.tuf.get("root", 0) + 1, versions["root"] + 1):
             full = topic("root").build(self._authority.realm, number=number)
             yield below_realm(full), retained[full]
-        if node.assigned and node.assignment != hello.numbers.assignment:
-            yield "assigned", node.assigned
         if hello.tuf != versions:
             full = topic("set").build(self._authority.realm)
             yield below_realm(full), retained[full]
             if is_behind:
                 yield below_realm(deny), retained[deny]
+        if node.assigned and node.assignment != hello.numbers.assignment:
+            yield "assigned", node.assigned
         newest = in_force(self._desired.rows()).get(node.ring, {})
         yield from self._control_news(node, hello, newest)
         if {model: row.number for model, row in newest.items()} != hello.numbers.directives:

@@ -180,6 +180,8 @@ class Service:
         self.told: dict[Ring, dict[str, Signed]] = in_force(self.desired.rows())
         """What each ring is told of each model, as of the last commit that was announced."""
         self.retained: dict[str, bytes] = {}
+        self._named_by = (0, 0)
+        """Versions of root and targets, which name the keys, as of the set that was announced last."""
         self._published: dict[str, bytes] = {}
         self._to_publish = asyncio.Event()
         self._to_send = asyncio.Event()
@@ -268,11 +270,19 @@ class Service:
             self.duties.note_later(_now(), "hub", f"signed {type_}: {_words(type_, payload)}", keyids)
 
     def _retain(self, deny: dict[str, bytes], lists: Mapping[Ring, bytes], signed: Mapping[str, bytes]) -> None:
-        """Denials first, then what others hang on: roots, lists, the set that names them, the head."""
+        """Denials first, then what others hang on: roots, lists, the set that names them, the head.
+
+        A set that names other keys than the one before goes in front of the lists, which those sign. Any other doesn't:
+        nodes would see that they lack a list, and ask for what is on its way.
+        """
         desired = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
         roots = {full: payload for full, payload in signed.items() if "/tuf/root/" in full}
         last = {topic(name).build(self.realm): signed[topic(name).build(self.realm)] for name in ("set", "head")}
-        self.retained = deny | roots | self.control.announced() | desired | last
+        versions = self.authority.set.versions
+        named_by = versions["root"], versions["targets"]
+        first = {full: last[full] for full in last if named_by != self._named_by and full.endswith("/tuf/set")}
+        self._named_by = named_by
+        self.retained = deny | roots | first | self.control.announced() | desired | last
 
     def _obey_directives(self) -> None:
         """Sends no more of what is queued for rings that are told otherwise now, or stand still."""

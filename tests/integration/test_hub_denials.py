@@ -137,7 +137,7 @@ def test_denials_come_first_in_a_reply_and_once_more_behind_a_set(tmp_path):
     )
     node = service.fleet.node("lab", "pi-1")
     (reply,) = service.replies(node, hello, ())
-    assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "assigned", "tuf/set", "deny/all"]
+    assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "tuf/set", "deny/all", "assigned"]
     known = hello.model_copy(update={"tuf": service.authority.set.versions, "numbers": doc.Numbers(assignment=1)})
     (reply,) = service.replies(node, known, ())
     assert [name for name, _ in reply.documents] == ["deny/all"] and reply.heads.deny == service.denials.head

@@ -107,6 +107,7 @@ def test_every_role_is_rotated_under_connected_nodes_which_follow_and_serve_on(
             await asyncio.to_thread(hub.policy, tmp_path, "max_offline_s = 86400\n")
             await asyncio.to_thread(hub.release, tmp_path, MODEL, "1.1.0", Random(2).randbytes(5000))
             await all_serve("1.1.0")
+            assert [agent._incidents.count for agent in agents] == [0, 0], "nothing came before the keys that signed it"
             await asyncio.to_thread(hub.deny, f"{MODEL}@1.1.0", 1)
             await all_serve("1.0.0")
             assert all(agent.policy.max_offline_s == 86400 for agent in agents)

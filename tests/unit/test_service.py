@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
 from heliograph import documents as doc
 from heliograph.errors import TrustError
+from heliograph.policy import Policy
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import parse, signed_bytes
+from heliograph_hub import request
 from heliograph_hub.founding import init_realm
-from heliograph_hub.keys import load_key
+from heliograph_hub.keys import load_key, make_key
 from heliograph_hub.rollout import Signed
 from heliograph_hub.service import Service
 
@@ -50,7 +53,7 @@ def test_a_node_that_lacks_everything_is_replied_to_by_a_hub_that_can_not_sign_a
         run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
     )
     (reply,) = expired.replies(expired.fleet.node("lab", "pi-1"), hello, ())
-    assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "assigned", "tuf/set", "deny/all"]
+    assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "tuf/set", "deny/all", "assigned"]
 
 
 def test_a_hub_that_can_sign_begins_with_nothing_to_say(tmp_path):
@@ -58,6 +61,30 @@ def test_a_hub_that_can_sign_begins_with_nothing_to_say(tmp_path):
     service = Service(tmp_path, 1)
     service.begin()
     assert service.unsigned == "" and "heliograph/v1/test/tuf/set" in service.retained
+    service.database.close()
+
+
+def test_a_set_is_announced_after_what_it_names_and_before_it_if_it_names_other_keys(tmp_path):
+    now = int(time.time())
+    init_realm(tmp_path, "test", now)
+    service = Service(tmp_path, 1)
+    service.begin()
+    stored = service.control.draft(Policy(realm="test", ring="canary", number=1, at=now), now)
+    signer = load_key(tmp_path / "keys" / "policy.key")
+    signatures = {signer.keyid: signer.sign(signed_bytes("policy", stored.payload))}
+    service.control.add("policy", stored.payload, signatures, now)
+    service.announce()
+    below = [full.removeprefix("heliograph/v1/test/") for full in service.retained]
+    assert below == ["tuf/root/1", "policy/canary", "tuf/set", "tuf/head"], "or nodes would ask for what is on its way"
+    service.rotation.propose("root", [make_key(tmp_path / "root-4.key", b"n" * 32)], [], None, now)
+    roots = [load_key(tmp_path / "keys" / f"root-{number}.key") for number in (1, 2, 3)]
+    for ask in request.sign(service.rotation.asks(), roots)[0]:
+        assert service.rotation.add(ask.name, ask.signatures, now)
+    service.announce()
+    below = [full.removeprefix("heliograph/v1/test/") for full in service.retained]
+    assert below == ["tuf/root/1", "tuf/root/2", "tuf/set", "policy/canary", "tuf/head"]
+    service.announce()
+    assert list(service.retained)[-2:] == [f"heliograph/v1/test/tuf/{name}" for name in ("set", "head")]
     service.database.close()
 
 

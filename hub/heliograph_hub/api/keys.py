@@ -117,9 +117,8 @@ class Keys(Part):
         said = []
         if published:
             service.denials.note_vouchers(service.authority.set.models)
-            changed = service.sign_again()
+            service.sign_again()  # a node that lacks its assignment says so once it knows the keys, and is sent it
             service.announce()
-            await service.send_assignments(changed)
             said = [f"{ask.name} lacks {ask.lacks} signatures of {ask.role}" for ask in self._asks()]
         lacks = {ask.name: ask.lacks for ask in service.rotation.asks()}
         return {"name": name, "lacks": lacks.get(name, 0), "published": published, "said": said}
