@@ -223,7 +223,11 @@ class Holdings:
         self.store.adopt(path, found)
 
     def collect(self, kept: Iterable[Digest]) -> int:
-        """Removes every object and sidecar but those of these manifests and files; returns how many that were."""
+        """Removes every object and sidecar but those of these manifests and files; returns how many that were.
+
+        What another thread takes meanwhile stays: its sidecar is there before its object, which is listed first.
+        """
+        objects = list(self.store.list())
         wanted = set(kept)
         names = set(wanted)
         sidecars = 0
@@ -235,7 +239,7 @@ class Holdings:
             else:
                 path.unlink(missing_ok=True)
                 sidecars += 1
-        gone = [digest for digest in self.store.list() if digest not in names]
+        gone = [digest for digest in objects if digest not in names]
         for digest in gone:
             self.store.delete(digest)
         return len(gone) + sidecars

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -332,6 +333,31 @@ def test_collecting_leaves_a_sidecar_that_is_being_written(tmp_path: Path) -> No
     being_written.write_bytes(b"half")
     slots.collect([digest])
     assert being_written.exists() and slots.holds(digest)
+
+
+class Busy(ObjectStore):
+    """A store that takes what another thread has ready whenever its objects are listed."""
+
+    def __init__(self, root: Path, work: Callable[[], None]) -> None:
+        super().__init__(root)
+        self.work = work
+
+    def list(self) -> Iterator[Digest]:
+        self.work()
+        return super().list()
+
+
+def test_what_another_thread_takes_while_the_rest_is_collected_stays(tmp_path: Path) -> None:
+    slots, vault = Slots(tmp_path, NODE_KEY.open_box), Vault()
+    digest = slots.store.put(manifest_of(FILES).encode())
+
+    def arrive() -> None:
+        for content in FILES.values():
+            settle(slots, vault, content)
+
+    slots.holdings.store = Busy(slots.store.root, arrive)
+    slots.collect([digest])
+    assert slots.holds(digest)
 
 
 def test_a_manifest_is_found_where_files_are(tmp_path: Path) -> None:
