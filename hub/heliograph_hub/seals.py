@@ -9,6 +9,7 @@ Rule 3: sealed blobs of an epoch stay for `KEEP_S` after the next began, for nod
 Sealing blocks for seconds: callers run `make` and `drop_old` in a thread.
 """
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -186,7 +187,7 @@ class Seals:
         if not self._objects.verify(plain):
             raise IntegrityError(f"object {plain.hex()} is missing or has rotted: add its release again")
         path, pager = self._objects.path(plain), Pager()
-        digest = self._objects.put_pieces(_sealing(path, leaf_key(epoch.key, plain), pager))
+        digest = self._objects.put_pieces(_sealing(path, plain, leaf_key(epoch.key, plain), pager))
         named, pages = pager.finish()
         length = path.stat().st_size
         if named != digest or pager.length != sealed_length(length):
@@ -222,14 +223,21 @@ class Seals:
         return len(dropped)
 
 
-def _sealing(path: Path, key: bytes, pager: Pager) -> Iterator[bytes]:
-    """The sealed bytes of a file, in runs; `pager` is fed with them."""
-    sealer = Sealer(key)
+def _sealing(path: Path, plain: Digest, key: bytes, pager: Pager) -> Iterator[bytes]:
+    """The sealed bytes of a file, in runs; `pager` is fed with them.
+
+    Raises:
+        IntegrityError: at the end, if the file wasn't `plain`: by that key and its nonces nothing else may be sealed.
+    """
+    sealer, sha = Sealer(key), hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(_READ_BYTES):
+            sha.update(data)
             piece = sealer.feed(data)
             pager.feed(piece)
             yield piece
+    if sha.digest() != plain:
+        raise IntegrityError(f"object {plain.hex()} changed while it was sealed")
     piece = sealer.finish()
     pager.feed(piece)
     yield piece

@@ -13,13 +13,15 @@ from heliograph.delta import recipe as recipes_format
 from heliograph.documents import SealRef, Want
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError
 from heliograph.manifest import Manifest
+from heliograph.objects import ObjectStore
 from heliograph.sealing import leaf_key, open_range, seal_range
 from heliograph.sender import Sender
 from heliograph.statement import MAX_STATEMENT_BYTES
 from heliograph_hub.bundle import MAX_CONFIDENTIAL_FILES
 from heliograph_hub.database import epochs as epochs_table
 from heliograph_hub.distribution import Distribution
-from heliograph_hub.seals import KEEP_S
+from heliograph_hub.registry import FULL
+from heliograph_hub.seals import KEEP_S, Seals, Task
 from limits import no_room_beyond
 from offering import HANDLE, NEW, OLD, Realm
 
@@ -299,6 +301,30 @@ def test_a_damaged_file_of_keys_is_told_and_never_overwritten(realm, content, wo
     offer = realm.ask(release)
     assert (offer.ways, offer.grant, offer.never) == ((), None, False) and "has no key" in offer.reason
     assert path.read_bytes() == content
+
+
+class Rotting(ObjectStore):
+    """A disk on which a byte of one object turns right after it was found whole."""
+
+    victim = sha256(OLD)
+
+    def verify(self, digest):
+        was_whole = super().verify(digest)
+        if digest == self.victim:
+            with self.path(digest).open("r+b") as file:
+                file.seek(100_000)
+                file.write(b"?")
+        return was_whole
+
+
+def test_nothing_but_the_file_is_ever_sealed_by_its_key(realm):
+    """A second plaintext under the same key and nonces would give away both."""
+    release = realm.add("1.0.0", OLD)
+    seals = Seals(realm.hub.database, Rotting(realm.folder / "objects"), realm.registry, realm.epochs)
+    seals.request([Task("digits", FULL, sha256(OLD))])
+    objects = set(realm.registry.objects.list())
+    assert release.confidential and "changed while it was sealed" in seals.make(seals.take(), NOW)
+    assert set(realm.registry.objects.list()) == objects
 
 
 def test_a_full_disk_stops_sealing_alone_and_is_told(realm):
