@@ -34,8 +34,9 @@ log = logging.getLogger("heliograph.agent")
 
 DOWN_KINDS = ("assigned", "offer", "receipt", "reply", "certified")
 LOOK_S = 3600.0
-_EARLIER_HELLOS = 8
 """How often it is looked whether the certificate is to be renewed."""
+_EARLIER_HELLOS = 8
+"""So many hellos before the last one may still be replied to."""
 FIRST_DOOR_S, LONGEST_DOOR_S = 1.0, 600.0
 """Bounds of the back-off between two tries at the door."""
 
