@@ -19,6 +19,8 @@ from heliograph.delta import recipe
 from heliograph.delta.making import NICE, Making
 from heliograph.documents import ModelReport, Reported, Tuple
 from heliograph.errors import RefusedError
+from heliograph_hub.api.releases import Releases
+from heliograph_hub.commands.terminal import show_making
 from heliograph_hub.database import blobs
 from heliograph_hub.database import recipes as recipes_table
 from heliograph_hub.fleet import Node
@@ -365,3 +367,19 @@ def test_a_hub_that_ends_waits_for_no_recipe(service):
     cancelled = asyncio.run(run())  # which waits for the thread
     assert "stopped" in service.recipes.failed[base, target]
     assert time.monotonic() - cancelled < 10, "making it takes far longer"
+
+
+def test_an_operator_sees_of_a_release_which_deltas_wait_how_far_one_is_and_why_one_failed(service, capsys):
+    releases = Releases(service)
+    assert asyncio.run(releases.show_release("digits@1.1.0"))["making"] == []
+    service.request_recipes(service.registry.find("digits", "1.1.0"))
+    (row,) = asyncio.run(releases.show_release("digits@1.1.0"))["making"]
+    assert (row["file"], row["from"], row["state"]) == ("model.tflite", ["digits@1.0.0"], "waiting")
+    assert (row["base"], row["done_bytes"], row["bytes"]) == (sha256(OLD).hex(), 0, len(NEW))
+    service.objects.path(sha256(OLD)).write_bytes(b"rotten")
+    service.recipes.make(service.recipes.take(), NOW)
+    show_making(asyncio.run(releases.show_release("digits@1.1.0"))["making"])
+    printed = capsys.readouterr().out
+    assert "digits@1.0.0" in printed and "failed: object" in printed and f"0 of {len(NEW)}" in printed
+    show_making([])
+    assert capsys.readouterr().out == ""
