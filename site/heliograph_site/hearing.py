@@ -199,8 +199,7 @@ class Hearing:
             self._link.answered()
             await self.catch_up()
             self._vigil.look(self._machines.memories.values())
-            if any(memory.aside for memory in self._machines.memories.values()):
-                await self._machines.derive_all()
+            await self._machines.derive_all()  # by the time that the reply told
 
     async def _wait_for_reply(self) -> None:
         await asyncio.sleep(self._deadlines.reply_s)

@@ -377,8 +377,7 @@ class Node:
         for message in sorted(documents, key=lambda message: message[0] != "deny"):
             self.on_message(message, is_answer=True)
         self._nonce = None
-        if any(memory.aside for memory in self.memories.values()):
-            self._derive_all()
+        self._derive_all()
 
     def _on_offer(self, run: bytes, number: int, model: str, release: bytes, word: str, what: Any) -> None:
         if run == self.run and self._asks.get(number, 0) is None:

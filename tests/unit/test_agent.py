@@ -124,6 +124,17 @@ def test_only_the_reply_to_the_last_hello_says_that_no_policy_lies_between_what_
     assert (paper.number, paper.newest_until) == (4, 0 if is_late else 7)
 
 
+def test_what_a_directive_means_is_looked_at_again_by_the_time_that_a_reply_told(agent: Agent, realm: Realm) -> None:
+    looked_at: list[int] = []
+
+    async def derive_all() -> None:
+        looked_at.append(agent.now())
+
+    agent._machines.derive_all = derive_all  # type: ignore[method-assign]  # when it is asked for is what is tested
+    take(agent, reply(realm))
+    assert looked_at and looked_at[-1] >= NOW + 60
+
+
 def test_a_stolen_timestamp_key_can_not_reply_a_far_year(agent: Agent, realm: Realm) -> None:
     take(agent, reply(realm, at=YEAR_2040))
     assert agent.now() <= NOW + ceremony.LIFE_S["targets"] + 60 < YEAR_2040
