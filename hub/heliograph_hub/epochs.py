@@ -33,6 +33,8 @@ from heliograph_hub.database import Database, epochs, former_keys, nodes
 
 EPOCHS_FORMAT: Literal[1] = 1
 MAX_FILE_BYTES = 1 << 20
+MAX_KEYS = 4096
+"""Keys that are kept of a model, the newest; only the newest of all is still used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +127,11 @@ class Epochs:
         if number > MAX_EPOCH:
             raise RefusedError(f"{model} has had {MAX_EPOCH} epochs: {self._path(model)} was tampered with")
         key = keys[number] = self._entropy(EPOCH_KEY_BYTES)
+        kept = sorted(keys)[-MAX_KEYS:]
         content = {
             "format": EPOCHS_FORMAT,
             "model": model,
-            "keys": {str(epoch): keys[epoch].hex() for epoch in sorted(keys)},
+            "keys": {str(epoch): keys[epoch].hex() for epoch in kept},
         }
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

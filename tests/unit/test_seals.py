@@ -20,6 +20,7 @@ from heliograph.statement import MAX_STATEMENT_BYTES
 from heliograph_hub.bundle import MAX_CONFIDENTIAL_FILES
 from heliograph_hub.database import epochs as epochs_table
 from heliograph_hub.distribution import Distribution
+from heliograph_hub.epochs import MAX_FILE_BYTES, MAX_KEYS
 from heliograph_hub.registry import FULL
 from heliograph_hub.seals import KEEP_S, Seals, Task
 from limits import no_room_beyond
@@ -274,6 +275,18 @@ def test_a_number_never_stands_for_two_keys_whichever_of_file_and_database_was_r
         assert after.number not in seen
         seen[after.number] = after.key
     assert len(set(seen.values())) == len(seen) == 5
+
+
+def test_an_epoch_begins_however_many_there_were(realm):
+    path = realm.folder / "keys" / "epochs" / "digits.json"
+    path.parent.mkdir(parents=True)
+    keys = {str(number): bytes(32).hex() for number in range(2**31 - 2 - MAX_KEYS, 2**31 - 2)}
+    path.write_text(json.dumps({"format": 1, "model": "digits", "keys": keys}, indent=1))
+    assert realm.epochs.newest("digits", NOW).number == 2**31 - 2
+    newest = realm.epochs.begin("digits", NOW)
+    assert newest.number == 2**31 - 1 and path.stat().st_size < MAX_FILE_BYTES / 2
+    assert realm.open_epochs().newest("digits", NOW).key == newest.key
+    assert len(json.loads(path.read_text())["keys"]) == MAX_KEYS
 
 
 def _forget_rows(realm):
