@@ -9,9 +9,11 @@ from random import Random
 
 import pytest
 
-from heliograph.blob import describe, sha256
+from heliograph.blob import describe, sha256, short_digest
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Grant, SealRef, Want, Way
+from heliograph.delta import recipe as recipes
+from heliograph.delta.recipe import COPY, Recipe, Segment
+from heliograph.documents import Grant, RecipeRef, SealRef, Want, Way
 from heliograph.errors import IntegrityError
 from heliograph.manifest import Manifest
 from heliograph.sealing import Seal, encode, leaf_key, parse, seal_range
@@ -233,6 +235,35 @@ def test_a_recipe_that_opens_to_another_than_the_offer_names_is_refused(tmp_path
     with pytest.raises(IntegrityError, match="opens to another one than the offer names"):
         fetch(Link(vault), slots, [lie], vault.grant())
     assert leaks(tmp_path, vault.plain) == []
+
+
+def test_attack_by_a_grant_of_his_own_a_thief_of_key_recipes_leaves_no_copy_of_what_is_held(tmp_path: Path) -> None:
+    """The copy is sealed by his key while it grows: what the manifest doesn't name is gone with the fetch."""
+    held, directed = noise(5, 50_000), noise(6, 50_000)
+    vault, thief, manifest = Vault(), Vault(epoch=9), manifest_of({"model.tflite": directed})
+    slots = Slots(tmp_path, NODE_KEY.open_box)
+    path = slots.path(sha256(held), "part")
+    path.write_bytes(vault.sealed(held))
+    slots.settle_sealed(manifest_of({"m": held}).files[0], path, vault.grant())
+    names = Recipe(
+        base=sha256(held),
+        base_length=len(held),
+        target=sha256(directed),
+        target_length=len(held),
+        patch_length=0,
+        patch_sha256=sha256(b""),
+        patch_pages=(),
+        segments=(Segment(len(held), COPY, ((0, len(held)),), (0, 0), short_digest(held)),),
+    )
+    encoded = recipes.encode(names)
+    seal, size = thief.seal(encoded)
+    reference = RecipeRef(length=len(encoded), sha256=sha256(encoded))
+    way = Way(kind="delta", blob=sha256(directed), bytes=size, base=sha256(held), recipe=reference, seal=seal)
+    before = files_of(tmp_path)
+    with pytest.raises(IntegrityError, match=r"opens to .*, expected"):
+        fetch(Link(thief), slots, [way], thief.grant(), manifest)
+    assert files_of(tmp_path) == before
+    assert leaks(tmp_path, [seal_range(leaf_key(thief.epoch_key, sha256(directed)), 0, held)]) == []
 
 
 def test_a_new_epoch_in_the_middle_of_a_fetch_begins_it_anew(tmp_path: Path) -> None:
