@@ -118,6 +118,7 @@ class Agent:
         self.outbox = Outbox(folder / OUTBOX_FILE, self.run_id)
         self._time = Estimate(self.journal, clock, wall)
         self._slots = Slots(folder, key.open_box)
+        self._slots.holdings.clean()
         self._belief = Belief(
             self.journal,
             self.names,

@@ -109,6 +109,15 @@ def test_a_reply_that_comes_after_the_next_hello_brings_its_news_and_tells_no_ti
     assert agent._link.nonce is not None, "the last hello still waits"
 
 
+def test_what_a_power_cut_left_half_written_goes_when_the_agent_starts(agent: Agent, tmp_path: Path) -> None:
+    half = tmp_path / "till" / "objects" / ".0123456789abcdef.part"
+    half.write_bytes(b"half")
+    again = Agent(tmp_path / "till")
+    again.journal.close()
+    again.outbox.close()
+    assert not half.exists()
+
+
 @pytest.mark.parametrize("is_late", [True, False])
 def test_only_the_reply_to_the_last_hello_says_that_no_policy_lies_between_what_it_brings_and_what_was_asked_for(
     agent: Agent, realm: Realm, is_late: bool

@@ -335,6 +335,16 @@ def test_collecting_leaves_a_sidecar_that_is_being_written(tmp_path: Path) -> No
     assert being_written.exists() and slots.holds(digest)
 
 
+def test_what_a_power_cut_left_half_written_goes_and_nothing_else(tmp_path: Path) -> None:
+    slots, vault = Slots(tmp_path, NODE_KEY.open_box), Vault()
+    digest = release(slots, vault)
+    held = {path for path in tmp_path.rglob("*") if path.is_file()}
+    for folder in ("seals", "objects", f"objects/{digest.hex()[:2]}"):
+        (tmp_path / folder / ".0123456789abcdef.part").write_bytes(b"half")
+    slots.holdings.clean()
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == held and slots.holds(digest)
+
+
 class Busy(ObjectStore):
     """A store that takes what another thread has ready whenever its objects are listed."""
 
