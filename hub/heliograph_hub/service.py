@@ -184,6 +184,9 @@ class Service:
         """Versions of root and targets, which name the keys, as of the set that was announced last."""
         self._published: dict[str, bytes] = {}
         self._to_publish = asyncio.Event()
+        self._is_named = asyncio.Event()
+        """Not set: other keys are in force, and the set that names them is not published yet."""
+        self._is_named.set()
         self._to_send = asyncio.Event()
         self._to_make = asyncio.Event()
         self._to_seal = asyncio.Event()
@@ -281,6 +284,8 @@ class Service:
         versions = self.authority.set.versions
         named_by = versions["root"], versions["targets"]
         first = {full: last[full] for full in last if named_by != self._named_by and full.endswith("/tuf/set")}
+        if first and any(self._named_by):
+            self._is_named.clear()
         self._named_by = named_by
         self.retained = deny | roots | first | self.control.announced() | desired | last
 
@@ -373,6 +378,7 @@ class Service:
         return self.authority.sign_statement(STATEMENTS[kind], kind, document)
 
     async def _send(self, name: str, site: str, node: str, payload: bytes) -> None:
+        await self._is_named.wait()  # or a node would refuse what new keys signed
         row = topic(name)
         await self.mqtt.publish(row.build(self.realm, site=site, node=node), payload, qos=row.qos)
 
@@ -554,6 +560,8 @@ class Service:
                     log.warning("%s is not retained yet: %s", full, error)
                     asyncio.get_running_loop().call_later(PUBLISH_AGAIN_S, self._to_publish.set)
                     break
+            if not self._to_publish.is_set():
+                self._is_named.set()  # also without a link: nodes ask for the set when it is back
 
     async def send_chunks(self) -> None:
         """Sends queued chunks at the allowed rates, for ever."""
