@@ -4,6 +4,9 @@ import asyncio
 import json
 import os
 import random
+import select
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -168,6 +171,30 @@ def test_what_is_made_apart_can_be_stopped_and_gives_way_to_everything_else(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
     with pytest.raises(RefusedError, match="stopped"):
         making.make(tmp_path / "old", tmp_path / "new", tmp_path / "delta")
+
+
+def test_what_is_made_apart_ends_with_a_hub_that_is_killed(tmp_path: Path):
+    chance = random.Random(5)
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(chance.randbytes(8 << 20))
+    program = (
+        "import sys, threading; from pathlib import Path; from heliograph.delta.making import Making\n"
+        "folder, making = Path(sys.argv[1]), Making()\n"
+        "paths = [folder / name for name in ('old', 'new', 'delta')]\n"
+        "child = making._started(*paths)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    hub = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with hub:
+        assert hub.stdout is not None
+        child = os.pidfd_open(int(hub.stdout.readline()))
+        hub.kill()
+    ended = select.poll()
+    ended.register(child, select.POLLIN)
+    assert ended.poll(30_000)
+    os.close(child)
+    assert not (tmp_path / "delta").exists(), "it wasn't finished first"
 
 
 def test_what_can_not_be_made_apart_is_said_in_its_own_words(tmp_path: Path):
