@@ -373,7 +373,7 @@ class Chunk(Document):
 class Enroll(Document):
     """New node to hub, once: the token proves the operator meant it, the key is what counts from then on."""
 
-    token: Annotated[bytes, Field(min_length=32, max_length=32)]
+    token: Annotated[bytes, Field(min_length=32, max_length=32, repr=False)]
     key: Annotated[bytes, Field(min_length=32, max_length=32)]
     """Ed25519 public key, raw."""
     nonce: Nonce

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -85,7 +85,7 @@ class JoinString:
     realm: str
     site: str
     node: str
-    token: bytes
+    token: bytes = field(repr=False)
     root: bytes
     protected: bool = False
     pin: bytes = b""

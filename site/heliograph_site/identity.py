@@ -8,7 +8,7 @@ Rule 3: an old certificate is replaced only by one that fits the key, on disk, i
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -47,7 +47,7 @@ class KeptKey:
     """A key made ready for a node's folder: its file's name, and the content, which may be the secret itself."""
 
     name: str
-    content: bytes
+    content: bytes = field(repr=False)
 
     def write(self, folder: Path) -> None:
         """Puts it into the folder, for its owner's eyes only; on disk when this returns."""

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from heliograph.blob import sha256
-from heliograph.documents import Assignment, Refused
+from heliograph.documents import Assignment, Enroll, Refused
 from heliograph.errors import ConfigError, IntegrityError, RefusedError
 from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph_site.folder import JoinString
+from heliograph_site.identity import keep_in
 from heliograph_site.joining import _Ceremony, join
 from heliograph_site.reckoning import BUILT_AT
 from realms import DAY, NOW, Realm
@@ -83,3 +84,11 @@ def test_a_folder_that_can_not_be_made_is_told_before_anything_is_sent(tmp_path:
     with pytest.raises(ConfigError, match=r"node can't be made .*: choose a folder you may write to"):
         asyncio.run(join(string, tmp_path / "file" / "node", 0, Random(1)))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_secret_of_joining_shows_in_what_a_log_or_a_traceback_would_print() -> None:
+    token, seed = b"t" * 32, b"s" * 32
+    string = JoinString("127.0.0.1", 1, "demo", "lab", "n1", token, b"r" * 32)
+    request = Enroll(token=token, key=PrivateKey(seed).public.raw, nonce=bytes(16))
+    for said in (repr(string), repr(request), str(request), repr(keep_in("file", PrivateKey(seed)))):
+        assert "t" * 8 not in said and seed.hex() not in said and token.hex() not in said
