@@ -152,6 +152,14 @@ def test_control_tuples_add_take_and_seek_both_ways() -> None:
     assert edits.rebuilt(plain, OLD, len(new)) == new
     for packing, patch in ((Packing.ZSTD, compress(plain, 3)), (Packing.LZMA, lzma_packed(plain))):
         assert rebuilt(TUPLES, bytes([packing]), OLD, patch, bytes(new), 16) == new
+    numbers, adds, takes = edits.streams(steps, OLD, bytes(new))
+    head = bz2.compress(numbers + takes)
+    apart = len(head).to_bytes(3, "little") + head + lzma_packed(adds)
+    both = bytes([Packing.BZIP2, Packing.LZMA])
+    assert rebuilt(TUPLES, both, OLD, apart, bytes(new), 16) == new
+    for lie in (apart[:3], b"\xff" * 3 + apart[3:], apart[:3] + head, apart[:3] + head + lzma_packed(adds[1:])):
+        with pytest.raises(IntegrityError):
+            rebuilt(TUPLES, both, OLD, lie, bytes(new), 16)
 
 
 NUMBERS = [

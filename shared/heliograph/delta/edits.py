@@ -1,7 +1,7 @@
 """Control tuples: add so many old bytes, take so many new ones, go on elsewhere; pure, and without numpy.
 
 The operation `tuples`. Layout in FORMATS.md: the count of tuples, all their adds, all their takes, all their seeks,
-then the bytes to add and the bytes to take.
+then the bytes to add and the bytes to take. The bytes to add may be packed apart.
 """
 
 from array import array
@@ -35,6 +35,12 @@ def max_plain_bytes(length: int) -> int:
 
 def encoded(edits: list[Edit], old: bytes, new: bytes) -> bytes:
     """The layout for `new`, which the edits tile, over `old`, which they stand in."""
+    numbers, adds, takes = streams(edits, old, new)
+    return numbers + adds + takes
+
+
+def streams(edits: list[Edit], old: bytes, new: bytes) -> tuple[bytes, bytes, bytes]:
+    """The three parts of the layout: numbers, bytes to add, bytes to take."""
     numbers = bytearray()
     _put(numbers, len(edits))
     for edit in edits:
@@ -54,11 +60,11 @@ def encoded(edits: list[Edit], old: bytes, new: bytes) -> bytes:
         takes += new[made + edit.add : made + edit.add + edit.take]
         made += edit.add + edit.take
     _sum(adds, _negated(pieces))
-    return bytes(numbers + adds + takes)
+    return bytes(numbers), bytes(adds), bytes(takes)
 
 
-def rebuilt(plain: bytes, old: bytes, length: int) -> bytearray:
-    """The new bytes.
+def rebuilt(plain: bytes, old: bytes, length: int, apart: bytes | None = None) -> bytearray:
+    """The new bytes. If the bytes to add come `apart`, the layout is without them.
 
     Raises:
         IntegrityError: the layout is not one of so many bytes over this old content.
@@ -81,12 +87,14 @@ def rebuilt(plain: bytes, old: bytes, length: int) -> bytearray:
         pieces += old[at : at + add]
         at += add
     rest = memoryview(plain)[reader.at :]
-    if len(rest) != length:
-        raise IntegrityError(f"tuples come with {len(rest)} bytes for {length}")
-    _sum(pieces, rest)
+    to_add = rest[:added] if apart is None else memoryview(apart)
+    rest = rest[added:] if apart is None else rest
+    if len(to_add) != added or len(rest) != length - added:
+        raise IntegrityError(f"tuples come with {len(to_add)} and {len(rest)} bytes for {length}, {added} to add")
+    _sum(pieces, to_add)
     sums = memoryview(pieces)
     out = bytearray()
-    from_sums, from_rest = 0, added
+    from_sums = from_rest = 0
     for add, take in zip(adds, takes, strict=True):
         out += sums[from_sums : from_sums + add]
         out += rest[from_rest : from_rest + take]

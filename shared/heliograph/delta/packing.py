@@ -81,5 +81,5 @@ def _unbzip2(data: bytes, least: int, most: int) -> bytes:
 
 def lzma_packed(data: bytes) -> bytes:
     """The LZMA2 stream of `data`."""
-    chain = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": LZMA_DICT_BYTES}]
+    chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": LZMA_DICT_BYTES}]
     return lzma.compress(data, lzma.FORMAT_RAW, filters=chain)

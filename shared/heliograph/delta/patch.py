@@ -29,6 +29,8 @@ from heliograph.delta.recipe import (
 )
 from heliograph.errors import IntegrityError
 
+APART_BYTES = 3
+"""Of tuples with their bytes to add apart: how long the first stream is."""
 ReadOld = Callable[[int, int], bytes]
 """(offset, length) -> that range of the base."""
 
@@ -41,7 +43,7 @@ def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> 
     """
     if len(patch_bytes) != segment.patch[1]:
         raise IntegrityError(f"segment got {len(patch_bytes)} patch bytes, expected {segment.patch[1]}")
-    length, params = segment.length, segment.params
+    length = segment.length
     if segment.op in OPS and not OPS[segment.op].is_shaped(segment):
         raise IntegrityError(f"segment has ranges or parameters that {OPS[segment.op].name} can't have")
     out: bytes | bytearray
@@ -54,8 +56,7 @@ def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> 
     elif segment.op == XZ:
         out = unpacked(patch_bytes, Packing.LZMA, length, length)
     elif segment.op == TUPLES:
-        plain = unpacked(patch_bytes, Packing(params[0]), 1, edits.max_plain_bytes(length))
-        out = edits.rebuilt(plain, _joined(read_old, segment), length)
+        out = _rebuild_tuples(segment, read_old, patch_bytes)
     elif segment.op in ON_ELEMENTS:
         out = _rebuild_elements(segment, read_old, patch_bytes)
     else:
@@ -80,6 +81,19 @@ def _read(read_old: ReadOld, span: tuple[int, int]) -> bytes:
 def _joined(read_old: ReadOld, segment: Segment) -> bytes:
     """The old ranges, one behind the other."""
     return b"".join([_read(read_old, span) for span in segment.old])
+
+
+def _rebuild_tuples(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytearray:
+    """One stream, or that without the bytes to add, behind its packed length, and these."""
+    length, params = segment.length, segment.params
+    apart = None
+    if len(params) == 2:
+        head = int.from_bytes(patch_bytes[:APART_BYTES], "little")
+        behind = patch_bytes[APART_BYTES + head :]
+        apart = unpacked(behind, Packing(params[1]), 1, length)
+        patch_bytes = patch_bytes[APART_BYTES : APART_BYTES + head]
+    plain = unpacked(patch_bytes, Packing(params[0]), 1, edits.max_plain_bytes(length))
+    return edits.rebuilt(plain, _joined(read_old, segment), length, apart)
 
 
 def _rebuild_elements(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes | bytearray:

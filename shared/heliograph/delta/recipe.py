@@ -170,7 +170,12 @@ def _is_shuffle(segment: Segment) -> bool:
 
 
 def _is_tuples(segment: Segment) -> bool:
-    return len(segment.old) > 0 and segment.patch[1] > 0 and len(segment.params) == 1 and is_packing(segment.params[0])
+    return (
+        len(segment.old) > 0
+        and segment.patch[1] > 0
+        and len(segment.params) in (1, 2)
+        and all(is_packing(number) for number in segment.params)
+    )
 
 
 OPS: dict[int, Op] = {

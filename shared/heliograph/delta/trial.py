@@ -16,16 +16,18 @@ from heliograph.delta import edits, numeric, rans
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.edits import Edit
 from heliograph.delta.packing import Packing, lzma_packed
-from heliograph.delta.patch import dictionary, rebuild_segment
+from heliograph.delta.patch import APART_BYTES, dictionary, rebuild_segment
 from heliograph.delta.recipe import DICT, FULL, SHUFFLE, SUB, SUB_RANS, TUPLES, XOR, XZ, Segment
 from heliograph.wire import compress
 
 Range = tuple[int, int]
 LEVEL = 19
 QUICK_LEVEL = 1
+_QUICK_HASH_LOG = 20
 _HOPEFUL = 1.03
 """What is this much larger by the quick look may still win when packed well."""
 _SMALL_BYTES = 4096
+_LONG_BYTES = 64 << 10
 _WORTH_LZMA = 0.97
 
 
@@ -135,6 +137,12 @@ def harder(new: bytes, dtype: Dtype | None, winner: Made) -> list[Made]:
     return []
 
 
+def quick_dictionary(new: bytes, window: Range, read_old: ReadOld) -> int:
+    """What a quick look says that zstd with a window of the old blob as dictionary would cost."""
+    content = read_old(*window)
+    return len(_with(content, new, QUICK_LEVEL)) if content else len(new)
+
+
 def by_dictionary(new: bytes, window: Range, read_old: ReadOld, cost: int) -> list[Made]:
     """zstd with a window of the old blob as dictionary, where a quick look says that it may cost less than so much."""
     content = read_old(*window)
@@ -144,11 +152,11 @@ def by_dictionary(new: bytes, window: Range, read_old: ReadOld, cost: int) -> li
 
 
 def _with(content: bytes, new: bytes, level: int) -> bytes:
+    reach = max(10, (len(new) + len(content)).bit_length())
+    # The fastest level would forget all but the end of a long dictionary.
+    table = {"hash_log": min(reach, _QUICK_HASH_LOG)} if level == QUICK_LEVEL else {}
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        level,
-        source_size=len(new),
-        dict_size=len(content),
-        window_log=max(10, (len(new) + len(content)).bit_length()),
+        level, source_size=len(new), dict_size=len(content), window_log=reach, **table
     )
     return zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary(content)).compress(new)
 
@@ -158,17 +166,30 @@ def by_edits(new: bytes, found: Sequence[Edit], old: tuple[Range, ...], read_old
     if len(found) > edits.max_edits(len(new)):
         return []
     content = b"".join([read_old(*span) for span in old])
-    plain = edits.encoded(list(found), content, new)
+    numbers, adds, takes = edits.streams(list(found), content, new)
+    plain = numbers + adds + takes
     if len(plain) > edits.max_plain_bytes(len(new)):
         return []
-    return [
-        Made(TUPLES, old, bytes([packing]), pack(plain))
-        for packing, pack in (
-            (Packing.ZSTD, lambda data: compress(data, LEVEL)),
-            (Packing.LZMA, lzma_packed),
-            (Packing.BZIP2, bz2.compress),
-        )
-    ]
+    if not adds or len(new) < _SMALL_BYTES:
+        return [Made(TUPLES, old, bytes([packing]), pack(plain)) for packing, pack in _PACKINGS]
+    (first, head), (second, apart) = (
+        min(((packing, pack(part)) for packing, pack in _packings(part)), key=lambda packed: len(packed[1]))
+        for part in (numbers + takes, adds)
+    )
+    patch = len(head).to_bytes(APART_BYTES, "little") + head + apart
+    return [Made(TUPLES, old, bytes([first, second]), patch)]
+
+
+def _packings(part: bytes) -> "tuple[tuple[Packing, Callable[[bytes], bytes]], ...]":
+    """What may pack so many bytes best: zstd at its slowest takes as long as LZMA, and wins on short streams alone."""
+    return _PACKINGS if len(part) < _LONG_BYTES else _PACKINGS[1:]
+
+
+_PACKINGS: tuple[tuple[Packing, Callable[[bytes], bytes]], ...] = (
+    (Packing.ZSTD, lambda data: compress(data, LEVEL)),
+    (Packing.LZMA, lzma_packed),
+    (Packing.BZIP2, bz2.compress),
+)
 
 
 def edits_of(old: bytes, new: bytes, lengths: Sequence[int]) -> list[list[Edit]]:
