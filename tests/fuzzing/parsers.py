@@ -553,9 +553,11 @@ PARSERS: dict[str, Parser] = {
     "patch of elements": Parser(_elements, (IntegrityError,), _elements_seeds, (
         "heliograph.delta.numeric:sub_rebuilt", "heliograph.delta.numeric:rans_rebuilt",
         "heliograph.delta.numeric:xor_rebuilt", "heliograph.delta.numeric:shuffle_rebuilt",
-        "heliograph.delta.edits:rebuilt", "heliograph.delta.packing:unpacked"), 1 << 14, 0.5),
+        "heliograph.delta.rans:decode", "heliograph.delta.edits:rebuilt", "heliograph.delta.packing:unpacked"),
+        1 << 14, 0.5),
     "patch": Parser(_patch, (IntegrityError,), _patch_seeds, ("heliograph.delta.patch:rebuild_segment",), 1 << 18),
-    "tensor tables": Parser(tables, (), _model_files, ("heliograph.delta.tensors:tables",), 1 << 17, 0.5),
+    "tensor tables": Parser(tables, (), _model_files, (
+        "heliograph.delta.tensors:tables", "heliograph.delta.tensors.table:View.read"), 1 << 17, 0.5),
     "metadata": Parser(_metadata, OURS, _metadata_seeds, (
         "heliograph.metadata:load", "heliograph.metadata:load_listed"), 1 << 20),
     "heads": Parser(_heads, (IntegrityError, RequestError),
