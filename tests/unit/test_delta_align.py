@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import modelfiles as files
 from heliograph.delta.align import Span, aligned
 from heliograph.delta.dtypes import Dtype
+from heliograph.delta.shifts import Piece, untangled
 from heliograph.delta.tensors import Tensor, tables
 from modelfiles import Array
 
@@ -347,3 +348,9 @@ def test_any_two_tables_are_tiled(one: list[tuple[int, int, bool]], other: list[
 def test_the_same_blobs_give_the_same_spans() -> None:
     new = NOISE[100:MIB] + array("", weights(50_000)).data + NOISE[MIB:]
     assert aligned(NOISE, new) == aligned(NOISE, new)
+
+
+def test_pieces_whose_edges_crossed_tile_all_the_same() -> None:
+    # The one of shift 3 begins behind where it was found to end.
+    crossed = [Piece(0, 50, 0), Piece(50, 70, None), Piece(70, 60, 3), Piece(60, 90, None)]
+    assert untangled(crossed, 0) == [Piece(0, 50, 0), Piece(50, 70, None), Piece(70, 90, None)]

@@ -55,6 +55,7 @@ def make(old: Buffer, new: Buffer, progress: Progress | None = None) -> tuple[Re
             segments.append(replace(segment, patch=(len(patch), len(patch_bytes))))
             patch += patch_bytes
     _tell(progress, len(new), len(new))
+    assert sum(segment.length for segment in segments) == len(new), "parts tile the new blob"
     base, base_length = _name(old)
     target, target_length = _name(new)
     patch_bytes = bytes(patch)

@@ -250,7 +250,7 @@ class _Finder:
                 end = at if at - end < _END_BYTES and self._is_inside(end, at, part.shift) else end
             out.append(Piece(start, end, part.shift))
         out.append(Piece(out[-1].end, parts[-1].end, None))
-        return _merged([part for part in out if part.start < part.end])
+        return _merged(untangled(out, parts[0].start))
 
     def _edges(self, last: Piece, part: Piece) -> tuple[int, int]:
         """Where one piece ends and the next begins."""
@@ -292,6 +292,16 @@ class _Finder:
 
     def _is_inside(self, start: int, end: int, shift: int | None) -> bool:
         return start == end or (shift is not None and start + shift >= 0 and end + shift <= len(self._old))
+
+
+def untangled(parts: Sequence[Piece], start: int) -> list[Piece]:
+    """The parts without what one before has: both edges of a short one are only nearly known, and may have crossed."""
+    out = []
+    for part in parts:
+        if max(part.start, start) < part.end:
+            out.append(replace(part, start=max(part.start, start)))
+            start = part.end
+    return out
 
 
 def _merged(parts: list[Piece]) -> list[Piece]:

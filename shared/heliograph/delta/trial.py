@@ -28,6 +28,8 @@ _HOPEFUL = 1.03
 """What is this much larger by the quick look may still win when packed well."""
 _SMALL_BYTES = 4096
 _LONG_BYTES = 64 << 10
+_SAMPLE_BYTES = 256 << 10
+_HOPELESS = 1.1
 _WORTH_LZMA = 0.97
 
 
@@ -181,8 +183,14 @@ def by_edits(new: bytes, found: Sequence[Edit], old: tuple[Range, ...], read_old
 
 
 def _packings(part: bytes) -> "tuple[tuple[Packing, Callable[[bytes], bytes]], ...]":
-    """What may pack so many bytes best: zstd at its slowest takes as long as LZMA, and wins on short streams alone."""
-    return _PACKINGS if len(part) < _LONG_BYTES else _PACKINGS[1:]
+    """What may pack so many bytes best. Of long ones zstd takes as long as LZMA at its slowest, and doesn't win; LZMA isn't
+    tried where bzip2 packs a sample much better."""
+    if len(part) < _LONG_BYTES:
+        return _PACKINGS
+    sample = part[(len(part) - _SAMPLE_BYTES) // 2 :][:_SAMPLE_BYTES]
+    if len(part) > 4 * _SAMPLE_BYTES and len(lzma_packed(sample)) > _HOPELESS * len(bz2.compress(sample)):
+        return _PACKINGS[2:]
+    return _PACKINGS[1:]
 
 
 _PACKINGS: tuple[tuple[Packing, Callable[[bytes], bytes]], ...] = (
