@@ -183,8 +183,8 @@ def by_edits(new: bytes, found: Sequence[Edit], old: tuple[Range, ...], read_old
 
 
 def _packings(part: bytes) -> "tuple[tuple[Packing, Callable[[bytes], bytes]], ...]":
-    """What may pack so many bytes best. Of long ones zstd takes as long as LZMA at its slowest, and doesn't win; LZMA isn't
-    tried where bzip2 packs a sample much better."""
+    """What may pack so many bytes best: of long ones zstd at its slowest takes as long as LZMA and doesn't win, and
+    LZMA isn't tried where bzip2 packs a sample much better."""
     if len(part) < _LONG_BYTES:
         return _PACKINGS
     sample = part[(len(part) - _SAMPLE_BYTES) // 2 :][:_SAMPLE_BYTES]
