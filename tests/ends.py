@@ -135,6 +135,7 @@ class HubEnd:
             if self.last.get(full) != payload:
                 self.last[full] = payload
                 await self._hear(full, payload)
+        self.service._is_named.set()
 
     async def take(self, full: str, payload: bytes) -> None:
         """A node's message, and every chunk that it makes due."""
@@ -175,8 +176,8 @@ class HubEnd:
                 signature = key.sign(bytes.fromhex(asked["bytes"])).hex()
                 body = {"keyid": key.keyid.hex(), "signature": signature}
                 await self.post(f"/v1/candidates/{asked['candidate']}", body)
-        while (pair := self.service.recipes.take()) is not None:
-            self.service.recipes.make(pair, int(time.time()))
+        while (pair := self.service.workshop.recipes.take()) is not None:
+            self.service.workshop.recipes.make(pair, int(time.time()))
         assert added["new"]
 
     async def _step_rollout(self, version: str) -> None:

@@ -73,8 +73,8 @@ async def _serve(service: Service, doors: Doors | None, say: Callable[[str], Non
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     service.begin()
-    await asyncio.to_thread(service.request_all_recipes)
-    service.begin_recipes()
+    await asyncio.to_thread(service.workshop.request_all_recipes)
+    service.workshop.wake()
     access = service.access
     if access is None:
         broker = Broker(service.folder, service.port, HOST)
@@ -94,8 +94,8 @@ async def _serve(service: Service, doors: Doors | None, say: Callable[[str], Non
                     group.create_task(service.mqtt.run(), name="mqtt"),
                     group.create_task(service.publish_retained(), name="publish"),
                     group.create_task(service.send_chunks(), name="chunks"),
-                    group.create_task(service.make_recipes(), name="recipes"),
-                    group.create_task(service.seal(), name="seals"),
+                    group.create_task(service.workshop.make_recipes(), name="recipes"),
+                    group.create_task(service.workshop.seal(), name="seals"),
                     group.create_task(service.renew(), name="renew"),
                     group.create_task(service.flush(), name="flush"),
                     group.create_task(service.drop_old(), name="retention"),

@@ -25,7 +25,6 @@ from zoneinfo import ZoneInfo
 from heliograph.blob import sha256
 from heliograph.connection import Broker
 from heliograph.deadlines import DEADLINES
-from heliograph.delta.making import Making
 from heliograph.documents import (
     Ask,
     Assignment,
@@ -82,13 +81,13 @@ from heliograph_hub.founding import Founding, continue_offline, init_offline, in
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.news import News
 from heliograph_hub.operators import Tokens
-from heliograph_hub.recipes import Recipes, files_of, held_releases, pairs_for
-from heliograph_hub.registry import KEEP_RECIPES_S, Registry, Release
+from heliograph_hub.registry import Registry
 from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
 from heliograph_hub.rollouts import Rollouts
 from heliograph_hub.rotation import Rotation
 from heliograph_hub.seals import Seals
+from heliograph_hub.workshop import Workshop
 
 log = logging.getLogger("heliograph.hub")
 
@@ -169,10 +168,9 @@ class Service:
             self.access.write(_now())
             tls = self.access.hub_tls(_now)
             address = Broker(near(doors.listen), port, tls=tls)
-        self._making = Making()
-        self.recipes = Recipes(self.registry, self._making.make)
         epochs = Epochs(self.database, folder / "keys" / "epochs", self._note_epoch)
-        self.seals = Seals(self.database, self.objects, self.registry, epochs)
+        seals = Seals(self.database, self.objects, self.registry, epochs)
+        self.workshop = Workshop(self.registry, self.fleet, seals, self._directed, _now)
         self.ledger = Ledger(self.database, self._report_of)
         self.rollouts = Rollouts(self.desired, self.ledger, self.authority)
         self.admission = Admission(self.ledger, self.policy_of, self.zone_of, SystemRandom().random, self._said_by)
@@ -188,8 +186,6 @@ class Service:
         """Not set: other keys are in force, and the set that names them is not published yet."""
         self._is_named.set()
         self._to_send = asyncio.Event()
-        self._to_make = asyncio.Event()
-        self._to_seal = asyncio.Event()
         self._door = topic("enroll").filter(self.realm).removesuffix("+/+")
         """What whoever has no certificate may write to begins with this."""
         heard = [row for row in TOPICS if row.reader == "hub"]
@@ -245,24 +241,6 @@ class Service:
         trusted = self.authority.set
         self.rollouts.sign_again()
         return self.assignments.sign_again(lambda data, role: bool(counted(trusted, data, role)))
-
-    def request_seals(self, releases: Iterable[Release]) -> None:
-        """Has all ways to these sealed in the background, as far as they are confidential and it isn't done.
-
-        What can't be sealed is logged, and tried again when a node asks.
-        """
-        for release in releases:
-            try:
-                self.seals.request_release(release, _now())
-            except HeliographError as error:
-                log.warning("%s can't be sealed: %s", release.name, error)
-        self._to_seal.set()
-
-    def seal_again(self) -> None:
-        """Has what rings are to install sealed under the newest epochs, if anything of it isn't; what else is asked
-        for follows then. Call once something may have begun an epoch."""
-        directed = self._directed()
-        self.request_seals(release for release in self.registry.all() if release.digest in directed)
 
     def _note_epoch(self, now: int, model: str, number: int, why: str) -> None:
         self.duties.note_later(now, "hub", f"began epoch {number} of {model}: {why}")
@@ -338,34 +316,6 @@ class Service:
             if assigned.statement and assigned.proposed is None:
                 with contextlib.suppress(TransportError):
                     await self._send("assigned", assigned.site, assigned.node, assigned.statement)
-
-    def request_recipes(self, release: Release) -> None:
-        """Has the recipes made in the background that nodes will need to get this release.
-
-        What could not be made is tried again. Reads manifests: for a thread.
-        """
-        held = held_releases(self.fleet.nodes()).get(release.model, {})
-        self.recipes.retry(files_of(self.registry, release.digest))
-        self.recipes.request(pairs_for(self.registry, release, held), time.monotonic())
-
-    def begin_recipes(self) -> None:
-        """What is waited for is looked at now; call after `request_recipes`, in the loop."""
-        self._to_make.set()
-
-    def request_all_recipes(self) -> None:
-        """The same for every release that nodes may come to ask for: what rings are to install, and what is new."""
-        directed, now = self._directed(), _now()
-        for release in self.registry.all():
-            if release.digest in directed or release.added_at > now - KEEP_RECIPES_S:
-                self.request_recipes(release)
-
-    def drop_recipes(self) -> str:
-        """Drops recipes that no node needs any more, and says so; empty if there were none. Blocks: for a thread."""
-        held = held_releases(self.fleet.nodes())
-        bases = {file for counts in held.values() for one in counts for file in files_of(self.registry, one)}
-        wanted = {file for one in self._directed() for file in files_of(self.registry, one)}
-        gone = self.registry.drop_recipes(bases, wanted, _now())
-        return f"dropped {gone.recipes} recipes that no node needs: {gone.bytes} bytes" if gone.recipes else ""
 
     def _directed(self) -> set[bytes]:
         """Releases that some ring is to install."""
@@ -505,7 +455,7 @@ class Service:
         """Keeps out whoever was removed or replaced; call after the commit that did it."""
         if self.access is not None:
             self.access.settle(_now())
-        self.seal_again()
+        self.workshop.seal_again()
 
     async def _on_hello(self, node: Node, hello: Hello) -> None:
         self.rollouts.heard(node.ring, hello.numbers.directives)
@@ -527,7 +477,7 @@ class Service:
         offer = await asyncio.to_thread(
             answer,
             self.registry,
-            self.recipes,
+            self.workshop.recipes,
             self.realm,
             node,
             ask,
@@ -536,11 +486,10 @@ class Service:
             now_s,
             self.denials,
             self.admission,
-            self.seals,
+            self.workshop.seals,
         )
         if offer.later_s is not None:
-            self._to_make.set()
-            self._to_seal.set()
+            self.workshop.wake()
         await self._send("offer", node.site, node.node, self._sign("offer", offer))
 
     # --- the tasks --------------------------------------------------------------------------------------------------
@@ -580,34 +529,6 @@ class Service:
                 async with asyncio.timeout(wait_s):
                     await self._to_send.wait()
 
-    async def make_recipes(self) -> None:
-        """Makes the recipes that are waited for, one at a time, for ever."""
-        while True:
-            pair = self.recipes.take()
-            if pair is None:
-                self._to_make.clear()
-                await self._to_make.wait()
-                continue
-            try:
-                log.info(await asyncio.to_thread(self.recipes.make, pair, _now()))
-            except asyncio.CancelledError:
-                self._making.stop()  # or the process would wait for it to end
-                raise
-            if pair not in self.recipes.failed:
-                self.seals.request_delta(*pair)
-                self._to_seal.set()
-
-    async def seal(self) -> None:
-        """Seals what is waited for, one way at a time, for ever."""
-        self.seal_again()
-        while True:
-            task = self.seals.take()
-            if task is None:
-                self._to_seal.clear()
-                await self._to_seal.wait()
-                continue
-            log.info(await asyncio.to_thread(self.seals.make, task, _now()))
-
     async def renew(self) -> None:
         """Keeps the timestamp younger than a day, for ever."""
         while True:
@@ -643,10 +564,10 @@ class Service:
             )
             if dropped:
                 log.info("dropped %d records that are older than policy keeps them", dropped)
-            sealed = await asyncio.to_thread(self.seals.drop_old, _now())
+            sealed = await asyncio.to_thread(self.workshop.seals.drop_old, _now())
             if sealed:
                 log.info("dropped %d sealed blobs of epochs that are over", sealed)
-            if said := await asyncio.to_thread(self.drop_recipes):
+            if said := await asyncio.to_thread(self.workshop.drop_recipes):
                 self.distribution.forget_lengths()
                 log.info(said)
             await asyncio.sleep(DROP_EVERY_S)

@@ -345,11 +345,11 @@ def tell(service, action) -> None:
 
 def test_a_hub_that_starts_asks_for_what_rings_are_to_install_and_for_nothing_that_was_dropped(service):
     tell(service, "hold")
-    service.request_all_recipes()
-    assert service.recipes.take() is None, "no ring is to run it, and it is old"
+    service.workshop.request_all_recipes()
+    assert service.workshop.recipes.take() is None, "no ring is to run it, and it is old"
     tell(service, "install")
-    service.request_all_recipes()
-    assert service.recipes.take() == (sha256(OLD), sha256(NEW))
+    service.workshop.request_all_recipes()
+    assert service.workshop.recipes.take() == (sha256(OLD), sha256(NEW))
 
 
 def test_a_recipe_stays_while_a_node_says_that_it_holds_the_base_of_what_its_ring_is_to_install(service):
@@ -360,13 +360,13 @@ def test_a_recipe_stays_while_a_node_says_that_it_holds_the_base_of_what_its_rin
     service.registry.make_recipe(*pair, 1)
     models = {"digits": ModelReport(phase="idle", tuple=Tuple(release=old.digest))}
     service.fleet.take_reported("lab", "pi-1", said(1, models=models))
-    assert service.drop_recipes() == "" and service.registry.missing_recipes([pair]) == []
+    assert service.workshop.drop_recipes() == "" and service.registry.missing_recipes([pair]) == []
     tell(service, "hold")
-    assert "dropped 1 recipes" in service.drop_recipes() and service.registry.missing_recipes([pair]) == [pair]
+    assert "dropped 1 recipes" in service.workshop.drop_recipes() and service.registry.missing_recipes([pair]) == [pair]
     tell(service, "install")
     service.registry.make_recipe(*pair, 1)
     service.fleet.take_reported("lab", "pi-1", said(2, models={"digits": ModelReport(phase="idle")}))
-    assert "dropped 1 recipes" in service.drop_recipes(), "the node holds it no longer"
+    assert "dropped 1 recipes" in service.workshop.drop_recipes(), "the node holds it no longer"
 
 
 def test_a_hub_that_ends_waits_for_no_recipe(service):
@@ -379,32 +379,32 @@ def test_a_hub_that_ends_waits_for_no_recipe(service):
     begun = threading.Event()
 
     def make(old, new, delta, progress):
-        service._making.make(old, new, delta, lambda done, whole: (begun.set(), progress(done, whole)))
+        service.workshop._making.make(old, new, delta, lambda done, whole: (begun.set(), progress(done, whole)))
 
-    service.recipes = Recipes(service.registry, make)
-    assert service.recipes.request([(base, target)], 0.0)
+    service.workshop.recipes = Recipes(service.registry, make)
+    assert service.workshop.recipes.request([(base, target)], 0.0)
 
     async def run() -> float:
-        making = asyncio.ensure_future(service.make_recipes())
+        making = asyncio.ensure_future(service.workshop.make_recipes())
         await asyncio.to_thread(begun.wait, 60)
         making.cancel()
         await asyncio.wait({making})
         return time.monotonic()
 
     cancelled = asyncio.run(run())  # which waits for the thread
-    assert "stopped" in service.recipes.failed[base, target]
+    assert "stopped" in service.workshop.recipes.failed[base, target]
     assert time.monotonic() - cancelled < 10, "making it takes far longer"
 
 
 def test_an_operator_sees_of_a_release_which_deltas_wait_how_far_one_is_and_why_one_failed(service, capsys):
     releases = Releases(service)
     assert asyncio.run(releases.show_release("digits@1.1.0"))["making"] == []
-    service.request_recipes(service.registry.find("digits", "1.1.0"))
+    service.workshop.request_recipes(service.registry.find("digits", "1.1.0"))
     (row,) = asyncio.run(releases.show_release("digits@1.1.0"))["making"]
     assert (row["file"], row["from"], row["state"]) == ("model.tflite", ["digits@1.0.0"], "waiting")
     assert (row["base"], row["done_bytes"], row["bytes"]) == (sha256(OLD).hex(), 0, len(NEW))
     service.objects.path(sha256(OLD)).write_bytes(b"rotten")
-    service.recipes.make(service.recipes.take(), NOW)
+    service.workshop.recipes.make(service.workshop.recipes.take(), NOW)
     show_making(asyncio.run(releases.show_release("digits@1.1.0"))["making"])
     printed = capsys.readouterr().out
     assert "digits@1.0.0" in printed and "failed: object" in printed and f"0 of {len(NEW)}" in printed

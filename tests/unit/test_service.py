@@ -148,11 +148,11 @@ def test_what_a_killed_hub_was_sealing_is_removed_and_what_rings_are_told_is_sea
     service.begin()
     assert not left.exists()
     service.told = {"canary": {"digits": Signed("canary", "digits", 1, release.digest, "install", True)}}
-    service.seal_again()
-    tasks = list(iter(service.seals.take, None))
-    assert len(tasks) == 3 and all("sealed" in service.seals.make(task, 1_795_000_001) for task in tasks)
-    service.seal_again()
-    assert service.seals.take() is None, "once"
+    service.workshop.seal_again()
+    tasks = list(iter(service.workshop.seals.take, None))
+    assert len(tasks) == 3 and all("sealed" in service.workshop.seals.make(task, 1_795_000_001) for task in tasks)
+    service.workshop.seal_again()
+    assert service.workshop.seals.take() is None, "once"
     service.duties.flush()
     assert service.duties.newest(1)[0].what == "began epoch 1 of digits: the first"
     service.database.close()

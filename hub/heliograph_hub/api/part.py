@@ -38,7 +38,7 @@ class Part:
     def making(self, release: Release) -> list[dict[str, Any]]:
         """Deltas to a release that aren't made yet: how far each is, in the order in which they are made."""
         files = {file.sha256: file for file in self._service.registry.manifest(release).files}
-        pending = self._service.recipes.pending(files, time.monotonic())
+        pending = self._service.workshop.recipes.pending(files, time.monotonic())
         holders = self.holders(release.model) if pending else {}
         return [
             {

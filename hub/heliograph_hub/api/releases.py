@@ -62,9 +62,9 @@ class Releases(Part):
             _shares(release, name, other) for name, other in await asyncio.to_thread(service.registry.shared, release)
         ]
         service.announce()
-        await asyncio.to_thread(service.request_recipes, release)
-        service.begin_recipes()
-        service.request_seals([release])
+        await asyncio.to_thread(service.workshop.request_recipes, release)
+        service.workshop.request_seals([release])
+        service.workshop.wake()
         return {
             "release": release.name,
             "digest": release.digest.hex(),
@@ -85,8 +85,8 @@ class Releases(Part):
         mine = [release for release in service.registry.all() if release.model == model and release.confidential]
         if not mine:
             raise NotFoundError(f"{model} has no confidential release: heliograph release list shows what there is")
-        epoch = await asyncio.to_thread(service.seals.epochs.begin, model, now())
-        service.seal_again()
+        epoch = await asyncio.to_thread(service.workshop.seals.epochs.begin, model, now())
+        service.workshop.seal_again()
         return {"model": model, "epoch": epoch.number, "releases": [release.name for release in mine]}
 
     async def list_releases(self) -> Answer:
@@ -156,7 +156,7 @@ class Releases(Part):
         """What is sealed of a confidential release's model now."""
         if not release.confidential:
             return {}
-        seals = self._service.seals
+        seals = self._service.workshop.seals
         return seals.ways(release.model, seals.epochs.number(release.model))
 
     async def request_signature(self, name: str, body: dict[str, Any]) -> Answer:
@@ -218,7 +218,7 @@ class Releases(Part):
             "approved": self._duty(release, "approve"),
             "denied": self.denied(release),
             "confidential": release.confidential,
-            "epoch": self._service.seals.epochs.number(release.model) if release.confidential else None,
+            "epoch": self._service.workshop.seals.epochs.number(release.model) if release.confidential else None,
             "files": len(manifest.files),
             "bytes": sum(file.length for file in manifest.files),
         }

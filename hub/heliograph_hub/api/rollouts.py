@@ -45,8 +45,8 @@ class Rollouts(Part):
         self.refuse_denied(release)
         service.rollouts.start(release, now())
         service.announce()
-        await asyncio.to_thread(service.request_recipes, release)
-        service.begin_recipes()
+        await asyncio.to_thread(service.workshop.request_recipes, release)
+        service.workshop.wake()
         return self._rollout(release)
 
     async def promote_rollout(self, name: str, body: dict[str, Any]) -> Answer:
