@@ -275,7 +275,7 @@ def test_news_too_large_for_one_statement_come_in_parts_that_each_fit(tmp_path):
     assert len(replies) > 1 and [reply.more for reply in replies] == [True] * (len(replies) - 1) + [False]
     assert all(len(service.authority.sign_statement("timestamp", "reply", reply)) <= 60 * 1024 for reply in replies)
     documents = dict(document for reply in replies for document in reply.documents)
-    assert list(documents) == ["tuf/root/1", "assigned", "tuf/set", "desired/general"]
+    assert list(documents) == ["tuf/root/1", "tuf/set", "assigned", "desired/general"]
     assert len(unpack(documents["desired/general"])) == 218
     current = doc.Numbers(assignment=1, directives={f"m{number}": 1 for number in range(218)})
     known = hello.model_copy(update={"tuf": service.authority.set.versions, "numbers": current})

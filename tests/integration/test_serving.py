@@ -266,6 +266,8 @@ def test_a_worker_can_gain_no_privileges_and_leaves_no_core(calm: Node) -> None:
     pid = calm.digits()["worker"]
     assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
     limits = Path(f"/proc/{pid}/limits").read_text()
-    assert next(line.split()[4:6] for line in limits.splitlines() if "core file" in line) == ["0", "0"]
+    assert next(line.split()[4:6] for line in limits.splitlines() if "core file" in line) == ["1", "1"], (
+        "a program gets none either"
+    )
     names = {fd.readlink() for fd in Path(f"/proc/{pid}/fd").iterdir()}
     assert sum(str(name).startswith("socket:") for name in names) == 1, "only the gateway's own socket"

@@ -12,8 +12,8 @@ import pytest
 
 import bundles
 from heliograph.errors import WaitError
-from heliograph.objects import ObjectStore
 from heliograph_hub.bundle import pack
+from heliograph_site.holdings import Holdings
 from heliograph_site.serving.admission import Limits
 from heliograph_site.serving.inference import Tensor, match_inputs, parse_request
 from heliograph_site.serving.slot import Slot, UnavailableError
@@ -25,12 +25,13 @@ PATIENCE_S = 30.0
 @asynccontextmanager
 async def a_slot(folder: Path, limits: Limits) -> AsyncIterator[Slot]:
     """A loaded and kept slot of digits@1.0.0."""
-    store = ObjectStore(folder / "objects")
+    holdings = Holdings(folder)
+    store = holdings.store
     bundle = pack(bundles.digits_bundle(folder / "bundle", "1.0.0"))
     for path in bundle.paths.values():
         store.put_file(path)
     forks = Forks()
-    slot = Slot(store.put(bundle.manifest.encode()), bundle.manifest, store, forks, limits)
+    slot = Slot(store.put(bundle.manifest.encode()), bundle.manifest, holdings, forks, limits)
     try:
         async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
             await slot.load()
