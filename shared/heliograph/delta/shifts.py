@@ -284,7 +284,8 @@ class _Finder:
         if is_end:
             low, high = piece.end - (high - piece.start), piece.end - (low - piece.start)
         text, there = self._new[low:high], low + piece.shift
-        agreed = np.mean(text == self._old[there : there + len(text)])
+        like = self._old[there : there + len(text)]
+        agreed = np.count_nonzero(text == like) / len(text) if len(text) else 1.0  # a piece of no bytes yet
         there += -4736 if there >= 4736 else 4736
         beside = self._old[there : there + len(text)]
         other = np.count_nonzero(text[: len(beside)] == beside) / max(1, len(beside))
