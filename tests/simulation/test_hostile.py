@@ -15,6 +15,8 @@ from simulator.world import run
 
 WORLDS = 300
 SHARDS, SHARD_WORLDS = 10, 1_000
+REGRESSIONS = (2009756,)
+"""Worlds that broke once."""
 
 WAYS = ("to nodes", "to the hub")
 HARMS = {
@@ -46,6 +48,10 @@ def test_a_hostile_broker_takes_no_node_back_activates_nothing_and_keeps_none_fr
     settle_or_tell(summary)
     missed = HARMS - {what for what, count in summary.met.items() if count}
     assert not missed, f"{WORLDS} worlds never met {sorted(missed)}"
+
+
+def test_worlds_that_broke_once_hold() -> None:
+    settle_or_tell(run_many(REGRESSIONS, is_hostile=True))
 
 
 def test_a_world_without_a_hostile_broker_is_the_world_that_it_was() -> None:

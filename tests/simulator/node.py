@@ -265,6 +265,7 @@ class Node:
             yield 60.0
             self.watch.save_if_due()
             self._derive_all()
+            self.watch.looked()
             self._ask_for_older()
 
     def _ask_for_older(self) -> None:

@@ -49,7 +49,8 @@ INVARIANTS: Final = {
     "saved": "memory is on disk before its command runs",
     "pointer": "what answers is what the pointer names, or about to be",
     "reason": "nobody is stuck, and nothing refused, without a reason that is true",
-    "number": "what is under way goes by the newest number that its directive came under",
+    "number": "what is under way goes by the newest number that its directive came under, at the latest with the tick "
+    "after its wall clock jumped",
     "refused": "what was refused under a number is not tried again under it",
     "probation": "a probation outlives one power cut at most, and that only if the worker was healthy",
     "end": "after calm every node ends on what its ring's newest directive says, or has refused it",
@@ -182,7 +183,7 @@ class Oracle:
             for pointer in memory.kept[1:]:
                 require("fallback", self._stands(node, pointer.release), f"{node.name}: a fallback lacks files")
             target = memory.target
-            if target is not None and memory.phase in UNDER_WAY:
+            if target is not None and memory.phase in UNDER_WAY and not node.watch.has_jumped:
                 told = node.belief._directives.get(memory.model)
                 if told is not None and told.number != target.number:
                     says, _ = node.belief.wanted(memory.model, memory)

@@ -20,6 +20,7 @@ DAY = 86_400
 MAX_OFFLINE_S = 30 * DAY
 ROUNDED_S = 3600 + 60
 """The hub of these worlds signs full hours, and what it says may be under way for a while."""
+JUMPS_EVERY_S = 1800
 WALLS: Final[dict[str, Callable[[float], float] | None]] = {
     "right": lambda true: true,
     "none": None,
@@ -28,7 +29,7 @@ WALLS: Final[dict[str, Callable[[float], float] | None]] = {
     "a day behind": lambda true: true - DAY,
     "a day ahead": lambda true: true + DAY,
     "2040": lambda true: true - catalogue.NOW + 2_208_988_800,
-    "jumps": lambda true: true + (20 * DAY if int(true) // 1800 % 2 else -20 * DAY),
+    "jumps": lambda true: true + (20 * DAY if int(true) // JUMPS_EVERY_S % 2 else -20 * DAY),
 }
 
 
@@ -46,6 +47,7 @@ class Watch:
         self._boots, self._began_s = 0, self._true_s
         self.known = self._stored = Reckoning()
         self._saved_s, self._asked_s = 0.0, 0.0
+        self._looked_at = self.true()
         self._went_off: int | None = None
         self.off_s = 0
         self.see(trusted)
@@ -76,6 +78,15 @@ class Watch:
         """What the agent does with the time after each document."""
         self._keep(self.known.judged(*trusted.role_keys("timestamp")))
         self._keep(self.known.signed(trusted.at, trusted.told_by, str(self._boots), self._boottime_s))
+
+    def looked(self) -> None:
+        """Everything was judged by the time that it is now."""
+        self._looked_at = self.true()
+
+    @property
+    def has_jumped(self) -> bool:
+        """Whether the wall clock jumped since then: no event tells a node so, it is met with the next tick."""
+        return self.wall == "jumps" and self._looked_at // JUMPS_EVERY_S != self.true() // JUMPS_EVERY_S
 
     def asked(self) -> None:
         """Hello is said."""
