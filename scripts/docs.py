@@ -19,7 +19,7 @@ from heliograph.deadlines import DEADLINES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # what a benchmark measured is shown as the benchmark shows it
-from bench.deltas import catalogue, report  # noqa: E402
+from bench.deltas import catalogue, hub, report  # noqa: E402
 
 BENCH = ROOT / "tests" / "bench"
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -226,6 +226,11 @@ def delta_bench() -> str:
     return report.markdown(report.parse((BENCH / "delta.csv").read_text()))
 
 
+def delta_hub() -> str:
+    """What it found that making takes in a hub's child, last with --hub --docs."""
+    return hub.markdown(hub.parse((BENCH / "delta_hub.csv").read_text()))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "topics": topics,
     "statements": statements,
@@ -237,6 +242,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "deadlines": deadlines,
     "delta-pairs": delta_pairs,
     "delta-bench": delta_bench,
+    "delta-hub": delta_hub,
 }
 
 

@@ -6,6 +6,10 @@ Each tool makes and applies in processes of its own; CPU is user and system time
 included; memory is VmHWM for Python tools, ru_maxrss for others (never less than the launcher's 12 MB). Every
 result is compared with the new file. What others took is remembered in the cache by digests, version and options, and
 ours by its source too; `--again` measures anew. Figures are for the pairs named and no others.
+
+`--docs` writes what this run found beside what delta.csv has of other tools and pairs, as far as the files are the
+same.
+`--hub` makes deltas in the hub's bounded child instead, with the memory it may take and with too little.
 """
 
 import argparse
@@ -16,23 +20,29 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+import time
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import heliograph.delta
-from bench.deltas import entropy, flatbuffer, report
+from bench.deltas import entropy, flatbuffer, hub, report
 from bench.deltas.catalogue import Pair, pairs, parse
 from bench.deltas.getting import Files, Getter, NotMadeError, digest, say
-from bench.deltas.measuring import Bounds, Figures, measure
+from bench.deltas.launching import Bounds, ended_by_signals
+from bench.deltas.measuring import Figures, measure
 from bench.deltas.tools import MAKERS, OURS, Shed, Tool
 
 HERE = Path(__file__).resolve().parent
 MODELS = HERE / "models.toml"
 RESULTS = HERE / "delta.csv"
 """What the documents' table is made of."""
+HUB_RESULTS = HERE / "delta_hub.csv"
+"""And the one of what hubs may take."""
+MEASURES = "2"
+"""Goes up when more is measured of ours than before."""
 
 
 def source_digest() -> str:
@@ -42,6 +52,13 @@ def source_digest() -> str:
     for path in (*sorted(folder.rglob("*.py")), folder.parent / "blob.py", folder.parent / "wire.py"):
         sha.update(path.read_bytes())
     return sha.hexdigest()
+
+
+def measured_now() -> str:
+    """When, to the minute, and with which commit; a plus: and something that wasn't committed."""
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()) + (f", {commit}" if commit else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +84,35 @@ class Bench:
         known: dict[str, Any] = json.loads(memory.read_text()) if memory.exists() else {}
         if known.get("digests") != digests:
             known = {"digests": digests}
-        if "limits" not in known and not (self.recall and len(known) == 1):
+        if "limits" not in known and OURS in self.tools and not self.recall:
             known["limits"] = _limits(files)
         found = []
         for key, tool in self.tools.items():
-            stamp = f"{tool.version} {tool.options} {self.bounds} {source_digest() if key == OURS else ''}"
+            stamp = f"{tool.version} {tool.options} {f'{MEASURES} {source_digest()}' if key == OURS else ''}"
             row = known.get(key, {})
-            if self.recall and not row:
+            if tool.most_bytes and files.new.stat().st_size > tool.most_bytes:
+                why = f"not begun on more than {tool.most_bytes / 1e6:.0f} MB"
+                row = {"stamp": stamp, "figures": {"failed": why}}
+            elif self.recall and not row:
                 continue
-            if not self.recall and (row.get("stamp") != stamp or key in self.again):
+            elif not self.recall and (self._is_stale(row, stamp) or key in self.again):
                 say(f"{pair.name}: {tool.name}")
-                row = {"stamp": stamp, "figures": measure(tool, files, self.shed, self.bounds, self.cache).row()}
+                found_now = measure(tool, files, self.shed, self.bounds, self.cache).row()
+                bounds = list(astuple(self.bounds))
+                row = {"stamp": stamp, "bounds": bounds, "when": measured_now(), "figures": found_now}
                 known[key] = row
                 _remember(memory, known, key)
             if key == OURS:
                 tool = replace(tool, version=f"{tool.version}, source {row['stamp'].split()[-1][:8]}")
-            found.append(_row(pair, files, digests, tool, known["limits"], Figures(**row["figures"])))
+            figures = Figures(**row["figures"])
+            found.append(_row(pair, files, digests, tool, known.get("limits", [0, 0]), figures, row.get("when", "")))
         return found
+
+    def _is_stale(self, row: dict[str, Any], stamp: str) -> bool:
+        """Whether a remembered row doesn't say what measuring would, or it failed within tighter bounds."""
+        if row.get("stamp") != stamp:
+            return True
+        return bool(row["figures"]["failed"]) and self.bounds.allow_more_than(Bounds(*row["bounds"]))
 
 
 def _remember(memory: Path, known: dict[str, Any], key: str) -> None:
@@ -93,7 +122,7 @@ def _remember(memory: Path, known: dict[str, Any], key: str) -> None:
     if have.get("digests") != known["digests"]:
         have = known
     part = memory.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(have | {"limits": known["limits"], key: known[key]}, indent=1))
+    part.write_text(json.dumps(have | {name: known[name] for name in ("limits", key) if name in known}, indent=1))
     part.replace(memory)
 
 
@@ -108,12 +137,14 @@ def _limits(files: Files) -> list[int]:
     return [round(estimate.plain), round(estimate.learned)]
 
 
-def _row(pair: Pair, files: Files, digests: str, tool: Tool, limits: list[int], figures: Figures) -> report.Row:
+def _row(
+    pair: Pair, files: Files, digests: str, tool: Tool, limits: list[int], figures: Figures, when: str
+) -> report.Row:
     old, new = (each[:16] for each in digests.split())
     lengths = files.old.stat().st_size, files.new.stat().st_size
     return report.Row(
         pair.name, pair.kind, pair.dtype, *lengths, old, new, limits[0], limits[1],
-        tool.name, tool.version, tool.options, **figures.row(),
+        tool.name, tool.version, tool.options, measured=when, **figures.row(),
     )  # fmt: skip
 
 
@@ -128,7 +159,7 @@ def _started(bench: Bench) -> list[report.Row]:
         files.new.write_bytes(b"a")
         each = [measure(tool, files, bench.shed, bench.bounds) for _ in range(3)]
         least = min(each, key=lambda figures: figures.apply_cpu_s)
-        return [_row(Pair("one-byte", report.START, ""), files, "- -", tool, [0, 0], least)]
+        return [_row(Pair("one-byte", report.START, ""), files, "- -", tool, [0, 0], least, measured_now())]
 
 
 def _tools(shed: Shed, wanted: list[str]) -> dict[str, Tool]:
@@ -163,6 +194,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--docs", action="store_true", help=f"write {RESULTS.name} of the documents, and them")
     parser.add_argument("--again", action="append", default=[], metavar="TOOL", help="measure this tool anew")
     parser.add_argument("--recall", action="store_true", help="measure nothing: report what is remembered")
+    parser.add_argument("--theirs", action="store_true", help="measure the other tools alone")
+    parser.add_argument("--ours", action="store_true", help="measure ours alone, anew; the others stand in delta.csv")
+    parser.add_argument("--hub", action="store_true", help="make the pairs' deltas as a hub does; see what it may take")
     parser.add_argument("--limit-s", type=int, default=900, metavar="S", help="CPU seconds a command may take (900)")
     parser.add_argument("--limit-gib", type=int, default=12, metavar="N", help="address space it may take (12)")
     return parser.parse_args()
@@ -183,7 +217,7 @@ def _write(args: argparse.Namespace, rows: list[report.Row], shed: Shed) -> None
         args.json.write_text(json.dumps([dict(zip(report.Row.__slots__, _values(row), strict=True)) for row in rows]))
     if args.docs:
         RESULTS.write_text(report.encode(rows))
-        subprocess.run([sys.executable, str(HERE.parents[1] / "scripts" / "docs.py")], check=True)
+        _documents()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "delta.csv").write_text(report.encode(rows))
@@ -199,6 +233,24 @@ def _write(args: argparse.Namespace, rows: list[report.Row], shed: Shed) -> None
         )  # fmt: skip
 
 
+def _documents() -> None:
+    subprocess.run([sys.executable, str(HERE.parents[1] / "scripts" / "docs.py")], check=True)
+
+
+def _as_a_hub(args: argparse.Namespace, chosen: list[Pair], getter: Getter) -> None:
+    """Measures and prints what hubs take."""
+    kept = hub.parse(HUB_RESULTS.read_text()) if HUB_RESULTS.exists() else []
+    found = []
+    for pair in chosen:
+        say(f"{pair.name}: as a hub does")
+        found.append(hub.measure(pair.name, getter.get(pair), args.cache, measured_now()))
+    rows = [*(row for row in kept if row.pair not in {pair.name for pair in chosen}), *found]
+    print(hub.markdown(rows))
+    if args.docs:
+        HUB_RESULTS.write_text(hub.encode(sorted(rows, key=lambda row: row.new_bytes)))
+        _documents()
+
+
 def _values(row: report.Row) -> list[object]:
     return [getattr(row, name) for name in report.Row.__slots__]
 
@@ -210,16 +262,27 @@ def main() -> None:
     if args.list:
         _listed(chosen if args.only else pairs(MODELS))
         return
-    peers = [name for name in args.peers.split(",") if name]
+    peers = [name for name in args.peers.split(",") if name and not args.ours]
     if set(peers) - MAKERS.keys():
         raise SystemExit(
             f"no such tool: {', '.join(sorted(set(peers) - MAKERS.keys()))}; there are {', '.join(MAKERS)}"
         )
     args.cache.mkdir(parents=True, exist_ok=True)
+    getter = Getter(args.cache, parse(MODELS.read_text(encoding="utf-8"))[1])
+    with ended_by_signals():
+        if args.hub:
+            _as_a_hub(args, chosen, getter)
+        else:
+            _side_by_side(args, chosen, peers, getter)
+
+
+def _side_by_side(args: argparse.Namespace, chosen: list[Pair], peers: list[str], getter: Getter) -> None:
+    """Measures and prints all tools on all pairs."""
     shed = Shed(args.cache)
     bounds = Bounds(args.limit_s, args.limit_gib << 30)
-    bench = Bench(args.cache, shed, _tools(shed, [OURS, *peers]), bounds, frozenset(args.again), args.recall)
-    getter = Getter(args.cache, parse(MODELS.read_text(encoding="utf-8"))[1])
+    tools = _tools(shed, [*([] if args.theirs else [OURS]), *peers])
+    again = frozenset([*args.again, *([OURS] if args.ours else [])])
+    bench = Bench(args.cache, shed, tools, bounds, again, args.recall)
     rows = _started(bench)
     for pair in chosen:
         if args.recall and not (args.cache / "results" / f"{pair.name}.json").exists():
@@ -231,6 +294,8 @@ def main() -> None:
     for old, new in args.pair:
         named = Pair(f"{old.name}-{new.name}", "own files", "")
         rows += bench.rows(named, Files(old, new, None))
+    if (args.docs or args.ours) and RESULTS.exists():
+        rows = report.joined(rows, report.parse(RESULTS.read_text()), [pair.name for pair in pairs(MODELS)])
     print(report.markdown(rows))
     print(f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}")
     _write(args, rows, shed)

@@ -1,15 +1,27 @@
 """The delta bench: what it reads, estimates and says of figures. Nothing here is downloaded or measured."""
 
+import contextlib
+import json
+import os
+import select
+import signal
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 
-from bench.deltas import entropy, flatbuffer, report
+from bench.deltas import entropy, flatbuffer, hub, report
 from bench.deltas.catalogue import KINDS, CatalogueError, made, pairs, parse
-from bench.deltas.measuring import Bounds, launched, weigh
+from bench.deltas.getting import Files
+from bench.deltas.launching import Bounds, launched
+from bench.deltas.measuring import weigh
+from bench.deltas.tools import SEGMENTS
+from heliograph.delta.file import make_file
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 ROW = report.Row("p", "fine-tune", "bf16", 10**7, 10**7, "aa", "bb", 10**6, 10**6, "heliograph", "1", "", bytes=10**6)
@@ -190,17 +202,55 @@ def test_the_distance_to_the_limit_counts_for_narrow_fine_tunes_alone() -> None:
 
 
 def test_memory_container_and_cpu_are_held_against_their_goals() -> None:
-    ours = replace(ROW, apply_rss_bytes=64 << 20, container_bytes=5300, make_cpu_s=6.0, apply_cpu_s=0.3, ops="sub 9")
+    rates = "copy 3000000/0.001, sub 6000000/0.1, sub+rans 3000000/0.2"
+    ours = replace(ROW, apply_rss_bytes=64 << 20, container_bytes=5300, make_cpu_s=6.0, rates=rates)
     others = replace(ROW, tool="bsdiff4", bytes=10**7, make_cpu_s=1.0)
-    start = replace(ROW, kind=report.START, new_bytes=1, apply_cpu_s=0.2)
-    texts = ("apply: the applying process", "container", "make", "apply: at least 60")
-    assert all(goal(text, [start, ours, others]).met for text in texts)
-    worse = replace(ours, apply_rss_bytes=(64 << 20) + 1, container_bytes=5301, make_cpu_s=6.1, apply_cpu_s=0.4)
-    assert [goal(text, [start, worse, others]).met for text in texts] == [False] * 4
+    texts = ("apply: the applying process", "container", "make", "apply: at least 60", "apply: at least 15")
+    assert all(goal(text, [ours, others]).met for text in texts)
+    worse = replace(
+        ours, apply_rss_bytes=(64 << 20) + 1, container_bytes=5301, make_cpu_s=6.1,
+        rates="copy 3000000/0.001, sub 6000000/0.11, sub+rans 3000000/0.21",
+    )  # fmt: skip
+    assert [goal(text, [worse, others]).met for text in texts] == [False] * 5
     large = replace(ours, new_bytes=10**9, make_rss_bytes=4 * 10**9)
     assert goal("make: a pair of 1 GB", [large, others]).met
     assert goal("make: a pair of 1 GB", [replace(large, make_rss_bytes=4 * 10**9 + 1), others]).met is False
-    assert goal("apply: at least 15", [start, replace(worse, ops="rans 1"), others]).met
+
+
+def test_an_operation_is_as_fast_as_all_pairs_together_and_its_slowest_large_one_is_named() -> None:
+    one, two = replace(ROW, rates="sub 6000000/0.1, xor 10/0.1"), replace(ROW, pair="q", rates="sub 2000000/0.1")
+    lines = report.operations([one, two]).splitlines()[2:]
+    assert lines == ["| sub | q | 20 | 2 | 8.0 | 40 |", "| xor | – | – | 1 | 0.0 | 0 |"]
+
+
+def test_segments_must_stand_while_the_patch_comes_unless_there_is_one_or_one_leaf() -> None:
+    good = replace(ROW, patch_bytes=9000, first_bytes=4500, late="1 of 2")
+    single = replace(ROW, pair="q", patch_bytes=9000, first_bytes=9000, late="1 of 1")
+    other = [replace(row, tool="xz", rates="") for row in (good, single)]
+    text = "apply: the first segment"
+    assert goal(text, [good, single, *other]).met and "50% at most (p)" in goal(text, [good, single, *other]).found
+    assert goal(text, [replace(good, first_bytes=9000), *other]).met is False
+    assert goal(text, [replace(good, late="2 of 2"), *other]).met is False
+
+
+def test_a_new_run_of_ours_keeps_what_others_took_on_the_same_files_alone() -> None:
+    kept = [*rows(heliograph=5, xz=7), *(replace(row, pair="q") for row in rows(heliograph=5, xz=8))]
+    kept += [replace(ROW, pair="gone", tool="xz"), replace(ROW, pair="r", tool="xz")]
+    fresh = [replace(ROW, bytes=4, limit_plain=9), replace(ROW, pair="q", bytes=3, new_sha256="changed")]
+    found = [(row.pair, row.tool, row.bytes, row.limit_plain) for row in report.joined(fresh, kept, ["r", "q", "p"])]
+    assert found == [
+        ("r", "xz", 10**6, 10**6),
+        ("q", "heliograph", 3, 10**6),
+        ("p", "heliograph", 4, 9),
+        ("p", "xz", 7, 9),
+    ]
+
+
+def test_images_are_shown_with_what_could_not_be_done_on_them() -> None:
+    done = replace(ROW, kind="synthetic", make_cpu_s=1.5, make_rss_bytes=2 * 10**9, measured="2026-01-02 03:04 UTC")
+    lines = report.images([done, replace(done, tool="xz", failed="make: no memory"), ROW]).splitlines()[2:]
+    assert lines[0] == "| p | heliograph | 1,000,000 | 1.5 | 0.0 | 2,000 | 0 | 2026-01-02 03:04 UTC |"
+    assert lines[1].startswith("| p | xz | make: no memory | – ") and len(lines) == 2
 
 
 def test_what_was_not_measured_leaves_goals_open() -> None:
@@ -225,6 +275,61 @@ def test_commands_are_run_in_order_and_the_first_failure_ends_them(tmp_path: Pat
     assert done["maxrss_bytes"] > 1 << 20
     failed = launched([["sh", "-c", "echo why >&2; exit 3"], ["touch", str(tmp_path / "never")]], bounds, "")
     assert failed["failed"] == "sh ended with 3: why" and not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_what_a_bench_runs_ends_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    os.mkfifo(tmp_path / "pid")
+    script = (
+        "from bench.deltas.launching import Bounds, ended_by_signals, launched\n"
+        f"with ended_by_signals(): launched([['sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 600']], Bounds())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH.parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL) as bench:
+        peer = os.pidfd_open(pid := int((tmp_path / "pid").read_text()))
+        bench.send_signal(number)
+    ended = select.poll()
+    ended.register(peer, select.POLLIN)
+    try:
+        assert ended.poll(20_000)
+    finally:
+        os.close(peer)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_what_the_bounds_failed_is_tried_again_with_wider_ones_alone() -> None:
+    some = Bounds(900, 12)
+    assert Bounds(901, 12).allow_more_than(some) and Bounds(0, 12).allow_more_than(some)
+    assert not some.allow_more_than(some) and not Bounds(800, 12).allow_more_than(some)
+    assert not some.allow_more_than(Bounds()) and Bounds(100, 13).allow_more_than(some)
+
+
+def test_a_patch_that_comes_leaf_by_leaf_tells_when_segments_stand_and_what_operations_take(tmp_path: Path) -> None:
+    old, new = (BENCH.parent / "data" / "digits" / f"digits_{name}_int8.tflite" for name in ("base", "head"))
+    make_file(old, new, tmp_path / "delta")
+    done = launched(
+        [[sys.executable, "-P", str(SEGMENTS), str(old), str(tmp_path / "delta"), str(tmp_path / "new")]], Bounds()
+    )
+    assert not done["failed"] and (tmp_path / "new").read_bytes() == new.read_bytes()
+    said = json.loads(done["said"])
+    assert sum(size for size, _ in said["ops"].values()) == new.stat().st_size
+    assert all(cpu_s > 0 for _, cpu_s in said["ops"].values()) and said["start_cpu_s"] > 0
+    assert 0 < said["first_bytes"] < said["patch_bytes"] and said["late"] == 1 < said["segments"]
+
+
+def test_a_hub_s_child_makes_within_its_bound_and_what_it_takes_is_read(tmp_path: Path) -> None:
+    content = Random(1).randbytes(300_000)
+    files = Files(tmp_path / "old", tmp_path / "new", None)
+    files.old.write_bytes(content)
+    files.new.write_bytes(content[:100_000] + content[:200_000])
+    row = hub.measure("p", files, tmp_path, "now")
+    assert not row.failed and 0 < row.bytes < 1000
+    assert 0 < row.taken_bytes < row.bound_bytes and row.resident_bytes > 1 << 20
+    assert 0 < row.too_little_bytes < row.taken_bytes
+    assert hub.parse(hub.encode([row])) == [row]
+    assert "refused: too much" in hub.markdown([replace(row, refused="too much")])
+    assert "**not refused in words**: died" in hub.markdown([replace(row, refused="", ended="died")])
 
 
 def test_a_folder_weighs_what_its_files_do(tmp_path: Path) -> None:

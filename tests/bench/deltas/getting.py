@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.deltas.catalogue import Pair, Source
+from bench.deltas.launching import Bounds, launched
 
 MAKERS = Path(__file__).parent / "makers"
 DIGITS = Path(__file__).parents[2] / "data" / "digits"
@@ -38,19 +37,15 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def run(command: list[str], what: str, **environment: str) -> str:
-    """Runs a command and returns what it printed.
+def run(command: list[str], what: str) -> None:
+    """Runs a command.
 
     Raises:
         NotMadeError: it failed; with the last line it said.
     """
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=3600
-    )
-    if result.returncode:
-        said = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
-        raise NotMadeError(f"{what} failed: {said}")
-    return result.stdout
+    failed = launched([command], Bounds())["failed"]
+    if failed:
+        raise NotMadeError(f"{what} failed: {failed}")
 
 
 def environment(folder: Path, packages: tuple[str, ...]) -> Path:

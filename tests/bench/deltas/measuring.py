@@ -2,27 +2,17 @@
 
 import filecmp
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.deltas.getting import Files
+from bench.deltas.launching import Bounds, launched
 from bench.deltas.tools import Shed, Tool, Work
 
-LAUNCH = Path(__file__).with_name("launch.py")
 STEPS = Path(__file__).with_name("steps.py")
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one command may take before it counts as not measured."""
-
-    cpu_s: int
-    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +26,10 @@ class Figures:
         make_above_bytes, apply_above_bytes: for Python tools, that less a bare interpreter's; -1 for others.
         container_bytes: of `bytes`, what is not patch (our recipe and header); -1 for others.
         ops: our segments by operation, "copy 3, sub 5"; empty for others.
+        rates: by operation the new bytes and the CPU seconds of making them, "copy 3000/0.01, sub 5000/0.2"
+            (segments.py); empty for others, as are the next three.
+        patch_bytes, first_bytes: of the patch, and how many had come when the first segment stood that needs any.
+        late: of the segments that need any how many were made only when the last had come, "1 of 4".
         failed: why there are no figures.
     """
 
@@ -48,26 +42,15 @@ class Figures:
     apply_above_bytes: int = -1
     container_bytes: int = -1
     ops: str = ""
+    rates: str = ""
+    patch_bytes: int = 0
+    first_bytes: int = 0
+    late: str = ""
     failed: str = ""
 
     def row(self) -> dict[str, Any]:
         """As a dictionary."""
         return asdict(self)
-
-
-def launched(commands: list[list[str]], bounds: Bounds, libraries: str) -> dict[str, Any]:
-    """What the commands took (launch.py)."""
-    command = [sys.executable, "-I", "-S", str(LAUNCH), str(bounds.cpu_s), str(bounds.memory_bytes)]
-    environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
-    if not libraries:
-        del environment["LD_LIBRARY_PATH"]
-    result = subprocess.run(
-        [*command, json.dumps(commands)], capture_output=True, text=True, check=False, env=environment
-    )
-    if result.returncode:
-        return {"failed": (result.stderr.strip() or "the launcher failed").splitlines()[-1]}
-    facts: dict[str, Any] = json.loads(result.stdout)
-    return facts
 
 
 def bare_bytes(python: str) -> int:
@@ -92,12 +75,15 @@ def _memory(facts: dict[str, Any], said: dict[str, Any], bare: int) -> tuple[int
 
 
 def measure(tool: Tool, files: Files, shed: Shed, bounds: Bounds, scratch: Path | None = None) -> Figures:
-    """Makes, applies, compares."""
+    """Makes, applies, compares; and has the tool's probe look closer, if it has one."""
     libraries = shed.libraries()
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         work = Work(files.old.resolve(), files.new.resolve(), Path(folder) / "patch", Path(folder) / "out")
         steps: dict[str, Any] = {}
-        for step, commands in (("make", tool.make(work)), ("apply", tool.apply(work))):
+        for step, commands in (("make", tool.make(work)), ("apply", tool.apply(work)), ("probe", tool.probe(work))):
+            if not commands:
+                continue
+            work.out.unlink(missing_ok=True)
             facts = launched(commands, bounds, libraries)
             if facts["failed"]:
                 return Figures(failed=f"{step}: {facts['failed']}")
@@ -109,8 +95,8 @@ def measure(tool: Tool, files: Files, shed: Shed, bounds: Bounds, scratch: Path 
             steps[step] = facts["cpu_s"], rss, above, said
             if step == "make":
                 tool.after(work)
-        if not work.out.exists() or not filecmp.cmp(work.out, work.new, shallow=False):
-            return Figures(failed="apply: what came out is not the new file")
+            elif not work.out.exists() or not filecmp.cmp(work.out, work.new, shallow=False):
+                return Figures(failed=f"{step}: what came out is not the new file")
         sent = weigh(work.patch)
     made = steps["make"][3]
     ops = made.get("segments", {})
@@ -124,4 +110,15 @@ def measure(tool: Tool, files: Files, shed: Shed, bounds: Bounds, scratch: Path 
         apply_above_bytes=steps["apply"][2],
         container_bytes=made["recipe_bytes"] + 56 if "recipe_bytes" in made else -1,
         ops=", ".join(f"{name} {count}" for name, count in sorted(ops.items()) if count),
+        **(_looked_closer(steps["probe"][3]) if "probe" in steps else {}),
     )
+
+
+def _looked_closer(said: dict[str, Any]) -> dict[str, Any]:
+    """What segments.py printed, as figures."""
+    return {
+        "rates": ", ".join(f"{name} {size}/{cpu_s}" for name, (size, cpu_s) in sorted(said["ops"].items())),
+        "patch_bytes": said["patch_bytes"],
+        "first_bytes": said["first_bytes"],
+        "late": f"{said['late']} of {said['segments']}",
+    }

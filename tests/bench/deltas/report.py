@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import exp, log
 
 OURS = "heliograph"
@@ -12,11 +12,15 @@ START = "start"
 LARGE_BYTES = 900_000_000
 LEAST_BYTES = 2_000_000
 """Rates of smaller files say more about the start of a process than about an operation."""
+LEAF_BYTES = 4096
+"""What comes at once: a patch of one leaf can't come in parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One tool on one pair; fields as in `measuring.Figures`, limits as in `entropy` (0: not estimated).
+
+    `measured` says when, and with which commit of this project.
 
     The digests are the first 16 hex digits: enough to see whether another machine made the same pair.
     """
@@ -42,7 +46,12 @@ class Row:
     apply_above_bytes: int = -1
     container_bytes: int = -1
     ops: str = ""
+    rates: str = ""
+    patch_bytes: int = 0
+    first_bytes: int = 0
+    late: str = ""
     failed: str = ""
+    measured: str = ""
 
 
 def encode(rows: Iterable[Row]) -> str:
@@ -61,6 +70,33 @@ def parse(text: str) -> list[Row]:
     return [
         Row(**{name: make[kinds[name]](value) for name, value in line.items()})  # type: ignore[index]
         for line in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def joined(fresh: Sequence[Row], kept: Iterable[Row], order: Sequence[str]) -> list[Row]:
+    """What was measured now, and of what was kept all that still holds: other tools on the same files, other pairs.
+
+    Args:
+        fresh: of this run; they win.
+        kept: of earlier ones.
+        order: names of all pairs; kept rows of others are dropped.
+    """
+    now = {(row.pair, row.tool) for row in fresh}
+    files = {row.pair: (row.old_sha256, row.new_sha256) for row in fresh}
+    holds = [
+        row for row in kept
+        if (row.pair, row.tool) not in now
+        and (row.pair in order or row.kind == START)
+        and files.get(row.pair, files_of := (row.old_sha256, row.new_sha256)) == files_of
+    ]  # fmt: skip
+    rows = [*holds, *fresh]
+    limits = {row.pair: (row.limit_plain, row.limit_learned) for row in rows if row.limit_plain}
+    tools = list(dict.fromkeys([OURS, *(row.tool for row in rows)]))
+    places = {name: at for at, name in enumerate(dict.fromkeys([*order, *(row.pair for row in rows)]))}
+    rows.sort(key=lambda row: (row.kind != START, places[row.pair], tools.index(row.tool)))
+    return [
+        replace(row, limit_plain=limits[row.pair][0], limit_learned=limits[row.pair][1]) if row.pair in limits else row
+        for row in rows
     ]
 
 
@@ -134,7 +170,7 @@ def costs(rows: Sequence[Row]) -> str:
     tools = {row.tool: row for row in rows if row.kind != START}
     common = [result for result in found if result.tools.keys() == tools.keys()]
     lines = [["tool", "version, options", "pairs", "size, geometric mean", "make CPU s per MB", "apply MB per CPU s",
-              "make peak MB", "apply peak MB", "apply above bare MB"]]  # fmt: skip
+              "make peak MB", "apply peak MB", "apply above bare MB", "measured"]]  # fmt: skip
     for tool, any_row in tools.items():
         have = [result.tools[tool] for result in common]
         measured = sum(tool in result.tools for result in found)
@@ -149,8 +185,60 @@ def costs(rows: Sequence[Row]) -> str:
                 f"{whole / apply:.0f}" if apply else "–", f"{max(row.make_rss_bytes for row in have) / 1e6:.0f}",
                 f"{max(row.apply_rss_bytes for row in have) / 1e6:.0f}", f"{above / 1e6:.0f}" if above >= 0 else "–",
             ]  # fmt: skip
-        lines.append(cells + ["–"] * (9 - len(cells)))
+        when = [row.measured for row in rows if row.tool == tool and row.kind != START]
+        lines.append([*cells, *["–"] * (9 - len(cells)), _when(when)])
     return _table(lines)
+
+
+def _when(words: Iterable[str]) -> str:
+    """From when to when, to the day, and with which commits."""
+    known = [word for word in words if word]
+    days = sorted({word[:10] for word in known})
+    commits = dict.fromkeys(word.partition(", ")[2] for word in known if ", " in word)
+    return " to ".join(dict.fromkeys([*days[:1], *days[-1:]])) + (f"; {', '.join(commits)}" if commits else "")
+
+
+def _rates_of(rows: Iterable[Row]) -> dict[str, dict[str, tuple[int, float]]]:
+    """By operation and pair: new bytes, and the CPU seconds that they took."""
+    found: dict[str, dict[str, tuple[int, float]]] = {}
+    for row in rows:
+        for word in filter(None, row.rates.split(", ")):
+            name, _, figures = word.rpartition(" ")
+            size, _, cpu_s = figures.partition("/")
+            found.setdefault(name, {})[row.pair] = int(size), float(cpu_s)
+    return dict(sorted(found.items()))
+
+
+def _rate(size: int, cpu_s: float) -> float:
+    """MB per CPU second."""
+    return size / 1e6 / max(cpu_s, 1e-6)
+
+
+def operations(rows: Iterable[Row]) -> str:
+    """The table of operations: what a node pays for each, decoding, both checks, the pipe and the write together."""
+    lines = [["operation", "slowest on, of 2 MB and more", "MB per CPU s there", "pairs", "MB of new bytes",
+              "MB per CPU s, all"]]  # fmt: skip
+    for name, pairs in _rates_of(rows).items():
+        large = {pair: _rate(*figures) for pair, figures in pairs.items() if figures[0] >= LEAST_BYTES}
+        slowest = min(large, key=lambda pair: large[pair], default="–")
+        size, cpu_s = sum(size for size, _ in pairs.values()), sum(cpu_s for _, cpu_s in pairs.values())
+        lines.append([name, slowest, f"{large[slowest]:,.0f}" if large else "–", str(len(pairs)), f"{size / 1e6:,.1f}",
+                      f"{_rate(size, cpu_s):,.0f}"])  # fmt: skip
+    return _table(lines)
+
+
+def images(rows: Sequence[Row]) -> str:
+    """The table of the synthetic images: how each tool's costs grow with the file, and what it could not do."""
+    lines = [["image", "tool", "bytes", "make CPU s", "apply CPU s", "make peak MB", "apply peak MB", "measured"]]
+    for row in rows:
+        if row.kind != "synthetic":
+            continue
+        cells = [row.failed or f"{row.bytes:,}", "–", "–", "–", "–"]
+        if not row.failed:
+            peaks = [f"{size / 1e6:,.0f}" for size in (row.make_rss_bytes, row.apply_rss_bytes)]
+            cells = [f"{row.bytes:,}", f"{row.make_cpu_s:,.1f}", f"{row.apply_cpu_s:,.1f}", *peaks]
+        lines.append([row.pair, row.tool, *cells, row.measured])
+    return _table(lines) if len(lines) > 1 else ""
 
 
 def missing(rows: Iterable[Row]) -> list[str]:
@@ -251,24 +339,48 @@ def _memory(have: list[Result]) -> Goal:
 
 
 def _rates(have: list[Result], starts: list[Row]) -> list[Goal]:
-    start = min((row.apply_cpu_s for row in starts if row.tool == OURS), default=0.0)
-    ours = [result.ours for result in have if result.ours and result.ours.new_bytes >= LEAST_BYTES]
+    ours = [result.ours for result in have if result.ours]
+    rates = {
+        name: _rate(sum(size for size, _ in pairs.values()), sum(cpu_s for _, cpu_s in pairs.values()))
+        for name, pairs in _rates_of(ours).items()
+    }
     ends = []
-    for text, goal, with_rans in (
-        ("apply: at least 60 MB per CPU s without rans", 60, False),
-        ("apply: at least 15 MB per CPU s with rans", 15, True),
+    for text, goal, names in (
+        ("apply: at least 60 MB per CPU s for sub, xor, dict and copy", 60, ("sub", "xor", "dict", "copy")),
+        ("apply: at least 15 MB per CPU s for rans", 15, ("sub+rans",)),
     ):
-        rates = {
-            row.pair: row.new_bytes / 1e6 / max(row.apply_cpu_s - start, 0.01)
-            for row in ours if ("rans" in row.ops) == with_rans
-        }  # fmt: skip
-        if not rates:
-            ends.append(Goal(text, "not measured", None))
-            continue
-        low = min(rates, key=lambda name: rates[name])
-        found = f"{rates[low]:.0f} at least ({low}), {len(rates)} pairs, a start of {start:.2f} s taken off"
-        ends.append(Goal(text, found, rates[low] >= goal))
-    return ends
+        found = [f"{name} {rates[name]:,.0f}" if name in rates else f"{name} is in no pair" for name in names]
+        known = [rates[name] for name in names if name in rates]
+        ends.append(Goal(text, ", ".join(found), min(known) >= goal if known else None))
+    start = min((row.apply_cpu_s for row in starts if row.tool == OURS), default=0.0)
+    whole = {
+        row.pair: row.new_bytes / 1e6 / max(row.apply_cpu_s - start, 0.01)
+        for row in ours if row.new_bytes >= LEAST_BYTES
+    }  # fmt: skip
+    if whole and rates:
+        low = min(whole, key=lambda name: whole[name])
+        more = (
+            f"; whole files by the command, a start of {start:.2f} s taken off: {whole[low]:.0f} at least ({low}), "
+            f"{geometric_mean(list(whole.values())):.0f} on average"
+        )
+        ends[-1] = Goal(ends[-1].text, ends[-1].found + more, ends[-1].met)
+    return [*ends, _streamed(ours)]
+
+
+def _streamed(ours: list[Row]) -> Goal:
+    text = "apply: the first segment stands while later chunks are on the way, at the end one is left"
+    parted = {row.pair: row for row in ours if row.patch_bytes > LEAF_BYTES and not row.late.endswith(" of 1")}
+    if not parted:
+        return Goal(text, "not measured", None)
+    shares = {name: row.first_bytes / row.patch_bytes for name, row in parted.items()}
+    high = max(shares, key=lambda name: shares[name])
+    many = [f"{name} {row.late}" for name, row in parted.items() if int(row.late.split()[0]) > 1]
+    found = (
+        f"{sum(share < 1 for share in shares.values())} of {len(shares)} pairs with several segments; the first stood "
+        f"when {sum(shares.values()) / len(shares):.0%} of the patch had come on average, {shares[high]:.0%} at most "
+        f"({high})" + (f"; several left at the end: {', '.join(many)}" if many else "")
+    )
+    return Goal(text, found, shares[high] < 1 and not many)
 
 
 def _making(have: list[Result]) -> Goal:
@@ -292,7 +404,13 @@ def _making_memory(have: list[Result]) -> Goal:
     if not large:
         return Goal(text, "not measured", None)
     worst = max(large, key=lambda row: row.make_rss_bytes)
-    return Goal(text, f"{worst.make_rss_bytes / 1e9:.2f} GB ({worst.pair})", worst.make_rss_bytes <= 4_000_000_000)
+    grown = [result.ours for result in have if result.ours and result.first.kind == "synthetic"]
+    shares = ", ".join(
+        f"{row.make_rss_bytes / (row.old_bytes + row.new_bytes):.2f} for each byte of both files of {row.pair}"
+        for row in grown
+    )
+    found = f"{worst.make_rss_bytes / 1e9:.2f} GB ({worst.pair})" + (f"; {shares}" if shares else "")
+    return Goal(text, found, worst.make_rss_bytes <= 4_000_000_000)
 
 
 def goal_list(rows: Sequence[Row]) -> str:
@@ -303,7 +421,8 @@ def goal_list(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """All of it."""
-    parts = [sizes(rows), costs(rows), goal_list(rows)]
+    parts = [sizes(rows), costs(rows), operations([row for row in rows if row.tool == OURS]), images(rows)]
+    parts = [*filter(None, parts), goal_list(rows)]
     gaps = missing(rows)
     if gaps:
         parts.append("".join(f"- {line}\n" for line in gaps))

@@ -12,6 +12,10 @@ from bench.deltas.getting import NotMadeError, environment, run, say
 
 OURS = "heliograph"
 STEPS = Path(__file__).with_name("steps.py")
+SEGMENTS = Path(__file__).with_name("segments.py")
+MOST_BYTES = 100_000_000
+"""Of a new file: tools that take 2 CPU s for each MB are not begun on more, nor those that make nothing of the old file
+and so can't win where it is near; what both do is seen on smaller ones."""
 PACKAGES = ("bsdiff4", "hdiffpatch", "detools", "brotli", "matplotlib", "numpy")
 # Debian package -> the libraries beyond those that every Debian has.
 _DEBIAN = {
@@ -49,6 +53,8 @@ class Tool:
         delta: whether it uses the old file.
         speaks: its last command prints JSON with its own peak memory.
         after: what is to be done between making and weighing, on nobody's account.
+        probe: commands that make the new file once more, and print JSON of what is to be known beyond that.
+        most_bytes: of the new file; it isn't begun on a larger one. 0: on any.
     """
 
     name: str
@@ -59,6 +65,8 @@ class Tool:
     delta: bool = True
     speaks: bool = False
     after: Callable[[Work], None] = field(default=lambda work: None)
+    probe: Commands = field(default=lambda work: [])
+    most_bytes: int = 0
 
 
 class Shed:
@@ -123,7 +131,7 @@ class Shed:
         return lines[0]
 
 
-def _python(name: str, options: str, delta: bool = True) -> Callable[[Shed], Tool]:
+def _python(name: str, options: str, delta: bool = True, most_bytes: int = 0) -> Callable[[Shed], Tool]:
     """A peer that is a Python package."""
 
     def get(shed: Shed) -> Tool:
@@ -134,7 +142,7 @@ def _python(name: str, options: str, delta: bool = True) -> Callable[[Shed], Too
             name if delta else f"{name} full", version, options,
             lambda work: [[*step, "make", str(work.old), str(work.new), str(work.patch)]],
             lambda work: [[*step, "apply", str(work.old), str(work.patch), str(work.out)]],
-            delta=delta, speaks=True,
+            delta=delta, speaks=True, most_bytes=most_bytes,
         )  # fmt: skip
 
     return get
@@ -148,6 +156,7 @@ def _ours(shed: Shed) -> Tool:
         lambda work: [[*command, "make", "--json", str(work.old), str(work.new), str(work.patch)]],
         lambda work: [[*command, "apply", "--json", str(work.old), str(work.patch), str(work.out)]],
         speaks=True,
+        probe=lambda work: [[sys.executable, "-P", str(SEGMENTS), str(work.old), str(work.patch), str(work.out)]],
     )  # fmt: skip
 
 
@@ -177,7 +186,7 @@ def _zstd(shed: Shed) -> Tool:
         "zstd full", _zstd_version(shed, zstd), "-19",
         lambda work: [[zstd, "-19", "-f", "-q", str(work.new), "-o", str(work.patch)]],
         lambda work: [[zstd, "-d", "-f", "-q", str(work.patch), "-o", str(work.out)]],
-        delta=False,
+        delta=False, most_bytes=MOST_BYTES,
     )  # fmt: skip
 
 
@@ -187,7 +196,7 @@ def _xz(shed: Shed) -> Tool:
         "xz full", shed.said(xz, "--version").split()[-1], "-9e",
         lambda work: [[xz, "-9e", "-T1", "-c", str(work.new), ">", str(work.patch)]],
         lambda work: [[xz, "-d", "-T1", "-c", str(work.patch), ">", str(work.out)]],
-        delta=False,
+        delta=False, most_bytes=MOST_BYTES,
     )  # fmt: skip
 
 
@@ -260,10 +269,10 @@ MAKERS: dict[str, Callable[[Shed], Tool]] = {
     "hdiffpatch": _python("hdiffpatch", "lzma2 level 9"),
     "xdelta3": _xdelta3,
     "zstd-patch": _zstd_patch,
-    "detools": _python("detools", "sequential, bsdiff, lzma"),
+    "detools": _python("detools", "sequential, bsdiff, lzma", most_bytes=MOST_BYTES),
     "rdiff": _rdiff,
     "casync": _casync,
     "zstd": _zstd,
     "xz": _xz,
-    "brotli": _python("brotli", "quality 11, window 2^24", delta=False),
+    "brotli": _python("brotli", "quality 11, window 2^24", delta=False, most_bytes=MOST_BYTES),
 }
