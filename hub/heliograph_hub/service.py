@@ -19,24 +19,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from heliograph.blob import sha256
 from heliograph.connection import Broker
-from heliograph.deadlines import DEADLINES
 from heliograph.documents import (
     Ask,
     Assignment,
-    Certified,
     Document,
-    Enroll,
     Heads,
     Hello,
     LaneReceipt,
     ModelReport,
     Receipt,
-    Refused,
     Reply,
     Spent,
     Want,
@@ -57,9 +52,8 @@ from heliograph.objects import ObjectStore, write_durably
 from heliograph.policy import Policy, no_policy
 from heliograph.protocol import STATEMENTS, TOPICS, parse_topic, topic
 from heliograph.sender import Sender
-from heliograph.signing import PublicKey
 from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError, counted
-from heliograph.wire import pack, unpack
+from heliograph.wire import unpack
 from heliograph_hub.access import Access, has_ca, init_access
 from heliograph_hub.admission import Admission
 from heliograph_hub.assigning import Assigned, Assignments
@@ -81,6 +75,7 @@ from heliograph_hub.founding import Founding, continue_offline, init_offline, in
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.news import News
 from heliograph_hub.operators import Tokens
+from heliograph_hub.reception import Reception
 from heliograph_hub.registry import Registry
 from heliograph_hub.retention import drop_old
 from heliograph_hub.rollout import Signed, in_force
@@ -168,6 +163,8 @@ class Service:
             self.access.write(_now())
             tls = self.access.hub_tls(_now)
             address = Broker(near(doors.listen), port, tls=tls)
+        root = bytes(self.authority.root_digest)
+        self.reception = Reception(self.realm, root, (HOST, port), self.enrolment, self.fleet, self.access, self._sign)
         epochs = Epochs(self.database, folder / "keys" / "epochs", self._note_epoch)
         seals = Seals(self.database, self.objects, self.registry, epochs)
         self.workshop = Workshop(self.registry, self.fleet, seals, self._directed, _now)
@@ -376,13 +373,7 @@ class Service:
 
     async def _handle(self, name: str, site: str, node: str, payload: bytes) -> None:
         if name == "enroll":
-            assigned = await self._enroll(site, node, Enroll.decode(payload))
-            self.fleet.forget(site, node)
-            if self.enrolment.former_keys(site, node):
-                self.settle()
-            if assigned.statement:
-                log.info("enrolled %s/%s", site, node)
-                await self._send("assigned", site, node, assigned.statement)
+            await self._on_enroll(site, node, payload)
             return
         member = self.fleet.node(site, node)
         if name == "gone":
@@ -391,7 +382,8 @@ class Service:
             return
         match name:
             case "renew" | "again":
-                await self._on_renew(member, name, payload)
+                answer = self.reception.certify(member, name, payload, _now())
+                await self._send(answer.topic, site, node, answer.payload)
             case "hello":
                 hello = Hello.decode(payload)
                 self.fleet.check_hello(member, hello.key)
@@ -425,31 +417,15 @@ class Service:
                 self.fleet.count(site, node, "of no use to this version", name)
         self.fleet.heard(site, node, _now())
 
-    async def _enroll(self, site: str, node: str, request: Enroll) -> Assigned:
-        """Enrols; who isn't is told why, on a topic that nobody who is a node already listens to."""
-        try:
-            return self.enrolment.enroll(site, node, request, _now())
-        except RefusedError as error:
-            key, why = PublicKey(request.key).keyid, str(error)
-            refused = Refused(realm=self.realm, site=site, node=node, key=key, nonce=request.nonce, reason=why)
-            await self._send("refused", site, node, self._sign("refused", refused))
-            raise
-
-    async def _on_renew(self, node: Node, name: str, payload: bytes) -> None:
-        """A challenge for a node that asks for a certificate, the certificate for one that has signed the challenge."""
-        renew = self.fleet.open_renew(node, name, payload)
-        if self.access is None:
-            raise UnknownTypeError("this hub's broker has no TLS: there is nothing to certify")
-        now, who = _now(), (node.site, node.node, node.keyid)
-        answer = Certified(
-            realm=self.realm, site=node.site, node=node.node, key=node.keyid, nonce=renew.nonce, at=_now()
-        )
-        if renew.challenge is None or not self.access.is_challenge(renew.challenge, *who, now):
-            answer = answer.model_copy(update={"challenge": self.access.challenge(*who, now)})
-        else:
-            certificate, expires = self.access.certify(node.site, node.node, node.key, node.keyid, now)
-            answer = answer.model_copy(update={"certificate": certificate, "expires": expires})
-        await self._send("certified", node.site, node.node, self._sign("certified", answer))
+    async def _on_enroll(self, site: str, node: str, payload: bytes) -> None:
+        answer = self.reception.enroll(site, node, payload, _now(), time.monotonic())
+        if answer.is_replaced:
+            self.settle()
+        if answer.payload:
+            await self._send(answer.topic, site, node, answer.payload)
+        if answer.refused is not None:
+            raise answer.refused
+        log.info("enrolled %s/%s", site, node)
 
     def settle(self) -> None:
         """Keeps out whoever was removed or replaced; call after the commit that did it."""
@@ -591,23 +567,9 @@ class Service:
             f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",
         ]
 
-    def join_string(self, site: str, node: str, token: bytes, *, protected: bool = False) -> str:
-        """Everything a new node needs, to be pasted: hub address, root digest, names, and the secret token."""
-        import base64
-
-        fields: list[Any] = [1, HOST, self.port, self.realm, site, node, token, bytes(self.authority.root_digest), None]
-        if self.access is not None:
-            fields = [2, self.access.host, self.port, *fields[3:8], self.access.pin, self.access.enroll_port]
-        fields += [True] * protected
-        return "heliograph1:" + base64.urlsafe_b64encode(pack(fields)).decode().rstrip("=")
-
     def add_token(self, site: str, node: str, life_s: int, *, protected: bool = False) -> tuple[str, int, bool]:
         """The join string for one node, good once, when it expires, and whether it says protected."""
-        token, now = secrets.token_bytes(32), _now()
-        if not 0 < life_s <= DEADLINES.token_s:
-            raise RefusedError(f"a token lives at most {DEADLINES.token_s / 86400:g} days, asked were {life_s} s")
-        said = self.enrolment.add_token(site, node, token, now, life_s, protected=protected)
-        return self.join_string(site, node, token, protected=said), now + life_s, said
+        return self.reception.add_token(site, node, secrets.token_bytes(32), life_s, _now(), protected=protected)
 
 
 def _words(type_: str, payload: bytes) -> str:
