@@ -287,15 +287,16 @@ def test_what_a_bench_runs_ends_with_it(tmp_path: Path, number: signal.Signals) 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH.parent), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL) as bench:
         peer = os.pidfd_open(pid := int((tmp_path / "pid").read_text()))
+        ended = select.poll()
+        ended.register(peer, select.POLLIN)
         bench.send_signal(number)
-    ended = select.poll()
-    ended.register(peer, select.POLLIN)
-    try:
-        assert ended.poll(20_000)
-    finally:
-        os.close(peer)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        try:
+            assert ended.poll(20_000)
+        finally:
+            os.close(peer)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            bench.kill()
 
 
 def test_what_the_bounds_failed_is_tried_again_with_wider_ones_alone() -> None:
