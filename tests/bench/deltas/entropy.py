@@ -14,6 +14,7 @@ no partner count in full. Bytes that are in no tensor count nothing.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 Layout = list[list[Any]]
 _HEAD_BITS = 7
+_MOST_COUNTERS = 1 << 23
+"""Numbers are counted in a table of at most so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,15 @@ def plain_bits(symbols: Array, classes: Array) -> float:
     if not symbols.size:
         return 0.0
     joint = (classes - classes.min()).astype(np.int64) * (np.int64(np.ptp(symbols)) + 1) + (symbols - symbols.min())
-    return _total_bits(np.unique(joint, return_counts=True)[1]) - _total_bits(np.unique(classes, return_counts=True)[1])
+    return _total_bits(_counts(joint)) - _total_bits(_counts(classes - classes.min()))
+
+
+def _counts(numbers: Array) -> Array:
+    """How often each of these non-negative numbers occurs that does."""
+    if int(numbers.max()) >= _MOST_COUNTERS:
+        return np.unique(numbers, return_counts=True)[1]
+    counts = np.bincount(numbers)
+    return counts[counts > 0]
 
 
 def _total_bits(counts: Array) -> float:
@@ -81,17 +92,24 @@ def learned_bits(symbols: Array, classes: Array, width: int) -> float:
     shifted = (symbols.astype(np.int64) + (1 << (width - 1))) & ((1 << width) - 1)
     table = _ones_half(int(symbols.size))
     bits = 0.0
-    for value in np.unique(classes):
-        counts = np.bincount(shifted[classes == value], minlength=1 << width)
-        while counts.size > 1:
-            left, right = counts[0::2], counts[1::2]
+    low = classes.min()
+    found = np.flatnonzero(np.bincount(classes - low)) + low
+    at_once = max(1, _MOST_COUNTERS >> width)
+    for first in range(0, found.size, at_once):
+        trees = found[first : first + at_once]
+        ours = np.isin(classes, trees) if found.size > at_once else slice(None)
+        joint = (np.searchsorted(trees, classes[ours]) << width) + shifted[ours]
+        counts = np.bincount(joint, minlength=trees.size << width).reshape(trees.size, -1)
+        while counts.shape[1] > 1:
+            left, right = counts[:, 0::2], counts[:, 1::2]
             used = left + right > 0
             left, right = left[used], right[used]
             bits += float((table[1][left + right] - table[0][left] - table[0][right]).sum())
-            counts = counts[0::2] + counts[1::2]
+            counts = counts[:, 0::2] + counts[:, 1::2]
     return bits
 
 
+@lru_cache(1)
 def _ones_half(count: int) -> tuple[Array, Array]:
     """log2 of (1/2)(3/2)...(k - 1/2), and of k!, for k up to `count`."""
     steps = np.arange(1, count + 1, dtype=np.float64)
