@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -13,11 +12,12 @@ from typing import Any
 
 import pytest
 
+import warm
 from heliograph.cli import main
 from heliograph.connection import Timing
 from heliograph.deadlines import Deadlines
 from heliograph.errors import RefusedError, TransportError, WaitError
-from heliograph.lab import Running, free_port, spawn
+from heliograph.lab import Running, free_port
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock
 from heliograph_site.joining import join
@@ -59,13 +59,11 @@ class Hub:
         self.start()
 
     def start(self) -> None:
-        program = "import sys; from heliograph.cli import main; sys.exit(main())"
         ports = ["--plain-port", str(self.port)]
         if self.enroll_port:
             ports = ["--port", str(self.port), "--enroll-port", str(self.enroll_port)]
             ports += ["--api-port", str(self.api_port)]
-        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), *ports]
-        self.process = spawn(argv, self._log)
+        self.process = warm.spawn("heliograph.cli", ["hub", "run", self.folder, *ports], self._log)
         try:
             self.process.wait_for_line("link to the broker is up", 20.0)
         except WaitError:

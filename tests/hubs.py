@@ -13,20 +13,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 
+import warm
 from heliograph import documents as doc
 from heliograph import trust, vouching
 from heliograph.blob import sha256
 from heliograph.connection import Broker
 from heliograph.deny import DenySet
 from heliograph.errors import TransportError, TrustError
-from heliograph.lab import free_port, spawn, wait_until
+from heliograph.lab import free_port, wait_until
 from heliograph.mqtt import Mqtt
 from heliograph.protocol import parse_topic, topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import unpack
 from heliograph_hub.client import HubClient
-from terminals import typed
+from terminals import Typed, typed
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
 STEP_S = 20.0
@@ -51,14 +52,13 @@ class Hub:
         self.log = folder / "hub.log"
         self.port = free_port()
         self.run = None
-        done = subprocess.run(
-            [*CLI, "hub", "init", self.folder, "--realm", "test"], capture_output=True, text=True, check=True
-        )
+        done = typed("hub", "init", self.folder, "--realm", "test")
         assert "THIS IS A DEVELOPMENT REALM" in done.stderr
 
     def start(self, *options: str) -> None:
         before = self.log.read_text().count("operator API") if self.log.exists() else 0
-        self.run = spawn([*CLI, "hub", "run", self.folder, "--plain-port", str(self.port), *options], self.log)
+        run = ["hub", "run", self.folder, "--plain-port", str(self.port), *options]
+        self.run = warm.spawn("heliograph.cli", run, self.log)
         deadline = STEP_S
         while self.log.read_text().count("operator API") == before and deadline > 0 and self.run.is_alive:
             deadline -= 0.05
@@ -75,7 +75,8 @@ class Hub:
 
     def command(self, *words: str, code: int = 0) -> str:
         if words[:2] == ("hub", "run"):  # it would run for ever, if it didn't fail
-            done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60, check=False)
+            said = warm.spawn("heliograph.cli", words, self.folder.with_name(f"said-{secrets.token_hex(4)}.log"))
+            done = Typed(said.process.wait(60.0), "", said.output())
         else:
             done = typed(*words, HELIOGRAPH_HUB=str(self.folder))
         assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"

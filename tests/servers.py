@@ -6,7 +6,6 @@ import dataclasses
 import http.client
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bundles
+import warm
 from heliograph.blob import Digest
 from heliograph.errors import TransportError
 from heliograph.objects import ObjectStore
@@ -64,10 +64,7 @@ class Node:
             journal.save(memory)
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "heliograph_site.serving", str(self.folder)], stderr=log
-            )
+        self.process = warm.spawn("heliograph_site.serving.__main__", [self.folder], self.log).process
         eventually(self.try_status, "the server's control socket")
 
     def stop(self) -> None:

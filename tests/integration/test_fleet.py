@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+import warm
 from heliograph.cli import main
 from heliograph.deadlines import Deadlines
 from heliograph.errors import TransportError, WaitError
-from heliograph.lab import Running, free_port, spawn
+from heliograph.lab import free_port
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock, read_node_file
 from heliograph_site.joining import join
@@ -26,13 +27,10 @@ class Hub:
     """A hub process and the operator in front of it."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        import sys
-
         self.folder, self._capsys = folder / "hub", capsys
         assert main(["hub", "init", str(self.folder), "--realm", "lab"]) == 0
-        program = "import sys; from heliograph.cli import main; sys.exit(main())"
-        argv = [sys.executable, "-c", program, "hub", "run", str(self.folder), "--plain-port", str(free_port())]
-        self.process: Running = spawn(argv, folder / "hub.log")
+        argv = ["hub", "run", self.folder, "--plain-port", str(free_port())]
+        self.process = warm.spawn("heliograph.cli", argv, folder / "hub.log")
         try:
             self.process.wait_for_line("link to the broker is up", 20.0)
         except WaitError:

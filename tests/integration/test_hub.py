@@ -3,7 +3,6 @@
 import os
 import signal
 import stat
-import subprocess
 from random import Random
 
 import pytest
@@ -23,7 +22,7 @@ from heliograph.sketch import Sketch
 from heliograph.wire import pack, unpack
 from heliograph_hub.rollout import Worded
 from heliograph_hub.service import Service, init
-from hubs import CLI, HARDWARE, STEP_S, Hub, ScriptedNode, in_loop, until
+from hubs import HARDWARE, STEP_S, Hub, ScriptedNode, in_loop, until
 
 
 @pytest.fixture
@@ -341,10 +340,8 @@ def test_what_an_operator_does_wrong_is_said_in_one_line_with_its_exit_code(hub,
 
 def test_ctrl_c_ends_the_hub_cleanly_and_a_port_that_is_taken_is_named(hub, tmp_path):
     other = Hub(tmp_path / "other")
-    argv = [*CLI, "hub", "run", other.folder, "--plain-port", str(hub.port)]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 2 and f"port {hub.port} on 127.0.0.1 is not free" in done.stderr
-    assert done.stderr.count("\n") == 1
+    said = other.command("hub", "run", str(other.folder), "--plain-port", str(hub.port), code=2)
+    assert f"port {hub.port} on 127.0.0.1 is not free" in said
     hub.run.process.send_signal(signal.SIGINT)
     assert hub.run.process.wait(STEP_S) == 0, hub.log.read_text()
     assert "stopped" in hub.log.read_text() and "Traceback" not in hub.log.read_text()
