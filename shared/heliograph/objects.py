@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,7 @@ class ObjectStore:
     """Content-addressed files under `root`, which is made if it isn't there."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self._folder = root, str(root)
         root.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> Digest:
@@ -147,7 +148,10 @@ class ObjectStore:
 
     def has(self, digest: Digest) -> bool:
         """Whether an object of this name is held; its content isn't looked at."""
-        return self._place(digest).is_file()
+        try:
+            return stat.S_ISREG(os.stat(self._name(digest)).st_mode)  # noqa: PTH116 - asked after every step
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def path(self, digest: Digest) -> Path:
         """Where the object lies.
@@ -155,10 +159,9 @@ class ObjectStore:
         Raises:
             NotFoundError: not held.
         """
-        path = self._place(digest)
-        if not path.is_file():
+        if not self.has(digest):
             raise self._missing(digest)
-        return path
+        return self._place(digest)
 
     def size(self, digest: Digest) -> int:
         """The object's length in bytes.
@@ -175,9 +178,8 @@ class ObjectStore:
             NotFoundError: not held.
             IntegrityError: its content has rotted, or is too long: it is moved away and counts as not held from now on.
         """
-        path = self._place(digest)
         try:
-            with path.open("rb", buffering=0) as file:
+            with open(self._name(digest), "rb", buffering=0) as file:  # noqa: PTH123 - as `has`
                 data = file.read(max_bytes + 1)
         except FileNotFoundError:
             raise self._missing(digest) from None
@@ -214,11 +216,12 @@ class ObjectStore:
 
     def list(self) -> Iterator[Digest]:
         """Names of all objects held, in order."""
-        for folder in sorted(self.root.iterdir()):
-            if len(folder.name) == 2 and folder.is_dir():
-                for path in sorted(folder.iterdir()):
-                    if len(path.name) == 64 and path.name.startswith(folder.name):
-                        yield Digest(bytes.fromhex(path.name))
+        with os.scandir(self.root) as entries:
+            folders = sorted(entry.name for entry in entries if len(entry.name) == 2 and entry.is_dir())
+        for folder in folders:
+            for name in sorted(os.listdir(self.root / folder)):  # noqa: PTH208 - names, without a path for each
+                if len(name) == 64 and name.startswith(folder):
+                    yield Digest(bytes.fromhex(name))
 
     def delete(self, digest: Digest) -> None:
         """Removes the object; nothing happens if it isn't held."""
@@ -230,9 +233,12 @@ class ObjectStore:
             path.unlink(missing_ok=True)
 
     def _place(self, digest: Digest) -> Path:
+        return Path(self._name(digest))
+
+    def _name(self, digest: Digest) -> str:
         name = digest.hex()
         assert len(name) == 64, "a digest is 32 bytes"
-        return Path(f"{self.root}/{name[:2]}/{name}")
+        return f"{self._folder}/{name[:2]}/{name}"
 
     def _made(self, digest: Digest) -> Path:
         path = self._place(digest)

@@ -103,12 +103,13 @@ def offline_action(policy: Policy, model: str, heard_at: int, now: int) -> Offli
 
     `heard_at` is the newest time that the hub vouched for.
     """
-    rules = for_model(policy, model)
+    own = policy.models.get(model, NO_RULES)
     away_s = now - heard_at
-    if away_s <= rules.max_offline_s:
+    allowed_s = policy.max_offline_s if own.max_offline_s is None else own.max_offline_s
+    if away_s <= allowed_s:  # asked after every step, so nothing else is worked out for it
         return None
-    reason = f"{away_s} s without the hub's word, policy {policy.number} allows {rules.max_offline_s} s"
-    return Offline(rules.at_max_offline, reason)
+    reason = f"{away_s} s without the hub's word, policy {policy.number} allows {allowed_s} s"
+    return Offline(own.at_max_offline or policy.at_max_offline, reason)
 
 
 # --- authority --------------------------------------------------------------------------------------------------------

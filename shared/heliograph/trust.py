@@ -314,15 +314,19 @@ class TrustedSet:
     def _listed(self, role: str) -> dict[str, tuple[int, bytes]]:
         """What a duty's file lists within its delegation, by path; malformed entries list nothing."""
         file = self._files.get(role)
-        delegated = delegations(self._targets).get(role)
-        if file is None or delegated is None:
-            return {}
-        model = role.partition("-")[2]
-        listed = {}
-        for path, target in cast(Targets, file.signed).targets.items():
-            if is_release_path(path, model) and delegated.is_delegated_path(path) and is_sound_target(target):
-                listed[path] = (target.length, bytes.fromhex(target.hashes["sha256"]))
-        return listed
+        return {} if file is None else _listed(cast(Targets, file.signed), self._targets, role)
+
+
+def _listed(duty: Targets, delegator: Targets | None, role: str) -> dict[str, tuple[int, bytes]]:
+    delegated = delegations(delegator).get(role)
+    if delegated is None:
+        return {}
+    model = role.partition("-")[2]
+    listed = {}
+    for path, target in duty.targets.items():
+        if is_release_path(path, model) and delegated.is_delegated_path(path) and is_sound_target(target):
+            listed[path] = (target.length, bytes.fromhex(target.hashes["sha256"]))
+    return listed
 
 
 # --- updates ------------------------------------------------------------------------------------------------------
@@ -431,6 +435,8 @@ def with_head(current: TrustedSet, head: bytes, now: int) -> bool:
         IntegrityError: not timestamp metadata.
         TrustError: not signed by the realm, or newer but expired.
     """
+    if head == current.timestamp:
+        return not current.is_complete
     timestamp = load(Timestamp, head, "timestamp")
     verify_role(current._root, "timestamp", timestamp)
     custom_of(timestamp.signed)
@@ -448,6 +454,8 @@ def time_in_head(current: TrustedSet, head: bytes) -> tuple[int, tuple[bytes, ..
         IntegrityError: not timestamp metadata.
         TrustError: not signed by the realm.
     """
+    if head == current.timestamp:
+        return current.at, current.told_by
     timestamp = load(Timestamp, head, "timestamp")
     keyids = verify_role(current._root, "timestamp", timestamp)
     return current.within(custom_of(timestamp.signed)[0]), tuple(sorted(keyids))

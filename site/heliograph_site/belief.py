@@ -71,6 +71,9 @@ class News:
     at: tuple[int, tuple[bytes, ...]] | None = None
 
 
+NO_NEWS = News()
+
+
 @dataclass(slots=True)
 class _Judged:
     """What documents are worth under one trusted set, in one ring, by their signed bytes."""
@@ -222,7 +225,7 @@ class Belief:
                 return self._take_denials(payload)
             case "root":
                 if int(names["number"]) <= self.trusted.versions["root"]:
-                    return News()
+                    return NO_NEWS
                 return self._trust(with_root(self.trusted, payload), hello=True)
             case "head":
                 hello = with_head(self.trusted, payload, self._latest())
@@ -234,7 +237,8 @@ class Belief:
             case "assigned":
                 return self._take_assigned(row, names, payload)
             case "policy" | "config":
-                return News(models=self.rules.take(row, names, payload, is_answer=is_answer))
+                is_news = self.rules.take(row, names, payload, is_answer=is_answer)
+                return News(models=True) if is_news else NO_NEWS
             case _:
                 raise AssertionError(f"{row.name} is none of these")
 
@@ -300,7 +304,7 @@ class Belief:
 
     def with_older(self, blob: bytes) -> News:
         """Takes the list of denials again, with the blob that it names."""
-        return News() if self._deny_list is None else self._take_denials(self._deny_list, blob)
+        return NO_NEWS if self._deny_list is None else self._take_denials(self._deny_list, blob)
 
     def _take_denials(self, payload: bytes, older: bytes | None = None) -> News:
         head = self.trusted.heads.deny
@@ -308,6 +312,8 @@ class Belief:
         self._deny_list = payload
         missing = None if older is not None or grown.holds_all(head) else older_blob(payload)
         is_same = grown == self.denials and grown.lists == self.denials.lists
+        if is_same and missing is None:
+            return NO_NEWS
         return News(models=not is_same, denials=None if is_same else grown, older=missing)
 
     def vouchers(self, model: str) -> tuple[bytes, ...]:
@@ -331,7 +337,7 @@ class Belief:
 
     def _trust(self, trusted: TrustedSet, *, hello: bool) -> News:
         if trusted == self.trusted:
-            return News()
+            return NO_NEWS
         self._journal.save_trusted(state_to_bytes(trusted))
         self.trusted = trusted
         log.info("trusted metadata is now %s", trusted.versions)
@@ -347,7 +353,7 @@ class Belief:
 
     def _take_desired(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
         if names["ring"] != self.ring:
-            return News()  # retained for a ring that this node has left
+            return NO_NEWS  # retained for a ring that this node has left
         statements = unpack(payload)
         if not isinstance(statements, list) or len(statements) > MAX_DIRECTIVES:
             raise IntegrityError("not a list of directives")
@@ -375,14 +381,17 @@ class Belief:
             self._unverified = (row.build(self._realm, **names), payload)
             if not news:
                 raise refused
-        return News(models=bool(news))
+        return News(models=True) if news else NO_NEWS
 
     def _take_assigned(self, row: Topic, names: dict[str, str], payload: bytes) -> News:
+        held = self._assigned
+        if held is not None and held.statement == payload and self._assignment_number() == held.number:
+            return NO_NEWS  # every reply brings it again
         assignment = self.open(row, names, payload)
         assert isinstance(assignment, Assignment)  # the row says so
         before = self.assignment
         if assignment.number <= self._assignment_number():
-            return News()
+            return NO_NEWS
         is_other_ring = before is None or before.ring != assignment.ring
         self._assigned = Held("assignment", "", assignment.number, payload)
         self._journal.hold(self._assigned, drop="directive" if is_other_ring else "")

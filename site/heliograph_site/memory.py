@@ -104,7 +104,9 @@ class Memory:
     @property
     def line(self) -> tuple[Pointer, ...]:
         """Who serves instead, by the fallback rule, the best first."""
-        return tuple(pointer for pointer in (self.fallback, self.earlier) if pointer is not None)
+        if self.earlier is None:
+            return () if self.fallback is None else (self.fallback,)
+        return (self.earlier,) if self.fallback is None else (self.fallback, self.earlier)
 
     @property
     def kept(self) -> tuple[Pointer, ...]:

@@ -49,6 +49,8 @@ class Papers:
         # Worked out once for what it was worked out from: machines ask after every step.
         self._opened: dict[bytes, Policy | Config | str] = {}
         self._counts: dict[bytes, bool] = {}
+        self._newest: dict[tuple[str, str], int] = {}
+        self._obeyed: dict[str, list[tuple[Policy, int]]] = {}
         self._counted_under: TrustedSet | None = None
         self._heads: tuple[TrustedSet, Heads] | None = None
 
@@ -66,6 +68,7 @@ class Papers:
         """Holds one more; all of its scope. Not on disk before `save`."""
         held = self._held.setdefault((paper.kind, paper.scope), {})
         held[paper.number] = paper
+        self._forget()
         return held
 
     def save(self, paper: Paper, drop: tuple[Paper, ...]) -> None:
@@ -73,12 +76,14 @@ class Papers:
         self._shelf.shelve(paper, drop=drop)
         for old in drop:
             del self._held[old.kind, old.scope][old.number]
+        self._forget()
 
     def drop_rings(self, rings: set[str]) -> None:
         """Holds no more policies of these rings; on disk when this returns."""
         self._shelf.shelve(drop=tuple(paper for ring in sorted(rings) for paper in self.of("policy", ring).values()))
         for ring in rings:
             del self._held["policy", ring]
+        self._forget()
 
     def restamp(self, now: int) -> bool:
         """What came later than now came now, in the same order; whether anything did. On disk when this returns."""
@@ -87,6 +92,7 @@ class Papers:
         stamped = [replace(paper, came=now + place - len(late) + 1) for place, paper in enumerate(late)]
         for paper in stamped:
             self._held[paper.kind, paper.scope][paper.number] = paper
+        self._forget()
         if stamped:
             self._shelf.shelve(*stamped)
         return bool(stamped)
@@ -127,14 +133,12 @@ class Papers:
 
     def is_signed(self, paper: Paper) -> bool:
         """Whether its signatures still count."""
-        trusted = self._trusted()
-        if trusted is not self._counted_under:
-            self._counts, self._counted_under = {}, trusted
+        self._look()
         found = self._counts.get(paper.statement)
         if found is None:
             role = STATEMENTS[paper.kind].format(**{SCOPES[paper.kind]: paper.scope})
             try:
-                verify(trusted, parse(paper.statement), role)
+                verify(self._trusted(), parse(paper.statement), role)
                 found = True
             except TrustError:
                 found = False
@@ -143,7 +147,12 @@ class Papers:
 
     def newest(self, kind: str, scope: str) -> int:
         """The highest number that counts; 0 without any."""
-        return max((paper.number for paper in self.of(kind, scope).values() if self.is_signed(paper)), default=0)
+        self._look()
+        found = self._newest.get((kind, scope))
+        if found is None:
+            numbers = (paper.number for paper in self.of(kind, scope).values() if self.is_signed(paper))
+            found = self._newest[kind, scope] = max(numbers, default=0)
+        return found
 
     def head(self, kind: str, scope: str) -> int:
         """The number that the newest timestamp names; 0 if none."""
@@ -156,11 +165,15 @@ class Papers:
 
     def policies(self, ring: str) -> list[tuple[Policy, int]]:
         """Those of the ring that verify and can be obeyed, with when they came."""
-        found = []
-        for paper in self.of("policy", ring).values():
-            opened = self.opened(paper)
-            if isinstance(opened, Policy) and self.is_signed(paper):
-                found.append((opened, paper.came))
+        self._look()
+        found = self._obeyed.get(ring)
+        if found is None:
+            found = []
+            for paper in self.of("policy", ring).values():
+                opened = self.opened(paper)
+                if isinstance(opened, Policy) and self.is_signed(paper):
+                    found.append((opened, paper.came))
+            self._obeyed[ring] = found
         return found
 
     def configs(self, model: str, own: int) -> tuple[tuples.HeldConfig, ...]:
@@ -183,6 +196,18 @@ class Papers:
                     name = "policy" if kind == "policy" else f"config/{scope}"
                     found.append((paper, Declined(document=name, number=paper.number, reason=opened[:400])))
         return tuple(found)
+
+    def _look(self) -> None:
+        """What was worked out under other metadata counts no more."""
+        trusted = self._trusted()
+        if trusted is not self._counted_under:
+            self._counts, self._counted_under = {}, trusted
+            self._forget()
+
+    def _forget(self) -> None:
+        """What was worked out from all that is held counts no more."""
+        self._newest.clear()
+        self._obeyed.clear()
 
 
 def _decoded(paper: Paper) -> Policy | Config | str:

@@ -83,6 +83,8 @@ class Rulebook:
         self._held_under: TrustedSet | None = None
         self._ruled: tuple[TrustedSet, Ring | None, bool, str] | None = None
         self._chosen: dict[str, tuple[tuples.Held, tuples.Choice]] = {}
+        self._matched: dict[str, tuple[tuples.Choice, Matched]] = {}
+        self._unfit: dict[str, tuple[tuples.Held, int, str | None]] = {}
         self._lacked: dict[str, tuple[tuples.Held, tuples.Lacks]] = {}
 
     # --- what comes ---------------------------------------------------------------------------------------------------
@@ -167,9 +169,12 @@ class Rulebook:
 
     def leave_ring(self) -> None:
         """No other ring's policies matter any more but those in force; if this ring has none, not even those."""
-        own, self._ruled = self._ring() or "", None
+        own = self._ring() or ""
         others = {ring for ring in self._papers.rings() if ring != own}
-        if not others or self._lacks_policy():
+        if not others:
+            return
+        self._ruled = None
+        if self._lacks_policy():
             return
         if self._policy_papers(own):
             others -= {self._ring_in_force(self._shelf.load(model)) for model in self._shelf.models()}
@@ -261,6 +266,8 @@ class Rulebook:
 
     def node_policy(self, memories: Iterable[Memory]) -> Policy:
         """What counts for the node as a whole: the newest in force for any model, or, with none, the newest held."""
+        if not self._papers.rings():
+            return no_policy(self._realm, self._ring() or "canary")
         newest: dict[str, int] = {}
         for memory in memories:
             ring = self._ring_in_force(memory)
@@ -287,16 +294,20 @@ class Rulebook:
         choice = self._choose(held)
         if choice.release is None:
             return None
-        reason = "; ".join(choice.waits) or "no config and policy held fit"
-        return Matched(
-            choice.release,
-            choice.config,
-            choice.in_force,
-            choice.standing,
-            self._fail_mode(memory.model, choice.release, choice.in_force, ring),
-            reason,
-            ring if choice.in_force else "",
-        )
+        known = self._matched.get(memory.model)
+        if known is None or known[0] is not choice:
+            reason = "; ".join(choice.waits) or "no config and policy held fit"
+            found = Matched(
+                choice.release,
+                choice.config,
+                choice.in_force,
+                choice.standing,
+                self._fail_mode(memory.model, choice.release, choice.in_force, ring),
+                reason,
+                ring if choice.in_force else "",
+            )
+            known = self._matched[memory.model] = (choice, found)
+        return known[1]
 
     def why_unfit(self, memory: Memory) -> str | None:
         """What the target waits for; None if it could be activated with what is held, or nothing is known of it yet."""
@@ -307,7 +318,14 @@ class Rulebook:
         held = self._held_of(self._ring() or "", memory, target)
         if target is None or held is None:
             return None
-        if tuples.fitting(replace(held, in_force=tuples.least(held, self._now())), target) is not None:
+        lowest = tuples.least(held, self._now())
+        known = self._unfit.get(held.model)
+        if known is None or known[0] is not held or known[1] != lowest:
+            known = self._unfit[held.model] = (held, lowest, self._why_nothing_fits(held, lowest, target))
+        return known[2]
+
+    def _why_nothing_fits(self, held: tuples.Held, lowest: int, target: tuples.HeldRelease) -> str | None:
+        if tuples.fitting(replace(held, in_force=lowest), target) is not None:
             return None
         waits = tuples.choose(held, self._now()).waits
         return "documents that fit: " + ("; ".join(waits) or "none held does")
@@ -354,13 +372,14 @@ class Rulebook:
 
     def _held_of(self, ring: str, memory: Memory, directed: tuples.HeldRelease | None) -> tuples.Held | None:
         """All that is held of a model and a ring, as the one rule asks; None where one of them is to come."""
-        if self._lacks_policy() and memory.policy and not self._policy_papers(ring):
+        if memory.policy and self._lacks_policy() and not self._policy_papers(ring):
             return None
         in_force = memory.policy if self._ring_in_force(memory) == ring else 0
-        basis = (memory.active, memory.unfit, memory.line, in_force, directed)
+        basis = (memory.active, memory.unfit, memory.fallback, memory.earlier, in_force, directed)
         place = (memory.model, ring, directed is None, directed is not None and directed.is_staged)
-        if self._trusted() is not self._held_under:
-            self._held, self._held_under = {}, self._trusted()
+        trusted = self._trusted()
+        if trusted is not self._held_under:
+            self._held, self._held_under = {}, trusted
         known = self._held.get(place)
         if known is None or known[0] != basis:
             found = self._gathered(ring, in_force, memory, directed)
@@ -431,9 +450,11 @@ class Rulebook:
 
     def _ring_in_force(self, memory: Memory) -> str:
         """The ring of the policy in force for the model; where that wasn't kept, one that has such a number."""
+        if memory.ring:
+            return memory.ring
         own = self._ring() or ""
-        if memory.ring or memory.policy == 0 or memory.policy in self._policy_papers(own):
-            return memory.ring or self.policy_ring
+        if memory.policy == 0 or memory.policy in self._policy_papers(own):
+            return self.policy_ring
         return self._former_ring() or own
 
     def _policy_papers(self, ring: str) -> Mapping[int, Paper]:

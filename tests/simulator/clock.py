@@ -73,18 +73,15 @@ class Clock:
 class Task:
     """A generator on its way; `done` is called with what it returns."""
 
-    def __init__(self, clock: Clock, steps: Steps, done: Callable[[Any], None], guard: Callable[..., None]) -> None:
+    def __init__(self, clock: Clock, steps: Steps, done: Callable[[Any], None]) -> None:
         self._clock = clock
         self._steps = steps
         self._done = done
-        self._guard = guard
         self.is_over = False
 
     def go_on(self) -> None:
-        if not self.is_over:
-            self._guard(self._step)
-
-    def _step(self) -> None:
+        if self.is_over:
+            return
         try:
             what = next(self._steps)
         except StopIteration as end:

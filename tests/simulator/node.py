@@ -69,6 +69,7 @@ Moves = tuple[tuple[Memory, Event, Memory], ...]
 POLL_S = 5.0
 HEALTHY_S = 10.0
 SMALL, BULK = 1, 10
+HEARD = StandIn("", "the hub is heard")
 
 
 class Died(BaseException):
@@ -192,7 +193,7 @@ class Node:
         self.die(power=False)
 
     def _spawn(self, steps: Steps) -> None:
-        task = Task(self.clock, steps, lambda result: None, self.world.guard)
+        task = Task(self.clock, steps, lambda result: None)
         self._loops.append(task)
         self.clock.after(0.0, task.go_on)
 
@@ -529,7 +530,7 @@ class Node:
         offline = offline_action(policy, model, self.heard_at, self.now())
         self.world.oracle.clocks(self, model, policy, is_alone=offline is not None)
         if offline is None:
-            return StandIn("", "the hub is heard")
+            return HEARD
         self.world.met[f"alone for too long: {offline.action}"] += 1
         return StandIn(STANDS_IN[offline.action], offline.reason)
 
@@ -577,7 +578,7 @@ class Node:
         reaches = command in (Command.CHECK, Command.PROVE, Command.SERVE)
         (self._reaching.add if reaches else self._reaching.discard)(memory.model)
         steps = getattr(self, f"_{command.value}")(memory)
-        task = Task(self.clock, steps, lambda answer: self._answer(memory.model, answer), self.world.guard)
+        task = Task(self.clock, steps, lambda answer: self._answer(memory.model, answer))
         self._tasks[memory.model] = task
         self.clock.after(self.rng.uniform(0.0, 0.2), self._alive(task.go_on))
 

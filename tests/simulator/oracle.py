@@ -98,7 +98,7 @@ class Oracle:
         # What was judged last, by identity: these never change, they are replaced.
         self._judged_set: dict[str, object] = {}
         self._judged_denials: dict[str, tuple[DenySet, frozenset[bytes]]] = {}
-        self._judged: dict[tuple[str, str], tuple[Memory, DenySet]] = {}
+        self._judged: dict[tuple[str, str], tuple[Memory, DenySet, tuple[bytes, ...]]] = {}
 
     # --- what is watched ----------------------------------------------------------------------------------------------
 
@@ -179,9 +179,10 @@ class Oracle:
             known = self._judged.get((node.name, memory.model))
             if known is None or known[0] is not memory or known[1] is not node.belief.denials:
                 self._remembers(node, memory)
-                self._judged[node.name, memory.model] = (memory, node.belief.denials)
-            for pointer in memory.kept[1:]:
-                require("fallback", self._stands(node, pointer.release), f"{node.name}: a fallback lacks files")
+                spare = tuple(pointer.release for pointer in memory.kept[1:])
+                known = self._judged[node.name, memory.model] = (memory, node.belief.denials, spare)
+            for release in known[2]:
+                require("fallback", self._stands(node, release), f"{node.name}: a fallback lacks files")
             target = memory.target
             if target is not None and memory.phase in UNDER_WAY and not node.watch.has_jumped:
                 told = node.belief._directives.get(memory.model)

@@ -47,6 +47,7 @@ class Watch:
         self._boots, self._began_s = 0, self._true_s
         self.known = self._stored = Reckoning()
         self._saved_s, self._asked_s = 0.0, 0.0
+        self._seen: TrustedSet | None = None
         self._looked_at = self.true()
         self._went_off: int | None = None
         self.off_s = 0
@@ -62,7 +63,8 @@ class Watch:
 
     def true(self) -> int:
         """What a right clock says."""
-        return catalogue.NOW + int(self._true_s)
+        clock = self._world.clock
+        return catalogue.NOW + int(clock.now + clock.skipped_s)
 
     def now(self) -> int:
         """The estimate."""
@@ -76,6 +78,9 @@ class Watch:
 
     def see(self, trusted: TrustedSet) -> None:
         """What the agent does with the time after each document."""
+        if trusted is self._seen:
+            return  # what it says was known ever since
+        self._seen = trusted
         self._keep(self.known.judged(*trusted.role_keys("timestamp")))
         self._keep(self.known.signed(trusted.at, trusted.told_by, str(self._boots), self._boottime_s))
 
@@ -117,6 +122,7 @@ class Watch:
 
     def starts(self) -> None:
         """The agent starts, after a boot if there was no power."""
+        self._seen = None
         if self._went_off is not None:
             self.off_s += self.true() - self._went_off + 1
             self._went_off = None

@@ -237,10 +237,13 @@ class World:
         try:
             what()
         except Died as died:
-            if died.who == "hub":
-                self._hub_dies()
-            else:
-                self._node_dies(self.nodes[died.who], power=died.power)
+            self._bury(died)
+
+    def _bury(self, died: Died) -> None:
+        if died.who == "hub":
+            self._hub_dies()
+        else:
+            self._node_dies(self.nodes[died.who], power=died.power)
 
     def _node_dies(self, node: Node, *, power: bool) -> None:
         if node.is_alive:
@@ -475,9 +478,14 @@ class World:
         self.oracle.settled()
 
     def _run(self, until: float) -> None:
+        nodes = tuple(self.nodes.values())
+
         def guarded(what: Callable[[], None]) -> None:
-            self.guard(what)
-            for node in self.nodes.values():
+            try:
+                what()
+            except Died as died:
+                self._bury(died)
+            for node in nodes:
                 if node.is_touched and node.is_alive:
                     node.is_touched = False
                     self.oracle.holds(node)
@@ -503,6 +511,11 @@ class World:
         self._broker_starts()
         self._hub_starts()
         self.hub.republish()
+
+    def fall_apart(self) -> None:
+        """Frees all of it at once, circles and all, so that the next world is built in the same memory."""
+        for part in (*self.nodes.values(), self.hub, self.road, self.oracle, self.clock, self):
+            vars(part).clear()
 
 
 OP_WEIGHTS = {
@@ -537,4 +550,6 @@ def run(seed: int, *, is_told: bool = False, is_hostile: bool = False) -> Outcom
                 node.die(power=False)
         shutil.rmtree(folder, ignore_errors=True)
     assert world is not None, message
-    return Outcome(seed, name, message, world.clock.events, world.met, world.rows, tuple(world.trace))
+    outcome = Outcome(seed, name, message, world.clock.events, world.met, world.rows, tuple(world.trace))
+    world.fall_apart()
+    return outcome
