@@ -108,10 +108,17 @@ def measure(tool: Tool, files: Files, shed: Shed, bounds: Bounds, scratch: Path 
         apply_rss_bytes=steps["apply"][1],
         make_above_bytes=steps["make"][2],
         apply_above_bytes=steps["apply"][2],
-        container_bytes=made["recipe_bytes"] + 56 if "recipe_bytes" in made else -1,
+        container_bytes=_container(made),
         ops=", ".join(f"{name} {count}" for name, count in sorted(ops.items()) if count),
         **(_looked_closer(steps["probe"][3]) if "probe" in steps else {}),
     )
+
+
+def _container(made: dict[str, Any]) -> int:
+    """Of our delta file, as `delta make --json` tells; the first engine told its recipe's alone."""
+    if "container_bytes" in made:
+        return int(made["container_bytes"])
+    return made["recipe_bytes"] + 56 if "recipe_bytes" in made else -1
 
 
 def _looked_closer(said: dict[str, Any]) -> dict[str, Any]:

@@ -94,8 +94,11 @@ def main() -> None:
     with parts(delta) as (recipe, _encoded, _patch):
         pass
     sent = Source(os.open(delta, os.O_RDONLY | os.O_CLOEXEC), delta.stat().st_size - recipe.patch_length)
-    fetch = BlobFetch(recipe.patch_sha256, recipe.patch_length, recipe.patch_pages, HANDLE)
-    patch = PartialBlob(new.with_name(f"{new.name}.patch"), new.with_name(f"{new.name}.pages"), fetch)
+    patch = None
+    if recipe.patch_length:
+        fetch = BlobFetch(recipe.patch_sha256, recipe.patch_length, recipe.patch_pages, HANDLE)
+        patch = PartialBlob(new.with_name(f"{new.name}.patch"), new.with_name(f"{new.name}.pages"), fetch)
+        patch.open()
     metered: list[Metered] = []
 
     def join(*sources: Source | None) -> Metered:
@@ -105,16 +108,16 @@ def main() -> None:
         return metered[0]
 
     rebuild = Rebuild(new, recipe, Base(old), join)
-    patch.open()
     rebuild.open()
     facts = _rebuilt(rebuild, recipe, patch, sent, metered)
     rebuild.close()
-    patch.close()
+    if patch is not None:
+        patch.close()
     print(json.dumps(facts))
 
 
 def _rebuilt(
-    rebuild: Rebuild, recipe: Recipe, patch: PartialBlob, sent: Source, metered: list[Metered]
+    rebuild: Rebuild, recipe: Recipe, patch: PartialBlob | None, sent: Source, metered: list[Metered]
 ) -> dict[str, object]:
     """What is printed."""
     ops: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
@@ -147,9 +150,11 @@ def _rebuilt(
     }
 
 
-def _arrivals(recipe: Recipe, patch: PartialBlob, sent: Source) -> Iterator[int]:
+def _arrivals(recipe: Recipe, patch: PartialBlob | None, sent: Source) -> Iterator[int]:
     """Gives the patch what is sent; yields how much has come, from nothing on."""
     yield 0
+    if patch is None:
+        return
     length = recipe.patch_length
     for page, at in enumerate(range(0, length, PAGE_SPAN_BYTES)):
         data = page_of(sent.read(at, min(PAGE_SPAN_BYTES, length - at)))
