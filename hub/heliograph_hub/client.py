@@ -68,7 +68,9 @@ class HubClient:
         if self._is_url:
             return self._send(_transport(), self.where.rstrip("/"), method, path, body)
         with short_path(Path(self.where) / SOCKET_NAME) as socket_path:
-            return self._send(httpx.HTTPTransport(uds=socket_path), "http://hub", method, path, body)
+            # No TLS there: loading the system's authorities, as httpx does unasked, would take longer than the answer.
+            plain = httpx.HTTPTransport(uds=socket_path, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+            return self._send(plain, "http://hub", method, path, body)
 
     def _headers(self) -> dict[str, str]:
         token = os.environ.get(TOKEN_ENVIRONMENT, "")
