@@ -14,7 +14,7 @@ from heliograph_hub.client import HUB_FILE, SOCKET_NAME, HubClient
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         is_known = self.path == "/v1/hub"
         content = {"realm": "lab"} if is_known else {"kind": "NotFoundError", "error": "no such thing"}
         self.send_response(200 if is_known else 404)
@@ -50,5 +50,5 @@ def test_the_socket_is_asked_without_loading_the_systems_authorities(
 
 def test_a_folder_whose_hub_does_not_run_is_said_to_have_none(tmp_path: Path) -> None:
     (tmp_path / HUB_FILE).touch()
-    with pytest.raises(TransportError, match="no hub is running at .*: start it with: heliograph hub run"):
+    with pytest.raises(TransportError, match=r"no hub is running at .*: start it with: heliograph hub run"):
         HubClient(str(tmp_path)).get("/v1/hub")
