@@ -132,7 +132,6 @@ class Choice:
         standing: `fits`; else nothing fits the policy in force, and the fail mode says whether the release serves on,
             flagged, or is stopped.
         waits: what isn't taken yet and why, in words: document, field, both values.
-        lacks: which older documents would help.
         forces_at: when the next held policy comes into force whatever fits it; None: none is held back.
     """
 
@@ -141,7 +140,6 @@ class Choice:
     in_force: int
     standing: Standing = "fits"
     waits: tuple[str, ...] = ()
-    lacks: Lacks = NO_LACKS
     forces_at: int | None = None
 
 
@@ -236,15 +234,10 @@ def _outside(document: str, number: int, span: Span, field: str, name: str) -> I
 
 
 def choose(held: Held, now: int) -> Choice:
-    """What is to be active of all that is held, what it waits for, and what would help."""
+    """What is to be active of all that is held, and what it waits for."""
     chosen = _choose(held, now)
     ahead = [policy.forced_at for policy in _forcing(held) if policy.number > chosen.in_force]
-    return replace(
-        chosen,
-        waits=tuple(dict.fromkeys(_waits(held, chosen))),
-        lacks=lacks(replace(held, in_force=chosen.in_force)),
-        forces_at=min(ahead, default=None),
-    )
+    return replace(chosen, waits=tuple(dict.fromkeys(_waits(held, chosen))), forces_at=min(ahead, default=None))
 
 
 def fitting(held: Held, release: HeldRelease) -> tuple[HeldConfig, HeldPolicy] | None:

@@ -77,6 +77,7 @@ class Rulebook:
         self._load_manifest = manifests
         self._papers = Papers(shelf, realm, trusted)
         self._manifests: dict[bytes, Manifest] = {}
+        self._targets: dict[tuple[bytes, bool], tuples.HeldRelease] = {}
         self._asked: dict[tuple[str, str], int] = {}
         # Worked out once for what it was worked out from: machines ask after every step.
         self._held: dict[tuple[str, str, bool, bool], tuple[object, tuples.Held]] = {}
@@ -468,10 +469,17 @@ class Rulebook:
     def _target(self, memory: Memory, *, is_staged: bool) -> tuples.HeldRelease | None:
         if memory.target is None:
             return None
-        manifest = self._manifest(memory.target.release)
+        release = memory.target.release
+        manifest = self._manifest(release)
         if manifest is None:
             return None
-        return tuples.release_from_manifest(manifest, memory.target.release, is_staged=is_staged)
+        known = self._targets.get((release, is_staged))
+        if known is None:
+            if len(self._targets) > MAX_MANIFESTS:
+                self._targets.clear()
+            known = tuples.release_from_manifest(manifest, release, is_staged=is_staged)
+            self._targets[release, is_staged] = known
+        return known
 
     def _release(self, pointer: Pointer) -> tuples.HeldRelease | None:
         manifest = self._manifest(pointer.release)

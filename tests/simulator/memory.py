@@ -59,6 +59,7 @@ def _remember_metadata() -> None:
     for module in (metadata, trust):
         module.signed_bytes, module.custom_of = signed_bytes, custom_of  # type: ignore[attr-defined]
 
+    trust._unpack_set = lru_cache(SETS)(trust._unpack_set)
     trust._listed = _by_identity(trust._listed, SETS)
 
 

@@ -14,7 +14,7 @@ from heliograph.blob import LEAF_BYTES, leaf_count
 from heliograph.deadlines import DEADLINES
 from heliograph.delta.recipe import parse
 from heliograph.deny import DenySet
-from heliograph.documents import LANES, Chunk, Numbers, Records, Way
+from heliograph.documents import LANES, Chunk, Records, Way
 from heliograph.errors import HeliographError, IntegrityError
 from heliograph.manifest import File, Manifest
 from heliograph.names import Digest
@@ -52,6 +52,7 @@ from heliograph_site.memory import UNDER_WAY, Memory
 from heliograph_site.orders import DRILL_BEGUN, DRILL_OVER
 from heliograph_site.outbox import Outbox
 from heliograph_site.rebuilding import Rebuild
+from heliograph_site.rulebook import NO_NUMBERS
 from heliograph_site.slots import PartialBlob, Slots
 from heliograph_site.vigil import STANDS_IN
 from heliograph_site.weighing import weigh
@@ -138,7 +139,7 @@ class Node:
             manifests=self._manifest,
             latest=self.watch.latest,  # type: ignore[arg-type]
         )
-        self._told_lacks = Numbers()
+        self._told_lacks = NO_NUMBERS
         self.memories = {model: self.journal.load(model) for model in self.journal.models()}
         self.fetcher = Fetcher()
         self._sinks: dict[bytes, PartialBlob] = {}
@@ -257,7 +258,7 @@ class Node:
         version, deny = self.belief.trusted.versions.get("timestamp", 0), self.belief.denials.digest
         lacks = self._told_lacks = self.belief.rules.lacks(self.memories.values())
         self.belief.rules.asked(lacks)
-        if lacks != Numbers():
+        if lacks is not NO_NUMBERS and lacks != NO_NUMBERS:
             self.world.met["older document asked for"] += 1
         self._publish("hello", (self._nonce, version, deny, self.belief.numbers(), lacks))
 
@@ -270,7 +271,8 @@ class Node:
             self._ask_for_older()
 
     def _ask_for_older(self) -> None:
-        if self.belief.rules.lacks(self.memories.values()) not in (self._told_lacks, Numbers()):
+        lacks = self.belief.rules.lacks(self.memories.values())
+        if lacks is not NO_NUMBERS and lacks not in (self._told_lacks, NO_NUMBERS):
             self.greet()
 
     def _watching(self) -> Steps:

@@ -127,7 +127,8 @@ class Node:
 
     def talk(self, is_lost: bool = False) -> None:
         """Hello and reply: what is newer, and what was asked for by number."""
-        lacks = tuples.choose(self.held(), self.hub.now).lacks
+        held = self.held()
+        lacks = tuples.lacks(replace(held, in_force=tuples.choose(held, self.hub.now).in_force))
         if is_lost:
             return
         for configs in (self.hub.configs,):
