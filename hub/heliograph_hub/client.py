@@ -4,17 +4,19 @@ Errors come back as the families they were raised as, so that a command ends wit
 if it had done the work itself.
 """
 
+import contextlib
+import http.client
+import json
 import os
+import socket
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import SplitResult, quote, urlsplit
 
 from heliograph import errors
 from heliograph.errors import ConfigError, HeliographError, TransportError
 from heliograph.unix import short_path
-
-if TYPE_CHECKING:
-    import httpx
 
 SOCKET_NAME = "hub.sock"
 HUB_FILE = "hub.toml"
@@ -63,14 +65,19 @@ class HubClient:
         return self._ask("POST", path, body)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        import httpx
-
         if self._is_url:
-            return self._send(_transport(), self.where.rstrip("/"), method, path, body)
+            url = urlsplit(self.where)
+            return self._send(self._far(url), method, url.path.rstrip("/") + path, body)
         with short_path(Path(self.where) / SOCKET_NAME) as socket_path:
-            # No TLS there: loading the system's authorities, as httpx does unasked, would take longer than the answer.
-            plain = httpx.HTTPTransport(uds=socket_path, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-            return self._send(plain, "http://hub", method, path, body)
+            return self._send(_Local(str(socket_path), self._timeout_s), method, path, body)
+
+    def _far(self, url: SplitResult) -> http.client.HTTPConnection:
+        try:
+            if url.scheme == "http":
+                return http.client.HTTPConnection(url.netloc, timeout=self._timeout_s)
+            return http.client.HTTPSConnection(url.netloc, timeout=self._timeout_s, context=_trusted())
+        except http.client.InvalidURL as error:
+            raise ConfigError(f"{self.where} names no hub: {error}") from error
 
     def _headers(self) -> dict[str, str]:
         token = os.environ.get(TOKEN_ENVIRONMENT, "")
@@ -80,42 +87,52 @@ class HubClient:
             raise ConfigError(f"{TOKEN_ENVIRONMENT} is not sent to {self.where}: a token goes over https only")
         return {"authorization": f"Bearer {token}"}
 
-    def _send(
-        self, transport: "httpx.HTTPTransport", base: str, method: str, path: str, body: dict[str, Any] | None
-    ) -> Any:
-        import httpx
-
+    def _send(self, connection: http.client.HTTPConnection, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        headers = self._headers() | {"accept": "application/json", "content-type": "application/json"}
+        data = None if body is None else json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
         try:
-            headers = self._headers()
-            with httpx.Client(transport=transport, base_url=base, timeout=self._timeout_s, headers=headers) as client:
-                answer = client.request(method, path, json=body)
-        except httpx.TimeoutException as error:
+            with contextlib.closing(connection):
+                connection.request(method, quote(path, safe="/?&=%:@,+~"), data, headers)
+                answer = connection.getresponse()
+                content = answer.read()
+        except TimeoutError as error:
             raise TransportError(f"the hub at {self.where} did not answer within {self._timeout_s:g} s") from error
-        except httpx.HTTPError as error:
+        except (OSError, http.client.HTTPException) as error:
             start = "start it there" if self._is_url else f"start it with: heliograph hub run {self.where}"
             raise TransportError(f"no hub is running at {self.where}: {start}") from error
         try:
-            content = answer.json()
-        except ValueError as error:
-            raise TransportError(f"{self.where} did not answer as a hub (HTTP {answer.status_code})") from error
-        if answer.is_success:
-            return content
-        family = _FAMILIES.get(content.get("kind", ""), HeliographError)
-        raise family(content.get("error", f"HTTP {answer.status_code}"))
+            said = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise TransportError(f"{self.where} did not answer as a hub (HTTP {answer.status})") from error
+        if 200 <= answer.status < 300:
+            return said
+        if not isinstance(said, dict):
+            raise TransportError(f"{self.where} did not answer as a hub (HTTP {answer.status})")
+        family = _FAMILIES.get(str(said.get("kind", "")), HeliographError)
+        raise family(str(said.get("error", f"HTTP {answer.status}")))
 
 
-def _transport() -> "httpx.HTTPTransport":
-    """For a hub named by URL; it is known by its own authority, if that is given.
+class _Local(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("hub", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _trusted() -> ssl.SSLContext:
+    """Whom a hub named by https is believed by: its own authority, if that is given.
 
     Raises:
         ConfigError: the authority's file can't be used.
     """
-    import httpx
-
     path = os.environ.get(CA_ENVIRONMENT, "")
-    if not path:
-        return httpx.HTTPTransport()
     try:
-        return httpx.HTTPTransport(verify=ssl.create_default_context(cafile=path))
+        return ssl.create_default_context(cafile=path or None)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{CA_ENVIRONMENT} names {path}, which can't be used: {error}") from error

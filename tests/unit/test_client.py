@@ -1,7 +1,6 @@
 """How commands reach the hub of this machine."""
 
 import http.server
-import json
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -12,14 +11,22 @@ import pytest
 from heliograph.errors import NotFoundError, TransportError
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME, HubClient
 
+ANSWERS = {
+    "/v1/hub": (200, b'{"realm": "lab"}'),
+    "/v1/absent": (404, b'{"kind": "NotFoundError", "error": "no such thing"}'),
+    "/v1/a%20b?c=d": (200, b"1"),
+    "/v1/list": (500, b'["no hub"]'),
+    "/v1/text": (200, b"no hub"),
+    "/v1/deep": (200, b"[" * 100_000),
+}
+
 
 class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        is_known = self.path == "/v1/hub"
-        content = {"realm": "lab"} if is_known else {"kind": "NotFoundError", "error": "no such thing"}
-        self.send_response(200 if is_known else 404)
+        status, content = ANSWERS[self.path]
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
+        self.wfile.write(content)
 
     def address_string(self) -> str:
         return "unix"
@@ -45,7 +52,14 @@ def test_the_socket_is_asked_without_loading_the_systems_authorities(
     client = HubClient(str(folder))
     assert client.get("/v1/hub") == {"realm": "lab"}
     with pytest.raises(NotFoundError, match="no such thing"):
-        client.get("/v1/other")
+        client.get("/v1/absent")
+    assert client.get("/v1/a b?c=d") == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/list", "/v1/text", "/v1/deep"])
+def test_what_answers_as_no_hub_does_is_said_to_be_none(folder: Path, path: str) -> None:
+    with pytest.raises(TransportError, match="did not answer as a hub"):
+        HubClient(str(folder)).get(path)
 
 
 def test_a_folder_whose_hub_does_not_run_is_said_to_have_none(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import typer
 from heliograph.documents import Assignment
 from heliograph.errors import ConfigError, RefusedError
 from heliograph.names import RINGS, check_name, parse_node, parse_release
-from heliograph_hub.assigning import is_time_zone
-from heliograph_hub.assignment import check_relay, command_kind, label_changes
+from heliograph_hub.assignment import check_relay, command_kind
 from heliograph_hub.client import HubClient
 from heliograph_hub.commands import carried
 from heliograph_hub.commands.terminal import Hub, Json, count, print_json, say, table, when
@@ -114,7 +113,6 @@ def label(
     Example: heliograph fleet label lab time-zone=Europe/Lisbon kind=lab --hub ./hub
     """
     site, node = _place(name)
-    label_changes(labels, is_time_zone)
     client = HubClient(where)
     answer = client.post("/v1/fleet/labels", {"site": site, "node": node, "labels": labels})
     _say_if_new(client, site, answer)

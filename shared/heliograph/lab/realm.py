@@ -119,11 +119,15 @@ class Realm:
             str(self.port),
             *rate,
         ]
-        hub = self._hub = spawn(argv, self.folder / "hub.log", dies_with_us=True)
+        log = self.folder / "hub.log"
+        said = len(log.read_text(errors="replace")) if log.exists() else 0
+        hub = self._hub = spawn(argv, log, dies_with_us=True)
 
         def answers() -> bool:
             if not hub.is_alive:
                 raise WaitError(f"the hub ended: {hub.output()[-600:]}")
+            if "operator API" not in hub.output()[said:]:
+                return False  # a command takes longer to find that out
             try:
                 self.cli("fleet", "list")
             except RefusedError:
