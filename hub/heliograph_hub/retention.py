@@ -1,4 +1,4 @@
-"""[IO] How long records are kept: older ones are dropped and counted, runs with nothing left are folded into sums.
+"""[IO] What goes: records with age, which stay counted; runs with nothing left, folded into sums; objects nobody names.
 
 Rule 1: a record is dropped when both its own time and its arrival are older than policy keeps it: the clock of a node
     may be wrong. A dropped record stays in its lane's `kept` and is counted in `dropped` as well, so that what a node
@@ -6,6 +6,9 @@ Rule 1: a record is dropped when both its own time and its arrival are older tha
 Rule 2: what a forgotten run had sent never counts again: its records are all older than `records_before` of its node,
     its reports than `runs_before`, and both are refused or passed over when they come once more.
 Rule 3: `runs_before` stays `MIN_RUN_AGE_S` behind the hub's clock, so that no wrong estimate of a node locks it out.
+Rule 4: an object is on disk before the row that names it and goes after it, so a hub that is killed in between leaves
+    one that nothing names. Such are removed before the next begins. A database that names none at all isn't this
+    store's: then nothing is.
 
 Time comes from the caller.
 """
@@ -16,10 +19,11 @@ from typing import Final
 import sqlalchemy as sa
 
 from heliograph.names import Ring
+from heliograph.objects import ObjectStore
 from heliograph.policy import DAY_S, Telemetry
 from heliograph.rules import keep_from
 from heliograph_hub.assigning import FIRST_RING
-from heliograph_hub.database import Database, lanes, nodes, records, runs, sites
+from heliograph_hub.database import Database, blobs, lanes, nodes, records, runs, sites
 
 MIN_RUN_AGE_S: Final = 90 * DAY_S
 MAX_RUNS: Final = 256
@@ -28,6 +32,20 @@ that only sent records, and no report, are remembered as well."""
 FOLDED: Final = b""
 """Stands for the run in the sums of all that are forgotten: no run has this name."""
 SUMS: Final = ("kept", "merged", "lost", "missing", "dropped")
+
+
+def drop_unnamed(database: Database, objects: ObjectStore) -> int:
+    """Removes what an earlier hub was writing or dropping when it was killed; returns how many objects that were.
+
+    Only while nobody else writes to the store.
+    """
+    objects.clean()
+    with database.read() as connection:
+        named = set(connection.execute(sa.select(blobs.c.digest)).scalars())
+    gone = [digest for digest in objects.list() if digest not in named] if named else []
+    for digest in gone:
+        objects.delete(digest)
+    return len(gone)
 
 
 def drop_old(database: Database, telemetry: Callable[[Ring], Telemetry], now: int, *, max_runs: int = MAX_RUNS) -> int:

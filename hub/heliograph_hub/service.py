@@ -77,7 +77,7 @@ from heliograph_hub.news import News
 from heliograph_hub.operators import Tokens
 from heliograph_hub.reception import Reception
 from heliograph_hub.registry import Registry
-from heliograph_hub.retention import drop_old
+from heliograph_hub.retention import drop_old, drop_unnamed
 from heliograph_hub.rollout import Signed, in_force
 from heliograph_hub.rollouts import Rollouts
 from heliograph_hub.rotation import Rotation
@@ -219,7 +219,8 @@ class Service:
         A hub that doesn't begin would keep even denials from the nodes, and its broker. What it was writing when it was
         killed is removed.
         """
-        self.objects.clean()
+        if dropped := drop_unnamed(self.database, self.objects):
+            log.info("dropped %d objects that nothing names: the hub was killed while it made or dropped them", dropped)
         try:
             self.sign_again()
             self.announce()

@@ -143,10 +143,13 @@ def test_what_a_killed_hub_was_sealing_is_removed_and_what_rings_are_told_is_sea
     release, _, _ = service.registry.add(bundle, 1_795_000_000)
     left = tmp_path / "hub" / "objects" / ".0123456789abcdef.part"
     left.write_bytes(b"half of a sealed blob")
+    orphan = service.objects.put(b"a sealed blob whose row was never written")
+    kept = list(service.objects.list())
+    kept.remove(orphan)
     service.database.close()
     service = Service(tmp_path / "hub", 1)
     service.begin()
-    assert not left.exists()
+    assert not left.exists() and list(service.objects.list()) == kept != []
     service.told = {"canary": {"digits": Signed("canary", "digits", 1, release.digest, "install", True)}}
     service.workshop.seal_again()
     tasks = list(iter(service.workshop.seals.take, None))
@@ -155,4 +158,13 @@ def test_what_a_killed_hub_was_sealing_is_removed_and_what_rings_are_told_is_sea
     assert service.workshop.seals.take() is None, "once"
     service.duties.flush()
     assert service.duties.newest(1)[0].what == "began epoch 1 of digits: the first"
+    service.database.close()
+
+
+def test_a_hub_with_a_database_that_names_nothing_removes_nothing_from_its_store(tmp_path):
+    init_realm(tmp_path, "test", 1_795_000_000)
+    service = Service(tmp_path, 1)
+    held = service.objects.put(b"of a release that another database knows")
+    service.begin()
+    assert service.objects.has(held)
     service.database.close()
