@@ -20,7 +20,8 @@ PACKAGES = (
     ROOT / "site" / "heliograph_site",
     ROOT / "tests" / "simulator",
 )
-MACHINE, NODE = "heliograph_site/machine.py", "simulator/node.py"
+MACHINE = "heliograph_site/machine.py"
+MOVED, PERFORMED = "simulator/machines.py", "simulator/tasks.py"
 WEIGHING, CHANGES = "heliograph_site/weighing.py", "heliograph_site/changes.py"
 RULEBOOK, TUPLES = "heliograph_site/rulebook.py", "heliograph/tuples.py"
 
@@ -64,7 +65,7 @@ MUTANTS: Final = (
         ("saved",),
         (
             (
-                NODE,
+                MOVED,
                 '        self._do("journal save", save)\n',
                 "        if command is not None:\n            self._begin(command, after)\n"
                 '        self._do("journal save", save)\n',
@@ -99,7 +100,7 @@ MUTANTS: Final = (
         ("pointer",),
         (
             (
-                NODE,
+                PERFORMED,
                 "        if memory.active is not None:\n            failed = yield from self._reach(memory)\n            if failed",
                 "        if memory.active is not None:\n            failed = None\n            self._reaching.discard(memory.model)\n            if failed",
             ),
@@ -195,7 +196,7 @@ MUTANTS: Final = (
         ("pointer", "denied", "reason", "end"),
         (
             (
-                NODE,
+                PERFORMED,
                 "self.server.serve(memory.model, release, self._tuned(memory)))",
                 "self.server.serve(memory.model, self.server.standby.get(memory.model, release), self._tuned(memory)))",
             ),

@@ -35,7 +35,8 @@ from simulator.papers import RINGS
 from simulator.watch import ROUNDED_S
 
 if TYPE_CHECKING:
-    from simulator.node import Moves, Node
+    from simulator.machines import Machines, Moves
+    from simulator.shell import Shell
     from simulator.world import World
 
 INVARIANTS: Final = {
@@ -102,11 +103,11 @@ class Oracle:
 
     # --- what is watched ----------------------------------------------------------------------------------------------
 
-    def begins(self, node: "Node", command: Command, memory: Memory) -> None:
+    def begins(self, node: "Machines", command: Command, memory: Memory) -> None:
         saved = node.journal.load(memory.model)
         require("saved", saved == memory, f"{node.name} begins {command.value} in {memory.phase}, saved {saved.phase}")
 
-    def stepped(self, node: "Node", before: Memory, event: Event, after: Memory) -> None:
+    def stepped(self, node: "Machines", before: Memory, event: Event, after: Memory) -> None:
         """One row of the table was taken."""
         key = (node.name, after.model)
         if isinstance(event, Wanted):
@@ -133,7 +134,7 @@ class Oracle:
         if type(event).__name__ == "Admitted" and after.target is not None:
             self._allowed_bytes[node.name] += catalogue.releases()[Digest(after.target.release)].size
 
-    def settled_on(self, node: "Node", moves: "Moves") -> None:
+    def settled_on(self, node: "Machines", moves: "Moves") -> None:
         """These steps were saved at once."""
         if not moves:
             return
@@ -169,7 +170,7 @@ class Oracle:
         papers = self._world.hub.papers
         return any(papers.fits(model, pointer.release, pointer.config, ring, pointer.policy) for ring in RINGS)
 
-    def holds(self, node: "Node") -> None:
+    def holds(self, node: "Machines") -> None:
         """What must be true of a node between any two events."""
         if self._judged_set.get(node.name) is not node.belief.trusted:
             self._goes_on(node)
@@ -202,7 +203,7 @@ class Oracle:
             is_flagged = is_named and active is not None and active.denied != ""
             require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
 
-    def _goes_on(self, node: "Node") -> None:
+    def _goes_on(self, node: "Machines") -> None:
         """Another set is never an older one."""
         versions = node.belief.trusted.versions
         for role, version in self._versions[node.name].items():
@@ -211,7 +212,7 @@ class Oracle:
             )
         self._versions[node.name] = versions
 
-    def _remembers(self, node: "Node", memory: Memory) -> None:
+    def _remembers(self, node: "Machines", memory: Memory) -> None:
         """What a machine remembers, by the denials that its node holds."""
         require("reason", memory.phase != "stuck" or memory.reason, f"{node.name} is stuck without a reason")
         for pointer in memory.line:
@@ -226,28 +227,28 @@ class Oracle:
             require("denied", memory.fallback is None, f"{node.name} serves what is denied beside a fallback")
             require("denied", by < 2 or active.fail_mode == "safe", f"{node.name} is closed and serves on")
 
-    def serves(self, node: "Node") -> None:
+    def serves(self, node: "Machines") -> None:
         """Whatever answers gave its golden outputs, and is what the journal names or named."""
         for model, release in node.server.serving.items():
             numbers = (release, *node.server.tuned.get(model, (0, 0)))
             require("served", numbers in self._committed[node.name, model], f"{node.name} answers with {numbers[1:]}")
             require("golden", (model, release) in node.server.passed, f"{node.name} serves {release.hex()[:8]}")
 
-    def switched(self, node: "Node", model: str) -> None:
+    def switched(self, node: "Machines", model: str) -> None:
         """The server just did what it was told."""
         active = node.journal.load(model).active
         serving = node.server.serving.get(model)
         names = active.release if active is not None else None
         require("pointer", serving == names, f"{node.name} switched {model} to another release")
 
-    def written(self, node: "Node", arrival: Arrival) -> None:
+    def written(self, node: "Shell", arrival: Arrival) -> None:
         blob = catalogue.blobs()[arrival.fetch.blob]
         for page in arrival.fetch._pages.values():  # small blobs: there is one
             require("verified", page == page_of(blob), f"{node.name} believes a wrong page")
         for offset, data in arrival.runs:
             require("verified", blob[offset : offset + len(data)] == data, f"{node.name} writes a wrong leaf")
 
-    def resumed(self, node: "Node", part: PartialBlob) -> None:
+    def resumed(self, node: "Shell", part: PartialBlob) -> None:
         blob = catalogue.blobs()[part.fetch.blob]
         for leaf in range(leaf_count(part.fetch.length)):
             if part.fetch.has_leaf(leaf):
@@ -255,15 +256,15 @@ class Oracle:
                 good = blob[at : at + LEAF_BYTES]
                 require("verified", part.read(at, len(good)) == good, f"{node.name} holds leaf {leaf}, which is torn")
 
-    def staged(self, node: "Node", release: bytes) -> None:
+    def staged(self, node: "Machines", release: bytes) -> None:
         for digest in catalogue.releases()[Digest(release)].files:
             data = node.slots.store.path(digest).read_bytes() if node.slots.store.has(digest) else None
             require("verified", data == catalogue.blobs()[digest], f"{node.name} staged a file that isn't whole")
 
-    def rots(self, node: "Node", digest: bytes) -> None:
+    def rots(self, node: "Machines", digest: bytes) -> None:
         self._rotten.add((node.name, digest))
 
-    def handed_out(self, node: "Node", batch: Batch) -> None:
+    def handed_out(self, node: "Machines", batch: Batch) -> None:
         """What was handed out under a number stays what it is."""
         number = batch.first
         for count, kind, at, body in batch.rows:
@@ -314,7 +315,7 @@ class Oracle:
 
     # --- denials, as the world knows them -----------------------------------------------------------------------------
 
-    def denials(self, node: "Node", pointer: Pointer) -> int:
+    def denials(self, node: "Machines", pointer: Pointer) -> int:
         """By how many people the release is denied, as far as the node was told; a denial by key counts as two."""
         found: set[object] = set()
         for digest in _verified(node):
@@ -328,10 +329,10 @@ class Oracle:
                     pass
         return len(found)
 
-    def _by_digest(self, node: "Node", release: bytes) -> bool:
+    def _by_digest(self, node: "Machines", release: bytes) -> bool:
         return release in self._denied(node)
 
-    def _denied(self, node: "Node") -> frozenset[bytes]:
+    def _denied(self, node: "Machines") -> frozenset[bytes]:
         """Every release that a denial held names; none is forgotten."""
         denials, known = node.belief.denials, self._judged_denials.get(node.name)
         if known is None or known[0] is not denials:
@@ -345,7 +346,7 @@ class Oracle:
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
-    def _activated(self, node: "Node", before: Memory, after: Memory) -> None:
+    def _activated(self, node: "Machines", before: Memory, after: Memory) -> None:
         assert before.target is not None and after.active is not None
         release, key = before.target.release, (node.name, after.model)
         versions = node.belief.trusted.versions
@@ -369,7 +370,7 @@ class Oracle:
         self._were_active[key].add(release)
         self._cuts[key] = 0
 
-    def clocks(self, node: "Node", model: str, policy: Policy, *, is_alone: bool) -> None:
+    def clocks(self, node: "Machines", model: str, policy: Policy, *, is_alone: bool) -> None:
         """What a node takes the time for, and what it makes of being alone."""
         watch = node.watch
         if not self._world.has_clocks:
@@ -383,12 +384,12 @@ class Oracle:
             allowed_s = for_model(policy, model).max_offline_s
             require("time", alone_s > allowed_s, f"{node.name} takes itself for alone after {alone_s} s")
 
-    def _stands(self, node: "Node", release: bytes) -> bool:
+    def _stands(self, node: "Machines", release: bytes) -> bool:
         known = catalogue.releases()[Digest(release)]
         needed = [digest for digest in (known.digest, *known.files) if (node.name, digest) not in self._rotten]
         return all(node.slots.store.has(digest) for digest in needed)
 
-    def _count_cuts(self, node: "Node", before: Memory, event: Event, after: Memory) -> None:
+    def _count_cuts(self, node: "Machines", before: Memory, event: Event, after: Memory) -> None:
         if not type(event).__name__.startswith("Restarted") or node.was_orderly:
             return
         self._all_cuts[node.name] += 1
@@ -399,7 +400,7 @@ class Oracle:
             require("probation", not goes_on or self._cuts[key] < 2, f"{node.name} survives cut {self._cuts[key]}")
             require("probation", not goes_on or before.is_healthy, f"{node.name} was never healthy and goes on")
 
-    def _explained(self, node: "Node", model: str, release: bytes, reason: str) -> None:
+    def _explained(self, node: "Machines", model: str, release: bytes, reason: str) -> None:
         kind = catalogue.releases()[Digest(release)].kind
         is_rotten = any((node.name, digest) in self._rotten for digest in self._rotten_of(release))
         causes = {
@@ -425,7 +426,7 @@ class Oracle:
         known = catalogue.releases()[Digest(release)]
         return (known.digest, *known.files)
 
-    def _unsettled(self, node: "Node", model: str) -> str:
+    def _unsettled(self, node: "Machines", model: str) -> str:
         row = self._world.hub.in_force(node.name, model)
         memory = node.memories.get(model)
         if memory is None:
@@ -469,7 +470,7 @@ class Oracle:
             return ""
         return f"in {memory.phase} on something else than {catalogue.releases()[Digest(row.release)]} {row.number}"
 
-    def _untuned(self, node: "Node", memory: Memory, ring: str) -> str:
+    def _untuned(self, node: "Machines", memory: Memory, ring: str) -> str:
         """How what is active isn't the newest tuple that was published; empty: it is."""
         papers, active = self._world.hub.papers, memory.active
         newest = max(papers.policies.get(ring, {}), default=0)
@@ -495,12 +496,12 @@ class Oracle:
     def _is_listed(self, release: bytes) -> bool:
         return all(release in catalogue.listed(self._world.hub.step, duty) for duty in ("sign", "approve"))
 
-    def _is_denied(self, node: "Node", model: str, release: bytes) -> bool:
+    def _is_denied(self, node: "Machines", model: str, release: bytes) -> bool:
         trusted = self._world.hub.trusted
         vouchers = tuple(k for duty in ("sign", "approve") for k in trusted.signers(f"{duty}-{model}"))
         return self.denials(node, Pointer(release, 0, vouchers=vouchers)) > 0
 
-    def _count_records(self, node: "Node") -> None:
+    def _count_records(self, node: "Machines") -> None:
         assert node.outbox is not None
         hub = self._world.hub
         for lane in LANES:
@@ -520,6 +521,6 @@ class Oracle:
                     require("records", len(numbers) == len(set(numbers)), f"{node.name} {lane}: counted twice")
 
 
-def _verified(node: "Node") -> list[bytes]:
+def _verified(node: "Machines") -> list[bytes]:
     """Denials that the node believes: one whose signatures were spoilt on the way is only kept in mind."""
     return [digest for digest, denial in node.belief.denials.denials.items() if denial.is_verified]

@@ -15,10 +15,12 @@ from simulator import catalogue
 from simulator.clock import MAX_EVENTS, MAX_HOSTILE_EVENTS, Clock, RestlessError
 from simulator.hostile import Hostile
 from simulator.hub import Hub, can
-from simulator.node import Died, Node
+from simulator.machines import Machines
+from simulator.node import Node
 from simulator.oracle import BrokenError, Oracle
 from simulator.papers import RINGS
 from simulator.road import Link, Road, Weather
+from simulator.shell import Died
 
 END_S = 6 * 3600.0
 """So long after calm a world may take to come to rest."""
@@ -111,7 +113,7 @@ class World:
         if self.is_told:
             self.trace.append(f"{self.clock.now:10.3f}  {who:8}  {what}")
 
-    def stepped(self, node: Node, before: Memory, event: Event, after: Memory) -> None:
+    def stepped(self, node: Machines, before: Memory, event: Event, after: Memory) -> None:
         """A machine took a row of its table."""
         name = type(event).__name__
         self.rows[before.phase, name] += 1
@@ -157,7 +159,7 @@ class World:
         if self.hub.is_up:
             self.hub.republish()
 
-    def _outlaw(self, node: Node, model: str) -> None:
+    def _outlaw(self, node: Machines, model: str) -> None:
         """A policy forbids what a machine at work serves, and often a later one doesn't any more."""
         self.papers_to_come -= 1
         memory = node.memories.get(model)
@@ -193,7 +195,7 @@ class World:
         self.met["config"] += 1
         self.tell("operator", f"config {config.number} of {model}, generation {config.generation}")
 
-    def _strike(self, node: Node, model: str) -> None:
+    def _strike(self, node: Machines, model: str) -> None:
         """What seldom meets a machine at work, or one that is stuck, is made to meet it."""
         memory = node.memories.get(model)
         if memory is None or self.has_calmed:
@@ -425,7 +427,7 @@ class World:
         self._spoil_disk(node)
         return f"{node.name} has a {'full' if node.is_disk_full else 'bad'} disk"
 
-    def _spoil_disk(self, node: Node) -> None:
+    def _spoil_disk(self, node: Machines) -> None:
         node.had_bad_disk = True
         node.is_disk_full = self.rng.random() < 0.5
         node.is_disk_bad = not node.is_disk_full
