@@ -197,7 +197,7 @@ def test_hardware_that_was_replaced_comes_in_no_more_and_its_successor_does(
     asyncio.run(live())
 
 
-def test_an_operator_elsewhere_does_what_his_role_may_over_tls_and_nothing_without_atoken_for(
+def test_an_operator_elsewhere_does_what_his_role_may_over_tls_and_nothing_without_a_token(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["hub", "token", "viewer", "--hub", str(hub.folder)]) == 0
