@@ -218,13 +218,6 @@ class Node:
                 await task
 
 
-async def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        await asyncio.sleep(0.02)
-
-
 def at_rest_with(agent: Agent, model: str, version: str, verdict: str = "proven") -> Callable[[], bool]:
     def holds() -> bool:
         memory = agent.memories.get(model)

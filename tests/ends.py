@@ -26,6 +26,7 @@ from heliograph_site.identity import keep_in
 from heliograph_site.joining import _Ceremony, put_in_place
 from heliograph_site.journal import Held
 from heliograph_site.surroundings import Pace
+from waits import turns
 
 SEED = b"test-only key of the node, no se"
 QUICK = Deadlines(check_in_s=600.0)
@@ -251,7 +252,7 @@ class NodeEnd:
         stop = asyncio.Event()
         task = asyncio.ensure_future(agent.run(stop))
         try:
-            await asyncio.sleep(0)
+            await turns(1)
             await agent.on_link(True)
             yield agent
         finally:
@@ -303,14 +304,6 @@ class _Joining:
         kept = keep_in("file", self._end.key)
         put_in_place(self._end.folder, self._string.node_file(0).encode(), kept, made.trusted, held)
         return made.assignment
-
-
-async def until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
-    """Returns when it holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        await asyncio.sleep(0.005)
 
 
 def is_heard(below: str) -> bool:

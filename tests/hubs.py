@@ -28,6 +28,7 @@ from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import unpack
 from heliograph_hub.client import HubClient
 from terminals import Typed, typed
+from waits import turns
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
 STEP_S = 20.0
@@ -198,7 +199,7 @@ class ScriptedNode:
                     row.build(self.realm, site=self.site, node=self.node), payload, qos=row.qos
                 )
             except TransportError:  # the link broke: again when it is back, as a node does
-                await asyncio.sleep(0.05)
+                await turns(1)  # it is told that the link is down
                 async with asyncio.timeout(STEP_S):
                     await self.up.wait()
 
@@ -236,7 +237,7 @@ class ScriptedNode:
             offer = await self.ask(release, bases)
             if offer.later_s is None:
                 return offer
-            await asyncio.sleep(min(offer.later_s, 0.2))
+            await asyncio.sleep(min(offer.later_s, 0.2))  # the hub says how long, and tells of nothing
 
     async def fetch(self, blob: bytes, length: int, pages: tuple[bytes, ...] = ()) -> bytes:
         fetcher = Fetcher(Window())
@@ -277,10 +278,3 @@ class ScriptedNode:
             realm=self.realm, site=self.site, node=self.node, run=self.run, lane=lane, first=first, rows=rows
         )
         return sign_statement("records", batch.encode(), [self.key])
-
-
-async def until(condition, what: str) -> None:
-    """Waits until it holds; `what` is for whoever reads the failure."""
-    async with asyncio.timeout(STEP_S):
-        while not condition():  # noqa: ASYNC110 - the other side is another process
-            await asyncio.sleep(0.05)

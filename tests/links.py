@@ -11,13 +11,6 @@ from heliograph.mqtt import Mqtt
 QUICK = Timing(connect_s=3.0, publish_s=5.0, first_retry_s=0.05, longest_retry_s=0.2)
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """For what has no event to wait for."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - the one place that polls
-            await asyncio.sleep(0.01)
-
-
 class Client:
     """An Mqtt with what it saw; `handle` may be replaced."""
 

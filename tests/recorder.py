@@ -11,9 +11,10 @@ from pathlib import Path
 
 import heliograph
 from conversation import FOLDER, FORMAT, MODEL, NAMES, NODE, REALM, SITE, Conversation, Line, Who
-from ends import SEED, HubEnd, NodeEnd, _Joining, is_heard, until
+from ends import SEED, HubEnd, NodeEnd, _Joining, is_heard
 from heliograph.protocol import below_realm, topic
 from heliograph_site.agent import Agent
+from waits import until
 
 STEPS_1 = ("assign shop canary", "release 1.0.0", "token", "start", "rollout 1.0.0", "cut", "release 1.1.0",
            "rollout 1.1.0", "back", "deny 1.1.0")  # fmt: skip

@@ -7,8 +7,6 @@ import http.client
 import json
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,10 @@ from heliograph_hub.bundle import pack
 from heliograph_site.journal import Journal
 from heliograph_site.memory import Memory, Pointer
 from heliograph_site.serving.control import ServerControl
+from waits import eventually
 
 PATIENCE_S = 30.0
 INFER = "/v2/models/digits/infer"
-
-
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of `condition`; asks again until then."""
-    end = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {PATIENCE_S:g} s for: {what}"
-        time.sleep(0.01)
-    return value
 
 
 class Node:

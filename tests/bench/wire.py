@@ -23,12 +23,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agents import BUNDLE, PACE, QUICK, TENSOR, TIMING, Hub, Node, at_rest_with, delivered, until
+from agents import BUNDLE, PACE, QUICK, TENSOR, TIMING, Hub, Node, at_rest_with, delivered
 from heliograph.lab import Proxy
 from heliograph_hub.client import HubClient
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock
 from heliograph_site.joining import join
+from waits import until
 
 MODEL = "digits"
 QUIET_S = 1.0

@@ -43,7 +43,7 @@ def test_a_pause_and_an_abort_reach_a_node_in_the_middle_of_a_fetch(tmp_path: Pa
         rollout_pause(RELEASE, False, hub)
         paused_at = _sent(node)
         assert _status(node)["paused"] == {"let_running": False}
-        time.sleep(3)  # in which 60 kB would have come
+        time.sleep(1.5)  # time itself is looked at: in which 30 kB would have come
         assert _sent(node) == paused_at and node.phase() == "fetching", "it stands still and keeps what it has"
         rollout_resume(RELEASE, hub)
         node.until(lambda: _sent(node) > paused_at, "it goes on")

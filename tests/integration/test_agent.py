@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from agents import TIMING, Hub, Node, at_rest_with, delivered, enrol, until
+from agents import TIMING, Hub, Node, at_rest_with, delivered, enrol
 from heliograph.connection import Broker
 from heliograph.lab import Proxy, Running, spawn
 from heliograph.mqtt import Mqtt
@@ -19,6 +19,7 @@ from heliograph_hub.client import HubClient
 from heliograph_site.journal import JOURNAL_FILE, Journal
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
 from heliograph_site.status import status
+from waits import until
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from agents import Hub, at_rest_with, delivered, enrol, until
+from agents import Hub, at_rest_with, delivered, enrol
 from heliograph.lab import Proxy
 from heliograph.names import Digest
 from heliograph_site.agent import Agent
 from heliograph_site.happenings import Event
 from heliograph_site.memory import Memory
 from heliograph_site.status import status
+from waits import until
 
 
 @pytest.fixture

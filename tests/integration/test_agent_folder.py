@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from agents import QUICK, Hub, enrol, until
+from agents import QUICK, Hub, enrol
 from heliograph.cli import main
 from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError
 from heliograph.lab import spawn
 from heliograph_site.folder import agent_lock
 from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
+from waits import until
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents import Hub, Node, at_rest_with, enrol, until
+from agents import Hub, Node, at_rest_with, enrol
 from heliograph.blob import LEAF_BYTES
 from heliograph.errors import RefusedError, TransportError
 from heliograph.lab import Proxy, spawn
@@ -17,6 +17,7 @@ from heliograph_hub.client import HubClient
 from heliograph_site.agent import Agent
 from heliograph_site.door import knock
 from heliograph_site.status import status
+from waits import until
 
 CONTENT = Random(4).randbytes(900_000)
 RATE = 300_000
@@ -73,7 +74,7 @@ def test_policy_windows_that_close_in_mid_fetch_pause_it_and_it_goes_on_by_itsel
             await until(lambda: agent._downloads._fetcher.outstanding_bytes == 0, "nothing is on its way")
             spent = agent.spent.day
             assert agent.memories["window"].phase == "fetching"
-            await asyncio.sleep(0.5)  # time enough for 150 kB
+            await asyncio.sleep(0.5)  # time itself is looked at: enough for 150 kB
             assert agent.spent.day == spent < 900_000
             node.ahead_s = HOUR
             await until(at_rest_with(agent, "window", "1.0.0"), "proven")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agents import QUICK, Hub, at_rest_with, delivered, enrol, until
+from agents import QUICK, Hub, at_rest_with, delivered, enrol
 from heliograph_hub.client import HubClient
 from heliograph_site.status import status
+from waits import until
 
 SITE = MODEL = "clocks"
 Y2040 = 2_208_988_800

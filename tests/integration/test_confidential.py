@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agents import TIMING, Hub, Node, at_rest_with, delivered, enrol, until
+from agents import TIMING, Hub, Node, at_rest_with, delivered, enrol
 from heliograph import sealing
 from heliograph.blob import LEAF_BYTES, sha256
 from heliograph.connection import Broker
@@ -27,6 +27,7 @@ from heliograph_hub.keys import load_key
 from heliograph_site.agent import Agent
 from heliograph_site.holdings import Sidecar
 from sealed import leaks
+from waits import until
 
 MODEL = "secret"
 FIRST = Random(21).randbytes(500_000)

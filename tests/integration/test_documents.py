@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from agents import Hub, at_rest_with, enrol, until
+from agents import Hub, at_rest_with, enrol
 from heliograph_site.agent import Agent
 from heliograph_site.status import status
+from waits import until
 
 TWO = '\n[models.pair.compatible."1.1.0".config]\nmin = 2\n[models.pair.compatible."1.0.0".config]\nmax = 1\n'
 

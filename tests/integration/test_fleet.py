@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import json
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +18,7 @@ from heliograph.lab import free_port
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString, agent_lock, read_node_file
 from heliograph_site.joining import join
+from waits import until_asked
 
 QUICK = Deadlines(check_in_s=0.5, reply_s=1.0, enroll_s=0.5)
 
@@ -97,14 +97,6 @@ async def running(folder: Path) -> AsyncIterator[Agent]:
             await task
 
 
-async def until(condition: Callable[[], Any], what: str, timeout_s: float = 15.0) -> None:
-    """Waits for a condition, which may ask the hub."""
-    deadline = time.monotonic() + timeout_s
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        await asyncio.sleep(0.05)
-
-
 def test_what_is_stated_reaches_its_node_and_a_command_is_given_until_it_is_done(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "node"
     asyncio.run(join(hub.token("lab/pi-1"), folder, 0, Random(1), QUICK))
@@ -115,11 +107,11 @@ def test_what_is_stated_reaches_its_node_and_a_command_is_given_until_it_is_done
             hub.say("fleet", "label", "lab", "time-zone=Europe/Lisbon")
             hub.say("fleet", "label", "lab/pi-1", "kind=till")
             hub.say("fleet", "relay", "lab/pi-1", "10.0.0.7")
-            await until(lambda: agent.assignment == 5, "the newest assignment")
+            await until_asked(lambda: agent.assignment == 5, "the newest assignment")
             assigned = agent._belief.assignment
             assert assigned is not None and (assigned.ring, assigned.relay) == ("early", "10.0.0.7")
             assert assigned.labels == {"time-zone": "Europe/Lisbon", "kind": "till"}
-            await until(lambda: hub.show("lab/pi-1")["assignment"]["echoed"] == 5, "acknowledged")
+            await until_asked(lambda: hub.show("lab/pi-1")["assignment"]["echoed"] == 5, "acknowledged")
             given = hub.ask("fleet", "command", "lab/pi-1", "report")
             assert (given["number"], given["new"]) == (1, True)
 
@@ -127,7 +119,7 @@ def test_what_is_stated_reaches_its_node_and_a_command_is_given_until_it_is_done
                 shown = hub.show("lab/pi-1")
                 return [c["state"] for c in shown["commands"]] == ["done"] and shown["assignment"]["echoed"] == 7
 
-            await until(is_done, "the command is done, and given no more")
+            await until_asked(is_done, "the command is done, and given no more")
             assert agent._belief.assignment is not None and agent._belief.assignment.commands == ()
             drift = hub.ask("fleet", "drift")
             assert (drift["nodes"], drift["level"], drift["gaps"]) == (1, 1, [])
@@ -151,19 +143,19 @@ def test_replaced_and_removed_hardware_is_refused_and_counted(hub: Hub, tmp_path
 
     async def live() -> None:
         async with running(old):
-            await until(lambda: hub.show("lab/pi-1")["agent"], "the old one reported")
+            await until_asked(lambda: hub.show("lab/pi-1")["agent"], "the old one reported")
             key = hub.show("lab/pi-1")["key"]
             await join(hub.token("lab/pi-1"), new, 0, Random(2), QUICK)
             shown = hub.show("lab/pi-1")
             assert (shown["assignment"]["number"], shown["agent"]) == (2, None)
             assert [(k["key"], k["why"]) for k in shown["former_keys"]] == [(key, "replaced")]
-            await until(lambda: refusals("not signed by the node") >= 2, "the old one's messages are counted")
+            await until_asked(lambda: refusals("not signed by the node") >= 2, "the old one's messages are counted")
             assert hub.show("lab/pi-1")["agent"] is None, "and say nothing of the new one"
         async with running(new) as agent:
-            await until(lambda: hub.show("lab/pi-1")["assignment"]["echoed"] == 2, "the new one reports")
+            await until_asked(lambda: hub.show("lab/pi-1")["assignment"]["echoed"] == 2, "the new one reports")
             removed = hub.ask("fleet", "remove", "lab/pi-1")
             assert removed["key"] == hub.show("lab/pi-1")["key"] and removed["remains"]
-            await until(lambda: refusals("refused") >= 2, "a removed node's messages are counted")
+            await until_asked(lambda: refusals("refused") >= 2, "a removed node's messages are counted")
             assert hub.ask("fleet", "list") == []
             assert agent.assignment == 2
 
@@ -181,7 +173,7 @@ def test_a_node_for_protected_joins_once_both_its_keys_have_signed_by_file(hub: 
         def ask() -> bool:
             return main(["fleet", "request", "lab", "--out", str(file), "--hub", str(hub.folder)]) == 0
 
-        await until(ask, "the node has asked")
+        await until_asked(ask, "the node has asked")
         hub.sign(file, 1)
         assert hub.ask("fleet", "add", str(file))[0]["done"] is False
         await asyncio.wait([joining], timeout=2 * QUICK.enroll_s)
@@ -192,11 +184,11 @@ def test_a_node_for_protected_joins_once_both_its_keys_have_signed_by_file(hub: 
         assert (assignment.number, assignment.ring) == (1, "general")
         assert read_node_file(folder).protected
         async with running(folder) as agent:
-            await until(lambda: hub.show("lab/pi-1")["assignment"]["echoed"] == 1, "reported")
+            await until_asked(lambda: hub.show("lab/pi-1")["assignment"]["echoed"] == 1, "reported")
             assert hub.ask("fleet", "label", "lab/pi-1", "kind=till")["waiting"] == ["pi-1"]
             hub.say("fleet", "request", "lab/pi-1", "--out", str(file))
             hub.sign(file, 1, 2)
             hub.say("fleet", "add", str(file))
-            await until(lambda: agent.assignment == 2, "what both signed")
+            await until_asked(lambda: agent.assignment == 2, "what both signed")
 
     asyncio.run(live())

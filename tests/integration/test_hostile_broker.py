@@ -17,12 +17,13 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 
-from agents import QUICK, Hub, at_rest_with, delivered, enrol, until
+from agents import QUICK, Hub, at_rest_with, delivered, enrol
 from heliograph.lab import free_port, start_mosquitto
 from heliograph.mosquitto import Listener
 from heliograph.protocol import parse_topic
 from heliograph_hub.client import HubClient
 from heliograph_site.agent import Agent
+from waits import until
 
 SITE = MODEL = "wild"
 OFTEN = replace(QUICK, check_in_s=1.0)
@@ -148,7 +149,7 @@ async def never_goes_back(agent: Agent) -> None:
         versions = agent._belief.trusted.versions
         assert all(versions[role] >= version for role, version in before.items()), (before, versions)
         before = dict(versions)
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # it is looked at, as often as that
 
 
 @pytest.mark.mosquitto

@@ -22,7 +22,8 @@ from heliograph.sketch import Sketch
 from heliograph.wire import pack, unpack
 from heliograph_hub.rollout import Worded
 from heliograph_hub.service import Service, init
-from hubs import HARDWARE, STEP_S, Hub, ScriptedNode, in_loop, until
+from hubs import HARDWARE, STEP_S, Hub, ScriptedNode, in_loop
+from waits import until
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key
 from heliograph_hub.service import Service, init
-from hubs import HARDWARE, Hub, ScriptedNode, in_loop, until
+from hubs import HARDWARE, Hub, ScriptedNode, in_loop
+from waits import until
 
 
 @pytest.fixture

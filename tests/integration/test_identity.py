@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agents import QUICK, Hub, Node, at_rest_with, enrol, until
+from agents import QUICK, Hub, Node, at_rest_with, enrol
 from callers import BASE, DAY, Client, as_hub, authority, certificate_of, held, lasting, token_for
 from heliograph.cli import main
 from heliograph.documents import Certified, Renew
@@ -26,6 +26,7 @@ from heliograph_site.folder import JoinString, read_key
 from heliograph_site.identity import CERTIFICATE_FILE
 from heliograph_site.joining import join
 from heliograph_site.renewal import Renewal
+from waits import turns, until
 
 pytestmark = pytest.mark.mosquitto
 
@@ -137,7 +138,7 @@ def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
                         await live.mqtt.publish(gone, b"", qos=1)
                     except TransportError:
                         break  # the access list, in the session that lives
-                    await asyncio.sleep(0.05)
+                    await turns(1)
             await watcher.mqtt.publish(f"{BASE}node/removed/n1/down/offer", b"x", qos=1)
             await until(lambda: "node/removed/n1/down/offer" in watcher.heard, "it went through")
             assert live.heard == []

@@ -66,7 +66,7 @@ class Source:
                 sock.sendall(bytes(self._count))
                 while not self._count:
                     sock.sendall(b".")
-                    time.sleep(0.01)
+                    time.sleep(0.01)  # the pace of the stream
         except OSError:
             pass
 
@@ -132,7 +132,7 @@ def silent(listening: Running, seconds: float) -> bool:
     before = len(listening.output())
     end = time.monotonic() + 5
     while True:
-        time.sleep(seconds)
+        time.sleep(seconds)  # time itself is looked at: nothing comes in it
         if (now := len(listening.output())) == before:
             return True
         if time.monotonic() > end:

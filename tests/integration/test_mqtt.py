@@ -12,7 +12,8 @@ from heliograph.connection import RECEIVE_MAXIMUM
 from heliograph.errors import TransportError
 from heliograph.lab import Running, free_port, spawn, start_iotcore, start_mosquitto
 from heliograph.mosquitto import Listener
-from links import Client, eventually
+from links import Client
+from waits import until
 
 
 @pytest.fixture
@@ -39,12 +40,16 @@ def test_a_hundred_messages_for_a_slow_handler_all_arrive(any_broker: int) -> No
     async def main() -> None:
         slow, fast = Client(any_broker, "slow", "t/#"), Client(any_broker, "fast")
 
+        sent = asyncio.Event()
+
         async def take_time(_topic: str, _payload: bytes) -> None:
-            await asyncio.sleep(0.01)
+            await sent.wait()
 
         slow.handle = take_time
         async with slow.running(), fast.running():
             await asyncio.gather(*(fast.mqtt.publish(f"t/{n}", b"%d" % n, qos=1) for n in range(100)))
+            assert slow.got == [], "it is still with the first"
+            sent.set()
             await slow.got_count(100)
         assert sorted(int(payload) for _, payload, _ in slow.got) == list(range(100))
         assert slow.mqtt.dropped == 0
@@ -229,7 +234,7 @@ def test_a_slow_handler_holds_the_broker_back_at_the_receive_maximum(mosquitto: 
                 await hub.mqtt.publish(f"t/{number}", b"", qos=1)
             before = node.mqtt.bytes_received
             await hub.mqtt.publish("q", b"mark", qos=0)  # QoS 0 overtakes what the maximum holds back
-            await eventually(lambda: node.mqtt.bytes_received > before)
+            await until(lambda: node.mqtt.bytes_received > before, "some of it is here")
             assert node.mqtt.waiting == RECEIVE_MAXIMUM + 1
             go.set()
             await node.got_count(31)

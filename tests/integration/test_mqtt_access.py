@@ -11,7 +11,8 @@ from heliograph.acl import acl_text
 from heliograph.errors import TransportError
 from heliograph.lab import free_port, start_mosquitto
 from heliograph.mosquitto import Listener
-from links import Client, eventually
+from links import Client
+from waits import until
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_a_wrong_password_is_refused_and_said(fenced: tuple[int, int], caplog: p
     async def main() -> None:
         stranger = Client(fenced[0], "press", user="lab/nobody")
         async with stranger.running(wait=False):
-            await eventually(lambda: "refuses us" in caplog.text)
+            await until(lambda: "refuses us" in caplog.text, "said so")
             assert stranger.links == []
 
     with caplog.at_level("INFO", "heliograph.mqtt"):

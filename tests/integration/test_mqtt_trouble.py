@@ -11,7 +11,8 @@ from heliograph.connection import MAX_UNSENT_BYTES, Timing
 from heliograph.errors import TransportError
 from heliograph.lab import Proxy, Running, free_port, start_iotcore, start_mosquitto, wait_until
 from heliograph.mosquitto import Listener
-from links import Client, eventually
+from links import Client
+from waits import turns, until
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_a_broker_killed_in_mid_traffic_and_started_again_is_found_again(tmp_pat
                     await hub.mqtt.publish("t/x", payload, qos=1)
                     sent.add(payload)
                 except TransportError:
-                    await asyncio.sleep(0.01)
+                    await turns(1)  # it is told that the link is down
+                    await hub.until(lambda: hub.mqtt.connected)
                 number += 1
 
         async with node.running(), hub.running():
@@ -144,7 +146,7 @@ def test_wake_connects_at_once_instead_of_after_the_back_off(tmp_path: Path) -> 
     async def main() -> None:
         async with Client(port, "node", timing=timing).running(wait=False) as node:
             # The first try has failed, and the back-off has begun.
-            await eventually(lambda: node.mqtt._interruptible is not None and node.mqtt._link is None)
+            await until(lambda: node.mqtt._interruptible is not None and node.mqtt._link is None, "it waits")
             broker = await asyncio.to_thread(start_mosquitto, tmp_path, Listener(port))
             try:
                 assert node.links == []
@@ -216,7 +218,7 @@ def test_bulk_with_qos_0_for_a_stuck_handler_is_bounded_and_counted(mosquitto: i
                 assert sent < 5000
                 await hub.mqtt.publish("t", b"%d" % sent, qos=0)
                 sent += 1
-                await asyncio.sleep(0)
+                await turns(1)
             assert node.mqtt.waiting <= 514
             await hub.mqtt.publish("end", b"", qos=1)
             go.set()

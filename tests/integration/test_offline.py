@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from agents import QUICK, Hub, Node, at_rest_with, delivered, enrol, until
+from agents import QUICK, Hub, Node, at_rest_with, delivered, enrol
 from heliograph_hub.client import HubClient
 from heliograph_site.agent import Agent
 from heliograph_site.status import status
+from waits import until
 
 DAY = 86400
 SITE = MODEL = "alone"

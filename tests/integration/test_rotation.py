@@ -8,12 +8,13 @@ from random import Random
 
 import pytest
 
-from agents import QUICK, Hub, Node, at_rest_with, until
+from agents import QUICK, Hub, Node, at_rest_with
 from heliograph.cli import main
 from heliograph_hub.client import HubClient
 from heliograph_hub.keys import load_key
 from heliograph_site.agent import Agent
 from heliograph_site.joining import join
+from waits import until
 
 MODEL = "digits"
 BY_ROOT = ("root", "timestamp", "snapshot")

@@ -13,7 +13,8 @@ import pytest
 import bundles
 from heliograph.blob import Digest
 from heliograph.manifest import Manifest
-from servers import INFER, PATIENCE_S, Node, eventually, is_running
+from servers import INFER, PATIENCE_S, Node, is_running
+from waits import eventually
 
 
 @pytest.fixture(scope="module")

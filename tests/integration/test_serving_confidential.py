@@ -13,7 +13,8 @@ from heliograph_hub.bundle import pack
 from heliograph_site.folder import KEY_FILE, NodeFile, write_key
 from heliograph_site.slots import Slots
 from sealed import NODE_KEY, Vault, leaks
-from servers import Node, eventually
+from servers import Node
+from waits import eventually
 
 INFER = "/v2/models/digits/infer"
 VAULT = Vault()

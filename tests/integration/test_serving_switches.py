@@ -17,7 +17,8 @@ import bundles
 from heliograph.errors import RefusedError, TransportError
 from heliograph.manifest import Manifest
 from heliograph.sketch import Sketch
-from servers import INFER, Load, Node, eventually, is_running
+from servers import INFER, Load, Node, is_running
+from waits import eventually
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from heliograph_site.serving.admission import Limits
 from heliograph_site.serving.inference import Tensor, match_inputs, parse_request
 from heliograph_site.serving.slot import Slot, UnavailableError
 from heliograph_site.serving.spawn import Forks
+from waits import until
 
 PATIENCE_S = 30.0
 
@@ -46,17 +47,9 @@ def inputs(slot: Slot) -> tuple[Tensor, ...]:
     return match_inputs(parse_request(json.dumps(bundles.sample_request()).encode()), slot.inputs)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Returns once `condition` holds; `a_slot` bounds how long that may take."""
-    while True:
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-
-
 async def until_restarted(slot: Slot, restarts: int) -> int:
     """The pid of the worker that came after so many restarts."""
-    await until(lambda: slot.restarts >= restarts and slot.state == "ready" and slot.pid)
+    await until(lambda: slot.restarts >= restarts and slot.state == "ready" and slot.pid, "ready again")
     assert slot.pid is not None
     return slot.pid
 
@@ -93,7 +86,7 @@ def test_a_worker_that_keeps_dying_is_started_after_growing_pauses(tmp_path: Pat
             pid = slot.pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            await until(lambda: slot.restarts == 5)
+            await until(lambda: slot.restarts == 5, "started five times")
             with pytest.raises(UnavailableError) as caught:
                 await slot.infer(inputs(slot))
             assert (caught.value.reason, caught.value.retry_after_s) == ("worker-restarting", 2)
@@ -109,12 +102,12 @@ def test_a_closed_slot_ends_its_worker_and_answers_nobody(tmp_path: Path) -> Non
             assert pid is not None
             os.kill(pid, signal.SIGSTOP)
             waiting = asyncio.create_task(slot.infer(given))
-            await until(lambda: slot.waiting)
+            await until(lambda: slot.waiting, "somebody waits")
             slot.close()
             with pytest.raises(UnavailableError, match="dropped"):
                 await waiting
             with pytest.raises(UnavailableError, match="dropped"):
                 await slot.infer(given)
-            await until(lambda: not Path(f"/proc/{pid}").exists())
+            await until(lambda: not Path(f"/proc/{pid}").exists(), "it has ended")
 
     asyncio.run(story())

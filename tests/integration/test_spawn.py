@@ -8,6 +8,7 @@ import pytest
 
 from heliograph.errors import TransportError
 from heliograph_site.serving.spawn import Forks, Reply, Worker, WorkerDiedError
+from waits import turns
 
 PATIENCE_S = 30.0
 LOAD = {"op": "load", "path": "/nowhere", "key": b"", "sha256": bytes(32), "length": 1, "threads": 1}
@@ -19,7 +20,7 @@ async def asked(forks: Forks) -> tuple[Worker, asyncio.Task[Reply]]:
     await worker.call(LOAD)  # it has begun its own life: a child just forked still holds its parent's sockets
     os.kill(worker.pid, signal.SIGSTOP)
     call = asyncio.create_task(worker.call(LOAD))
-    await asyncio.sleep(0)
+    await turns(1)
     assert len(worker.pending) == 1
     return worker, call
 

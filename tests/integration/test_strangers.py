@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from agents import QUICK, Hub, Node, until
+from agents import QUICK, Hub, Node
 from callers import BASE, Client, as_hub, authority, certificate_of, held, token_for
 from heliograph.errors import TransportError
 from heliograph.lab import wait_until
@@ -20,6 +20,7 @@ from heliograph.tls import Tls, pem_of
 from heliograph_hub.client import HubClient
 from heliograph_site.folder import read_key
 from heliograph_site.joining import join
+from waits import until
 
 pytestmark = pytest.mark.mosquitto
 

@@ -7,14 +7,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from agents import QUICK, Hub, Node, until
+from agents import QUICK, Hub, Node
 from heliograph.errors import ConfigError
 from heliograph.signing import PrivateKey
 from heliograph_site.agent import Agent
@@ -23,6 +22,7 @@ from heliograph_site.identity import SEALED_KEY_FILE, TpmKey, keep_in, key_store
 from heliograph_site.joining import join
 from heliograph_site.status import status as node_status
 from heliograph_site.tpm import seal, unseal
+from waits import eventually, until
 
 KEY = PrivateKey.generate(b"test-only key, sealed by a TPM!!")
 has_tpm = pytest.mark.skipif(
@@ -42,10 +42,7 @@ def machine(folder: Path) -> Iterator[None]:
     before = os.environ.get("TPM2TOOLS_TCTI")
     os.environ["TPM2TOOLS_TCTI"] = f"swtpm:path={at}"
     try:
-        deadline = time.monotonic() + 10
-        while not at.exists():
-            assert time.monotonic() < deadline, "swtpm starts"
-            time.sleep(0.01)
+        eventually(at.exists, "swtpm starts")
         yield
     finally:
         process.terminate()

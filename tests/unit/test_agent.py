@@ -32,6 +32,7 @@ from heliograph_site.machine import step
 from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.serving.tuned import Tuned
 from realms import MODEL, NOW, Realm
+from waits import turns
 
 KEY = PrivateKey.generate(b"k" * 32)
 NAMES: dict[str, Any] = {"realm": "demo", "site": "shop", "node": "till", "key": KEY.keyid}
@@ -237,8 +238,7 @@ def test_a_reply_is_late_by_the_connection_that_is_up_and_by_no_earlier_one(agen
             waiting = []
             for is_up in (True, False, True):
                 await agent._inbox.put(LinkChanged(is_up))
-                for _ in range(10):
-                    await asyncio.sleep(0)  # the consumer takes it
+                await turns(10)  # the consumer takes it
                 assert agent._hearing._late is not None
                 waiting.append(agent._hearing._late)
             async with asyncio.timeout(5):
@@ -264,7 +264,7 @@ def test_what_a_newer_list_of_denials_lacks_is_fetched_instead_of_what_the_older
         async with asyncio.TaskGroup() as agent._group:
             for content in (b"old", b"old", b"new"):
                 agent._hearing._fetch_older(OlderDenials(length=len(content), sha256=sha256(content)))
-                await asyncio.sleep(0)
+                await turns(1)
             async with asyncio.timeout(5):
                 assert getattr(await agent._inbox.get(), "blob", None) == b"new"
 
@@ -330,8 +330,7 @@ def test_what_a_policy_says_of_telemetry_counts_as_soon_as_it_is_taken(agent: Ag
         async with asyncio.TaskGroup() as agent._group:
             consuming = agent._group.create_task(agent._consume())
             await agent.on_message(full, realm.sign("policy", "policy", document), False)
-            for _ in range(50):
-                await asyncio.sleep(0)  # the consumer takes it
+            await turns(50)  # the consumer takes it
             consuming.cancel()
 
     asyncio.run(scenario())

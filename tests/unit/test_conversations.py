@@ -13,12 +13,13 @@ import pytest
 
 import conversation
 from conversation import MODEL, NAMES, REALM, Conversation, Line, read, records
-from ends import HubEnd, NodeEnd, is_heard, until
+from ends import HubEnd, NodeEnd, is_heard
 from heliograph.blob import LEAF_BYTES
 from heliograph.protocol import below_realm, topic
 from heliograph.statement import parse
 from heliograph.wire import decompress, pack, unpack
 from heliograph_hub.database import blobs
+from waits import until
 
 each_record = pytest.mark.parametrize("path", records(), ids=[path.stem for path in records()])
 UP, DOWN = "node/shop/till/up/", "node/shop/till/down/"

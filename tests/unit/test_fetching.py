@@ -16,6 +16,7 @@ from heliograph_site.allowance import Allowance
 from heliograph_site.fetching import Downloads
 from heliograph_site.journal import Journal
 from heliograph_site.slots import Slots
+from waits import turns
 
 DATA = b"a manifest"
 QUICK = Deadlines(chunk_base_s=0.05, chunk_rtts=0.0)
@@ -173,7 +174,7 @@ async def soon(condition: Callable[[], bool]) -> None:
     for _ in range(100_000):
         if condition():
             return
-        await asyncio.sleep(0)
+        await turns(1)
     raise AssertionError("it did not come to that")
 
 
@@ -216,7 +217,7 @@ def test_a_fetch_stops_short_of_the_budget_and_goes_on_when_there_is_more_of_it(
         await soon(lambda: sum(size for _, size in meter.came) > budget - LEAF_BYTES)
         for _ in range(50):  # nothing more comes, however often it is looked at
             downloads.look()
-            await asyncio.sleep(0)
+            await turns(1)
         assert not fetching.done() and 0 <= meter.left < LEAF_BYTES  # type: ignore[operator]
         assert {release for release, _ in meter.came} == {manifest_digest(manifest)}
         manifest_bytes = asyncio.ensure_future(downloads.small(sha256(DATA), len(DATA)))

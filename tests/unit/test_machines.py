@@ -16,6 +16,7 @@ from heliograph_site.machines import Machines
 from heliograph_site.memory import Memory, Pointer
 from realms import MODEL, NOW
 from unit.test_rulebook import NEW, OLD, Node
+from waits import turns
 
 OFFLINE = StandIn("fallback", "9 s without the hub's word, policy 1 allows 5 s")
 
@@ -70,8 +71,7 @@ class Serving:
         async def run() -> None:
             await self.machines.derive_all()
             for _ in range(most):
-                for _ in range(5):
-                    await asyncio.sleep(0)
+                await turns(5)
                 if not self.answers:
                     return
                 await self.machines.step(MODEL, self.answers.pop(0))

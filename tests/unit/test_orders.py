@@ -19,6 +19,7 @@ from heliograph_site.machine import classify, step
 from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.orders import Orders
 from heliograph_site.surroundings import Pace, Switched
+from waits import turns
 
 MODEL, A, B, C = "digits", b"a" * 32, b"b" * 32, b"c" * 32
 KEY = b"k" * 32
@@ -74,8 +75,7 @@ class Node:
 
         async def run() -> None:
             task = asyncio.ensure_future(self.orders.run())
-            for _ in range(1000):
-                await asyncio.sleep(0)
+            await turns(1000)
             task.cancel()
             await asyncio.wait({task})
 

@@ -28,6 +28,7 @@ from heliograph_site.memory import Memory, Pointer
 from heliograph_site.orders import Orders
 from heliograph_site.reckoning import BUILT_AT
 from heliograph_site.surroundings import Pace
+from waits import turns
 
 THREATS = Path(__file__).parents[2] / "shared" / "THREATS.md"
 KEY = b"n" * 32
@@ -458,8 +459,7 @@ async def _orders_are_overruled(node: Node) -> None:
         assert orders.done == HUGE
         node.publish("assign")
         orders.look()
-        for _ in range(10):
-            await asyncio.sleep(0)  # a turn of the loop each: the thief's is still what the node is
+        await turns(10)  # the thief's is still what the node is
         assert orders.done == 0
         node.assign(3, **command(7))
         await carried_out()
