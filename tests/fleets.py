@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from heliograph.documents import Assignment, Denials, Enroll, ModelReport, Records, Reported, Tuple
+from heliograph.protocol import SCHEMAS
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import parse
 from heliograph_hub.assigning import Assigned, Assignments
@@ -80,7 +81,7 @@ def reported(n: int, run: bytes = RUN, key: PrivateKey = NODE_KEY, **changes: An
     """What lab/pi-1 says of itself."""
     values = {
         "realm": "dev", "site": "lab", "node": "pi-1", "run": run, "n": n, "estimate": NOW, "agent": "0.1.0",
-        "schemas": {}, "ring": "general", "assignment": 1, "tuf": {}, "deny": Denials(), "bytes_received": n,
+        "schemas": SCHEMAS, "ring": "general", "assignment": 1, "tuf": {}, "deny": Denials(), "bytes_received": n,
         "models": {"digits": ModelReport(phase="idle", tuple=Tuple(release=bytes([n]) * 32))},
     }  # fmt: skip
     return sign_statement("reported", Reported(**values | changes).encode(), [key])

@@ -22,7 +22,7 @@ from heliograph.deny import DenySet
 from heliograph.errors import TransportError, TrustError
 from heliograph.lab import free_port, wait_until
 from heliograph.mqtt import Mqtt
-from heliograph.protocol import parse_topic, topic
+from heliograph.protocol import SCHEMAS, parse_topic, topic
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.transfer import BlobFetch, Fetcher, Window
 from heliograph.wire import unpack
@@ -214,7 +214,7 @@ class ScriptedNode:
         nonce = secrets.token_bytes(16)
         numbers = doc.Numbers(assignment=self.assignment.number if self.assignment else 0)
         hello = doc.Hello(
-            run=self.run, nonce=nonce, agent="0", schemas={}, hardware=HARDWARE, numbers=numbers,
+            run=self.run, nonce=nonce, agent="0", schemas=SCHEMAS, hardware=HARDWARE, numbers=numbers,
             tuf=self.trusted.versions if self.trusted else {}, deny=self.denied.head,
         )  # fmt: skip
         await self.say("hello", hello.encode())
@@ -264,7 +264,7 @@ class ScriptedNode:
 
     async def report(self, n: int, **models: doc.ModelReport) -> None:
         reported = doc.Reported(
-            realm=self.realm, site=self.site, node=self.node, run=self.run, n=n, estimate=1, agent="0", schemas={},
+            realm=self.realm, site=self.site, node=self.node, run=self.run, n=n, estimate=1, agent="0", schemas=SCHEMAS,
             ring=self.assignment.ring, assignment=self.assignment.number, tuf=self.trusted.versions,
             deny=self.denied.head, bytes_received=self.mqtt.bytes_received, models=models,
         )  # fmt: skip

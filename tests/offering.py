@@ -1,12 +1,14 @@
 """A hub with one node and releases of one model, as far as offers and what they name go."""
 
 import json
+from dataclasses import replace
 
 from fleets import NODE_KEY, NOW, Hub
 from heliograph import sealing
 from heliograph.blob import LEAF_BYTES, sha256
-from heliograph.documents import Ask, Chunk, Want
+from heliograph.documents import Ask, Chunk, Reported, Want
 from heliograph.objects import ObjectStore
+from heliograph.protocol import SCHEMAS
 from heliograph.sealing import leaf_key, open_range
 from heliograph.sender import Sender
 from heliograph.transfer import BlobFetch
@@ -19,8 +21,13 @@ from heliograph_hub.seals import Seals
 
 TENSOR = {"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}
 OLD = b"".join(sha256(number.to_bytes(4, "big")) for number in range(35_000))  # 1.07 MiB: two pages
-NEW = OLD[:-640] + b"changed!" * 80
+NEW = OLD[:-6400] + b"".join(sha256(b"changed %d" % number) for number in range(200))  # no recipe has room for it
 HANDLE = b"hndl"
+
+
+def reading_recipes(node):
+    """The node, after it said, if it said nothing, that it reads all that this version writes."""
+    return node if node.reported else replace(node, reported=Reported.model_construct(schemas=SCHEMAS, models={}))
 
 
 class Realm:
@@ -59,7 +66,7 @@ class Realm:
         bases = [file.sha256 for file in self.registry.manifest(held).files] if held else []
         asked = Ask(run=b"r" * 8, n=4, model="digits", release=release.digest, bases=tuple(bases), free_bytes=1 << 30)
         told = {"general": {"digits": Signed("general", "digits", 1, release.digest, "install", True)}}
-        node = node or self.hub.fleet.node("lab", "pi-1")
+        node = reading_recipes(node or self.hub.fleet.node("lab", "pi-1"))
         return answer(self.registry, self.recipes, "dev", node, asked, told, now, 0.0, seals=self.seals)
 
     def work(self, now=NOW):

@@ -17,7 +17,7 @@ from heliograph.errors import IntegrityError
 from heliograph.policy import Config, Policy
 
 PREFIX = "heliograph/v1"
-SCHEMAS: dict[str, int] = {"statement": 1, "manifest": 1, "recipe": 1, "records": 1, "deny": 1}
+SCHEMAS: dict[str, int] = {"statement": 1, "manifest": 1, "recipe": 2, "records": 1, "deny": 1}
 """Newest version of each format this agent reads, as sent in hello and reported."""
 
 Payload = Literal["bytes", "statement", "statements", "message"]

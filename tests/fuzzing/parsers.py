@@ -23,9 +23,10 @@ import realms
 from heliograph import deny, documents, metadata, names, protocol, sealing, statement, trust, vouching, wire
 from heliograph.blob import LEAF_BYTES, Digest, check_page, describe, page_of, sha256, short_digest
 from heliograph.delta import diff, numeric
+from heliograph.delta import mixture as mixtures
 from heliograph.delta import recipe as recipes
 from heliograph.delta.dtypes import Dtype
-from heliograph.delta.edits import Edit, encoded
+from heliograph.delta.edits import Edit, Run, encoded, run_streams
 from heliograph.delta.packing import lzma_packed
 from heliograph.delta.patch import dictionary, rebuild_segment
 from heliograph.delta.tensors import tables
@@ -136,6 +137,10 @@ def _delta() -> tuple[recipes.Recipe, bytes, bytes]:
     return recipe, patch, old
 
 
+def _first_recipe() -> bytes:
+    return (Path(__file__).parents[1] / "data" / "golden" / "recipe.zst").read_bytes()
+
+
 def _patch(data: bytes) -> object:
     """The first byte says how long the segment is to be, and whether it has a dictionary."""
     old = _delta()[2]
@@ -145,13 +150,32 @@ def _patch(data: bytes) -> object:
     return rebuild_segment(segment, lambda at, size: old[at : at + size], data[1:])
 
 
+_OPS = (
+    recipes.SUB, recipes.SUB_RANS, recipes.XOR, recipes.SHUFFLE, recipes.TUPLES, recipes.XZ, recipes.EDITS,
+    recipes.MIXED,
+)  # fmt: skip
+
+
+def _mixed(dtype: int, length: int, lanes: int) -> bytes:
+    """Parameters of a mixture of blocks: 16 bits and 5 of some type."""
+    parts = ((Dtype.F16, 2), (Dtype(1 + dtype % 14), 5))
+    types = len({of for of, _ in parts})
+    return mixtures.encode(mixtures.Mixture((mixtures.Stretch(length, parts),), (lanes % 6,) * types))
+
+
 def _elements(data: bytes) -> object:
     """The first bytes say which operation, over which elements, how many bytes of them, and their second parameter."""
     op, dtype, size, param, *_ = data[:4].ljust(4, b"\0")
-    op = (recipes.SUB, recipes.SUB_RANS, recipes.XOR, recipes.SHUFFLE, recipes.TUPLES, recipes.XZ)[op % 6]
+    op = _OPS[op % len(_OPS)]
     old = _delta()[2]
     length = 1 + 37 * size
-    params = {recipes.TUPLES: bytes([param % 2]), recipes.XZ: b"", recipes.SHUFFLE: bytes([1 + dtype % 14, param % 2])}
+    params = {
+        recipes.TUPLES: bytes([param % 2]),
+        recipes.EDITS: bytes([1 << param % 3, param % 2]),
+        recipes.XZ: b"",
+        recipes.MIXED: _mixed(dtype, length, param),
+        recipes.SHUFFLE: bytes([1 + dtype % 14, param % 2]),
+    }
     one = bytes([1 + dtype % 14]) + (bytes([param % 13]) if op == recipes.SUB_RANS else b"")
     spans: tuple[tuple[int, int], ...] = ((0, length),) if length <= 100 else ((0, 100), (7, length - 100))
     if op in (recipes.SHUFFLE, recipes.XZ):
@@ -172,8 +196,26 @@ def _elements_seeds() -> list[bytes]:
     coded = [begin(1, dtype, 2) + numeric.rans_patch(old, new, dtype, 2) for dtype in dtypes]
     subs = [begin(0, dtype) + frame(numeric.sub_plain(old, new, dtype)) for dtype in dtypes]
     xors = [begin(2, dtype) + frame(numeric.xor_plain(old, new, dtype)) for dtype in dtypes]
+    moved = [
+        begin(6, Dtype.U8, param)
+        + pack(b"".join(run_streams([Run(0, 9, 2000, 212)], old, old[:9] + new[9:], 1 << param % 3)))
+        for param, pack in ((0, frame), (1, lzma_packed), (2, frame))
+    ]
+    mixed = []
+    for lanes in (0, 3):
+        mixture = mixtures.parse(_mixed(Dtype.I8 - 1, len(new), lanes), len(new))
+        mixed.append(begin(7, Dtype.I8, lanes) + numeric.mixed_patch(old, new, mixture))
     tuples = begin(4, Dtype.U8) + frame(encoded([Edit(0, 2000, 221)], old, new))
-    return [*coded, *subs, *xors, begin(3, Dtype.F32) + frame(new), tuples, begin(5, Dtype.U8) + lzma_packed(new)]
+    return [
+        *coded,
+        *subs,
+        *xors,
+        *moved,
+        *mixed,
+        begin(3, Dtype.F32) + frame(new),
+        tuples,
+        begin(5, Dtype.U8) + lzma_packed(new),
+    ]
 
 
 def _patch_seeds() -> list[bytes]:
@@ -531,11 +573,13 @@ PARSERS: dict[str, Parser] = {
     "manifest": Parser(lambda data: Manifest.parse(data, sha256(data), len(data)), (IntegrityError,),
                        lambda: [golden.MANIFEST.encode()],
                        ("heliograph.manifest:Manifest.parse", "heliograph.trust:Target.open_manifest"), 1 << 20),
-    "recipe": Parser(recipes.parse, (IntegrityError,), lambda: [recipes.encode(_delta()[0])],
+    "recipe": Parser(recipes.parse, (IntegrityError,),
+                     lambda: [recipes.encode(_delta()[0]), recipes.encode(recipes.with_patch(*_delta()[:2])[0]),
+                              _first_recipe()],
                      ("heliograph.delta.recipe:parse",), 1 << 20),
-    "recipe, unpacked": Parser(lambda data: recipes.parse(compress(data, 1)), (IntegrityError,),
-                               lambda: [wire.decompress(recipes.encode(_delta()[0]), max_bytes=1 << 20)],
-                               ("heliograph.delta.recipe:parse",), 1 << 20),
+    "recipe of format 1, unpacked": Parser(lambda data: recipes.parse(compress(data, 1)), (IntegrityError,),
+                                           lambda: [wire.decompress(_first_recipe(), max_bytes=1 << 20)],
+                                           ("heliograph.delta.recipe:parse",), 1 << 20),
     "seal": Parser(sealing.parse, (IntegrityError,), lambda: [sealing.encode(_seal())],
                    ("heliograph.sealing:parse",), 1 << 20),
     "seal, unpacked": Parser(lambda data: sealing.parse(compress(data, 1)), (IntegrityError,),
@@ -552,8 +596,9 @@ PARSERS: dict[str, Parser] = {
                   ("heliograph.signing:PrivateKey.open_box",)),
     "patch of elements": Parser(_elements, (IntegrityError,), _elements_seeds, (
         "heliograph.delta.numeric:sub_rebuilt", "heliograph.delta.numeric:rans_rebuilt",
-        "heliograph.delta.numeric:xor_rebuilt", "heliograph.delta.numeric:shuffle_rebuilt",
-        "heliograph.delta.rans:decode", "heliograph.delta.edits:rebuilt", "heliograph.delta.packing:unpacked"),
+        "heliograph.delta.numeric:xor_rebuilt", "heliograph.delta.numeric:mixed_rebuilt", "heliograph.delta.numeric:shuffle_rebuilt",
+        "heliograph.delta.rans:decode", "heliograph.delta.edits:rebuilt", "heliograph.delta.edits:run_rebuilt",
+        "heliograph.delta.packing:unpacked"),
         1 << 14, 0.5),
     "patch": Parser(_patch, (IntegrityError,), _patch_seeds, ("heliograph.delta.patch:rebuild_segment",), 1 << 18),
     "tensor tables": Parser(tables, (), _model_files, (

@@ -14,11 +14,14 @@ import pytest
 import conversation
 from conversation import MODEL, NAMES, REALM, Conversation, Line, read, records
 from ends import HubEnd, NodeEnd, is_heard
-from heliograph.blob import LEAF_BYTES
+from heliograph.blob import LEAF_BYTES, Digest, sha256
+from heliograph.delta import recipe as recipes
 from heliograph.protocol import below_realm, topic
 from heliograph.statement import parse
 from heliograph.wire import decompress, pack, unpack
 from heliograph_hub.database import blobs
+from heliograph_hub.database import recipes as table
+from heliograph_hub.registry import Delta
 from waits import until
 
 each_record = pytest.mark.parametrize("path", records(), ids=[path.stem for path in records()])
@@ -103,6 +106,19 @@ class OldNode:
                 if blob not in known:
                     registry.objects.put(content)
                     connection.execute(blobs.insert().values(digest=blob, length=len(content), kind="recipe"))
+        for line in self.record.lines:
+            if line.what == DOWN + "offer":
+                for way in _statement(line.payload)["ways"]:
+                    if content := way["recipe"] and self.record.blobs().get(way["recipe"]["sha256"]):
+                        self._keep_recipe(recipes.parse(content), content)
+
+    def _keep_recipe(self, recipe: recipes.Recipe, content: bytes) -> None:
+        registry = self.hub.service.registry
+        pair = Digest(recipe.base), Digest(recipe.target)
+        with registry._database.write() as connection:
+            connection.execute(table.delete().where(table.c.base == pair[0], table.c.target == pair[1]))
+        patch = recipe.patch_sha256, recipe.patch_length
+        registry._note_recipe(Delta(*pair, sha256(content), len(content), *patch, 1.0), 0)
 
     def _judge(self, line: Line, later: list[Line]) -> None:
         kind = line.what.rpartition("/")[2]

@@ -137,7 +137,7 @@ def test_every_segment_keeps_to_what_it_may_read_of_the_base() -> None:
         assert sum(length for _, length in part.old) <= max_old_bytes(part.length)
 
 
-def test_code_that_moved_apart_and_whose_addresses_changed_is_one_segment_of_tuples() -> None:
+def test_code_that_moved_apart_and_whose_addresses_changed_is_one_segment_of_edits() -> None:
     # A few bytes put in every 3 KiB, and one byte of 64 raised by 16: at no shift is more than a small part alike.
     old = NOISE[: 400 * KIB]
     raised = bytearray(old)
@@ -147,7 +147,7 @@ def test_code_that_moved_apart_and_whose_addresses_changed_is_one_segment_of_tup
         put_in.randbytes(put_in.randrange(1, 9)) + raised[at : at + 3 * KIB] for at in range(0, len(raised), 3 * KIB)
     )
     made, patch = remade(old, new)
-    assert ops(made) == ["tuples"]
+    assert ops(made) == ["edits"]
     assert len(patch) < len(old) // 64, "less than a byte for each that changed"
 
 

@@ -159,36 +159,29 @@ def test_a_patch_cut_at_any_length_or_made_longer_is_refused_and_leaves_nothing(
 
 def sealed(encoded: bytes, patch: bytes, *, magic: bytes = file.MAGIC, version: int = file.VERSION) -> bytes:
     """A delta file with a right digest around anything."""
-    leading = magic + version.to_bytes(4, "big") + len(encoded).to_bytes(4, "big") + len(patch).to_bytes(8, "big")
-    return leading + hashlib.sha256(leading + encoded + patch).digest() + encoded + patch
-
-
-def _with_tail(tail: bytes) -> bytes:
-    """Bytes that the digest covers and the stated lengths don't."""
-    leading = sealed(recipe.encode(MADE), PATCH)[:24]
-    rest = recipe.encode(MADE) + PATCH + tail
-    return leading + hashlib.sha256(leading + rest).digest() + rest
+    leading = magic + bytes([version]) + len(encoded).to_bytes(4, "big")
+    return leading + short_digest(leading + encoded) + encoded + patch
 
 
 def _with_segment(**changes: object) -> bytes:
-    made, patch = diff.make(OLD, NEW)
-    return sealed(recipe.encode(replace(made, segments=(replace(made.segments[0], **changes),))), patch)
+    return sealed(recipe.encode(replace(MADE, segments=(replace(MADE.segments[0], **changes),))), PATCH)
 
 
-MADE, PATCH = diff.make(OLD, NEW)
+MADE, PATCH = recipe.with_patch(*diff.make(OLD, NEW))
+APART, APART_PATCH = diff.make(OLD, NEW)
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "another magic": lambda: sealed(recipe.encode(MADE), PATCH, magic=b"heliodlx"),
-    "version of tomorrow": lambda: sealed(recipe.encode(MADE), PATCH, version=2),
+    "version of tomorrow": lambda: sealed(recipe.encode(MADE), PATCH, version=3),
     "a recipe that is none": lambda: sealed(b"recipe", PATCH),
-    "patch shorter than the recipe says": lambda: sealed(recipe.encode(MADE), PATCH[:-1]),
-    "patch longer than the recipe says": lambda: sealed(recipe.encode(MADE), PATCH + b"\0"),
-    "a byte after the patch": lambda: _with_tail(b"\0"),
-    "another patch of that length": lambda: sealed(recipe.encode(MADE), bytes(len(PATCH))),
+    "a recipe longer than the file": lambda: sealed(recipe.encode(MADE), PATCH)[:-1],
+    "patch shorter than the recipe says": lambda: sealed(recipe.encode(APART), APART_PATCH[:-1]),
+    "patch longer than the recipe says": lambda: sealed(recipe.encode(APART), APART_PATCH + b"\0"),
+    "patch bytes though the recipe has them": lambda: sealed(recipe.encode(MADE), b"\0"),
+    "another patch of that length": lambda: sealed(recipe.encode(APART), bytes(len(APART_PATCH))),
     "another target": lambda: sealed(recipe.encode(replace(MADE, target=MADE.base)), PATCH),
     "another base": lambda: sealed(recipe.encode(replace(MADE, base=MADE.target)), PATCH),
     "base one byte longer": lambda: sealed(recipe.encode(replace(MADE, base_length=len(OLD) + 1)), PATCH),
     "range beyond the base": lambda: _with_segment(old=((len(OLD), 1),)),
-    "segment digest": lambda: _with_segment(digest16=bytes(16)),
     "operation of tomorrow": lambda: _with_segment(op=77),
     "segment of another length": lambda: _with_segment(length=len(NEW) - 1),
 }
@@ -201,8 +194,22 @@ def test_a_hostile_patch_with_a_right_digest_is_refused_and_leaves_nothing(folde
 
 def test_the_frame_that_hostile_patches_are_sealed_in_is_right(folder: Path) -> None:
     assert sealed(recipe.encode(MADE), PATCH) == (folder / "patch").read_bytes()
-    assert _with_tail(b"") == (folder / "patch").read_bytes()
     assert len(sealed(b"", b"")) == HEADER_BYTES
+
+
+def test_a_delta_file_of_version_1_is_applied_for_ever_and_refused_with_any_byte_changed(folder: Path) -> None:
+    whole = (DIGITS.parent / "golden" / "delta.bin").read_bytes()
+    old = b"".join(sha256(number.to_bytes(4, "big")) for number in range(100))
+    (folder / "old").write_bytes(old)
+    (folder / "patch").write_bytes(whole)
+    apply_file(folder / "old", folder / "patch", folder / "out")
+    assert (folder / "out").read_bytes() == old[:1000] + b"changed" + old[1200:]
+    (folder / "out").unlink()
+    assert show_file(folder / "patch")["format"] == 1
+    for at in range(len(whole)):
+        refused(folder, whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        refused(folder, whole[:at])
+    refused(folder, whole + b"\0")
 
 
 def test_a_wrong_base_exits_4_with_one_line_and_keeps_the_file_that_stood_there(folder: Path) -> None:

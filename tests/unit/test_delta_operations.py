@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -16,12 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliograph.blob import short_digest
-from heliograph.delta import edits, elements, numeric, rans, trial
+from heliograph.delta import edits, elements, numeric, rans, runs, trial
+from heliograph.delta import mixture as mixtures
+from heliograph.delta.blocks import mixture_of as blocks_of
 from heliograph.delta.dtypes import Dtype
-from heliograph.delta.edits import Edit
+from heliograph.delta.edits import Edit, Run
+from heliograph.delta.file import why
+from heliograph.delta.mixture import Mixture, Stretch
 from heliograph.delta.packing import Packing, lzma_packed
 from heliograph.delta.patch import rebuild_segment
-from heliograph.delta.recipe import FULL, OPS, SHUFFLE, SUB, SUB_RANS, TUPLES, XOR, XZ, Segment, why
+from heliograph.delta.recipe import EDITS, FULL, MIXED, OPS, SHUFFLE, SUB, SUB_RANS, TUPLES, XOR, XZ, Segment
 from heliograph.errors import IntegrityError
 from heliograph.wire import compress
 
@@ -136,6 +141,70 @@ def _sliced(data: bytes, at: int, length: int) -> bytes:
     return data[at : at + length]
 
 
+# --- mixed -----------------------------------------------------------------------------------------------------------
+
+PARTS = st.lists(
+    st.tuples(st.sampled_from((Dtype.I8, Dtype.F16, Dtype.F32, Dtype.I4)), st.integers(1, 40)), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_mixture_comes_back_and_says_itself_what_it_is(data: st.DataObject) -> None:
+    drawn = data.draw(st.lists(st.tuples(PARTS, st.integers(1, 900)), min_size=1, max_size=4))
+    drawn += [([(Dtype.F16, 2), (Dtype.I8, 4)], 60)]  # two types at least, and some elements of both
+    stretches = tuple(
+        Stretch(length, tuple(parts) if len(parts) > 1 else ((parts[0][0], length),)) for parts, length in drawn
+    )
+    length = sum(stretch.length for stretch in stretches)
+    types = Mixture(stretches).types
+    if any(stretch.length < part for stretch in stretches for _, part in stretch.parts):
+        return
+    if any(dtype.count(Mixture(stretches).bytes_of(dtype)) < 1 for dtype in types):
+        return
+    mixture = Mixture(stretches, tuple(data.draw(st.integers(0, 5)) for _ in types))
+    assert mixtures.parse(mixtures.encode(mixture), length) == mixture
+    assert sum(mixture.bytes_of(dtype) for dtype in types) == length
+    chance = random.Random(data.draw(st.integers(0, 99)))
+    old = chance.randbytes(length)
+    new = bytes((byte + chance.choice((0, 0, 0, 1, 255))) & 255 for byte in old)
+    patch = numeric.mixed_patch(old, new, mixture)
+    assert rebuilt(MIXED, mixtures.encode(mixture), old, patch, new, 3) == new
+    for lie in (patch[:-1], patch[:9], patch + b"\1"):
+        with pytest.raises(IntegrityError):
+            rebuilt(MIXED, mixtures.encode(mixture), old, lie, new)
+
+
+@pytest.mark.parametrize(("values", "size"), [(Dtype.I8, 34), (Dtype.I4, 18)])
+@pytest.mark.parametrize("before", [0, 1, 7, 16])
+def test_blocks_of_quantised_weights_are_found_wherever_the_first_begins(values: Dtype, size: int, before: int) -> None:
+    chance = np.random.default_rng(5)
+    scales = (0.01 + 0.002 * chance.random(3000)).astype("<f2").view(np.uint8).reshape(-1, 2)
+    blocks = np.concatenate([scales, chance.integers(0, 256, (3000, size - 2), np.uint8)], axis=1)
+    text = blocks.tobytes()[size - before if before else 0 :] + bytes(64)
+    found = blocks_of([(Dtype.U8, len(text) - 64), (Dtype.F32, 64)], text)
+    assert found is not None and found.types == sorted({Dtype.F16, Dtype.F32, values})
+    head = found.stretches[0].parts[0]
+    assert head == ((values, before) if before else (Dtype.F16, 2))
+    assert sum(length for _, length in found.stretches[0].parts) == size
+    assert blocks_of([(Dtype.U8, len(text))], chance.bytes(len(text))) is None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        "", "00", "010a010200", "020501020501 0200", "02050102060106 0000", "0205010205010f 0000", "02050102050106 00",
+        "02050102050106 000d", "02050005010600 00", "010a0202000602 0000", "02050102050106 000000",
+        "0209010201010 60000",
+    ],
+)  # fmt: skip
+def test_a_mixture_that_is_none_is_refused(params: str) -> None:
+    segment = Segment(10, MIXED, ((0, 10),), (0, 4), bytes(16), bytes.fromhex(params.replace(" ", "")))
+    assert not OPS[MIXED].is_shaped(segment)
+    right = replace(segment, params=b"\x02\x05\x01\x02\x05\x01\x06\x00\x00")
+    assert OPS[MIXED].is_shaped(right) and not OPS[MIXED].is_shaped(replace(right, old=((0, 9),)))
+
+
 # --- tuples -----------------------------------------------------------------------------------------------------------
 
 OLD = random.Random(3).randbytes(70_000)
@@ -162,11 +231,58 @@ def test_control_tuples_add_take_and_seek_both_ways() -> None:
             rebuilt(TUPLES, both, OLD, lie, bytes(new), 16)
 
 
+@settings(max_examples=80)
+@given(st.data(), st.sampled_from(edits.WIDTHS), st.booleans())
+def test_any_edits_come_back_from_words_of_any_width(data: st.DataObject, width: int, is_pruned: bool) -> None:
+    steps, new = [], bytearray()
+    for _ in range(data.draw(st.integers(1, 5))):
+        at, add = data.draw(st.integers(0, 60_000)), data.draw(st.integers(0, 9_000))
+        steps.append(Edit(at, add, data.draw(st.integers(0, 40))))
+        piece = bytearray(OLD[at : at + add])
+        for _ in range(data.draw(st.integers(0, 12)) if add else 0):
+            place = data.draw(st.integers(0, add - 1))
+            piece[place] = data.draw(st.integers(0, 255))
+        new += piece + bytes(steps[-1].take)
+    found = runs.pruned(steps, OLD, bytes(new)) if is_pruned else steps
+    parted = runs.runs_of(found, OLD, bytes(new), width)
+    numbers, adds, takes = edits.run_streams(parted, OLD, bytes(new), width)
+    assert edits.run_rebuilt(numbers + adds + takes, OLD, len(new), width) == new
+    assert edits.run_rebuilt(numbers + takes, OLD, len(new), width, adds) == new
+
+
+def test_what_is_unchanged_is_copied_and_a_word_that_changed_a_little_is_small() -> None:
+    new = bytearray(OLD)
+    new[40_000:40_004] = (int.from_bytes(OLD[40_000:40_004], "little") - 300).to_bytes(4, "little")
+    (changed, unchanged) = runs.runs_of([Edit(0, len(OLD), 0)], OLD, bytes(new), 4)
+    assert changed == Run(0, 40_000, 4, 0)
+    assert unchanged == Run(40_004, 29_996, 0, 0)
+    _, adds, _ = edits.run_streams([changed, unchanged], OLD, bytes(new), 4)
+    assert adds == (599).to_bytes(4, "little"), "folded"
+
+
+RUNS = [
+    (b"\x01\x00\x05\x00\x00" + bytes(4), "come with"),
+    (b"\x01\x01\x04\x00\x00" + bytes(5), "come with"),
+    (b"\x01\x00\x04\x00\x00" + bytes(5), "edits make 4 bytes"),
+    (b"\x01\x01\x04\x00\x0d" + bytes(4), "needs 5 bytes from -6"),
+    (b"\x01\x05\x00\x00\xe0\xc5\x08", "the old ranges have 70000"),
+    (b"\xff\xff\x03" + bytes(70_000), "edits for 5 bytes, at most 16"),
+    (b"\x01", "cut off"),
+]
+
+
+@pytest.mark.parametrize(("plain", "why"), RUNS, ids=[why for _, why in RUNS])
+def test_edits_that_lie_are_refused(plain: bytes, why: str) -> None:
+    for width in edits.WIDTHS:
+        with pytest.raises(IntegrityError, match=why):
+            edits.run_rebuilt(plain, OLD, 5, width)
+
+
 NUMBERS = [
     (b"\x01\x05\x00\x00" + bytes(4), "come with"),
     (b"\x01\x05\x00\x00" + bytes(6), "come with"),
     (b"\x01\x04\x00\x00" + bytes(5), "tuples make 4 bytes"),
-    (b"\x02\x05\x80\x80\x80\x80\x80\x01", "cut off or too large"),
+    (b"\x02\x05\x80\x80\x80\x80\x80\x01", "34359738368 is not from 0"),
     (b"\x01\x05\x00\x0d" + bytes(5), "adds to 5 bytes from -6"),
     (b"\x01\x05\x00\xe0\xc5\x08" + bytes(5), "the old ranges have 70000"),
     (b"\xff\xff\x03" + bytes(70_000), "tuples for 5 bytes, at most 16"),
@@ -309,6 +425,7 @@ WRONG: list[tuple[int, int, bytes]] = [
     (SUB, 10, b""), (SUB, 10, b"\0"), (SUB, 10, b"\x0f"), (SUB, 10, b"\x02\x00"), (SUB, 9, b"\x02"),
     (XOR, 10, b"\x63"), (SUB_RANS, 10, b"\x02"), (SUB_RANS, 10, b"\x02\x0d"), (SUB_RANS, 9, b"\x02\x00"),
     (SUB_RANS, 10, b"\x00\x00"), (SHUFFLE, 10, b"\x02\x00"), (SHUFFLE, 0, b"\x02\x03"), (SHUFFLE, 0, b"\x02"),
+    (EDITS, 10, b"\x01"), (EDITS, 10, b"\x03\x00"), (EDITS, 10, b"\x02\x03"), (EDITS, 0, b"\x01\x00"),
     (TUPLES, 10, b""), (TUPLES, 10, b"\x03"), (TUPLES, 0, b"\x00"), (XZ, 10, b""), (XZ, 0, b"\x01"),
 ]  # fmt: skip
 
@@ -343,6 +460,8 @@ def test_copies_dictionaries_tuples_and_packed_segments_need_no_numpy() -> None:
         "assert go(recipe.FULL, (), frame) == go(recipe.COPY, ((0, 3),), b'') == b'abc'\n"
         "tuples = zstandard.ZstdCompressor().compress(bytes([1, 3, 0, 0, 0, 0, 0]))\n"
         "assert go(recipe.TUPLES, ((0, 3),), tuples, bytes(1)) == b'abc'\n"
+        "edits = zstandard.ZstdCompressor().compress(bytes([1, 1, 2, 0, 0, 0, 0]))\n"
+        "assert go(recipe.EDITS, ((0, 3),), edits, bytes([2, 0])) == b'abc'\n"
         "try: go(recipe.XOR, ((0, 3),), frame, bytes([1]))\n"
         "except recipe.UnknownOpError as error: print(error)\n"
     )

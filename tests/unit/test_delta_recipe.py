@@ -5,6 +5,7 @@ import re
 import tracemalloc
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heliograph.blob import describe
+from heliograph.delta import diff
 from heliograph.delta import recipe as recipes
-from heliograph.delta.recipe import COPY, DICT, FULL, MAX_SEGMENT_BYTES, Recipe, Segment, UnknownOpError
+from heliograph.delta.patch import rebuild_segment
+from heliograph.delta.recipe import COPY, DICT, FULL, MAX_SEGMENT_BYTES, XOR, Recipe, Segment, UnknownOpError
 from heliograph.errors import ConfigError, IntegrityError
 from heliograph.names import Digest
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "recipe.zst"
+GOLDEN_2, GOLDEN_2_SMALL = GOLDEN.with_name("recipe-2.bin"), GOLDEN.with_name("recipe-2-small.bin")
 MIB = 1 << 20
 
 
@@ -44,33 +49,121 @@ EXAMPLE = Recipe(
 )
 
 
-def plain(recipe: Recipe = EXAMPLE) -> Any:
-    return msgpack.unpackb(zstandard.ZstdDecompressor().decompress(recipes.encode(recipe)))
+SMALL = Recipe(
+    base=digest(0xB0),
+    base_length=9000,
+    target=digest(0xB1),
+    target_length=805,
+    patch_length=0,
+    patch_sha256=describe(b"")[0],
+    patch_pages=(),
+    segments=(
+        Segment(700, XOR, ((8000, 300), (100, 400)), (0, 0), bytes([2]) * 16, b"\x02", b"in the recipe"),
+        Segment(105, FULL, (), (0, 0), bytes([3]) * 16, within=b"this too"),
+    ),
+)
+ALONE = replace(SMALL, segments=(replace(SMALL.segments[0], digest16=SMALL.target[:16]),), target_length=700)
+
+
+def plain() -> Any:
+    """The arrays of a recipe of format 1."""
+    return msgpack.unpackb(zstandard.ZstdDecompressor().decompress(GOLDEN.read_bytes()))
 
 
 def packed(value: Any) -> bytes:
     return zstandard.ZstdCompressor().compress(msgpack.packb(value))
 
 
-def test_the_golden_recipe_reads_as_it_was_written() -> None:
+def test_golden_recipes_read_as_they_were_written() -> None:
     assert recipes.parse(GOLDEN.read_bytes()) == EXAMPLE
+    assert recipes.parse(GOLDEN_2.read_bytes()) == EXAMPLE
+    assert recipes.parse(GOLDEN_2_SMALL.read_bytes()) == SMALL
 
 
-def test_this_version_writes_the_golden_arrays() -> None:
-    # The frame around them may differ between versions of zstd.
-    unzip = zstandard.ZstdDecompressor()
-    assert unzip.decompress(recipes.encode(EXAMPLE)) == unzip.decompress(GOLDEN.read_bytes())
+def test_this_version_writes_the_golden_bytes() -> None:
+    assert recipes.encode(EXAMPLE) == GOLDEN_2.read_bytes()
+    assert recipes.encode(SMALL) == GOLDEN_2_SMALL.read_bytes()
+
+
+def test_a_recipe_costs_what_it_has_to() -> None:
+    digests = 32 + 32 + 32 + 2 * 16 + 4 * 16
+    assert len(recipes.encode(EXAMPLE)) <= digests + 6 + 4 * 12
+    assert recipes.parse(recipes.encode(ALONE)) == ALONE, "the digest of a segment alone is the target's"
+    assert len(recipes.encode(ALONE)) == 1 + 32 + 2 + 32 + 1 + 14 + len(b"in the recipe")
+
+
+def test_a_small_patch_stands_in_the_recipe_and_rebuilds_the_same() -> None:
+    old, new = bytes(range(256)) * 16, bytes(range(255, -1, -1)) * 4
+    made, patch = diff.make(old, new)
+    one, none = recipes.with_patch(made, patch)
+    assert none == b"" and patch and one.patch_length == 0
+    read = recipes.parse(recipes.encode(one))
+    assert read == one
+    assert b"".join(rebuild_segment(part, lambda at, n: old[at : at + n], b"") for part in read.segments) == new
+    large = bytes(recipes.MAX_WITHIN_BYTES + 1)
+    assert recipes.with_patch(made, large) == (made, large)
+
+
+#: What is wrong, and where the golden recipes of format 2 are changed: at a byte, to a byte.
+CHANGED: dict[str, tuple[str, Recipe, int, bytes]] = {
+    "format of tomorrow": ("recipe format 3 is not 2", SMALL, 0, b"\x03"),
+    "format cut off": ("recipe format: a number is cut off", SMALL, 0, b"\x80" * 9),
+    "base smaller than ranges": ("segment 0 old length: 300 is not from 1 to 1", SMALL, 33, b"\xc1\x3e"),
+    "base smaller than offsets": ("segment 0 old offset: 8000", SMALL, 33, b"\x80\x01"),
+    "a segment more": ("segment 2 ", SMALL, 67, b"\x06"),
+    "a segment fewer": ("bytes follow the end", SMALL, 67, b"\x02"),
+    "patch in a blob that isn't": ("patch digest: ", SMALL, 67, b"\x05"),
+    "filled without ranges": ("segment 0 has a form that can't be", SMALL, 69, b"\x60"),
+    "seventeen ranges": ("segment 0 form: 113 is not from 0 to 112", SMALL, 69, b"\x71"),
+    "a segment of no bytes": ("segment 0 length: 0", SMALL, 70, b"\x80\x00"),
+    "a segment too long": ("segment 0 length: ", SMALL, 70, b"\xff\xff"),
+    "last range of no bytes": ("segment 0 old length: 0 is not from 1", SMALL, 70, b"\xac\x02"),
+    "an offset below zero": ("segment 0 old offset: -6", SMALL, 72, b"\x8d\x00"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_recipe_of_format_2_that_breaks_a_rule_is_refused_for_that_rule(name: str) -> None:
+    reason, recipe, at, new = CHANGED[name]
+    encoded = recipes.encode(recipe)
+    with pytest.raises(IntegrityError, match=re.escape(reason)) as caught:
+        recipes.parse(encoded[:at] + new + encoded[at + len(new) :])
+    assert not isinstance(caught.value, UnknownOpError)
+
+
+def test_a_recipe_of_format_2_is_whole_and_ends_where_it_ends() -> None:
+    for one in (EXAMPLE, SMALL, ALONE):
+        encoded = recipes.encode(one)
+        for length in range(len(encoded)):
+            with pytest.raises(IntegrityError):
+                recipes.parse(encoded[:length])
+        with pytest.raises(IntegrityError, match="1 bytes follow the end"):
+            recipes.parse(encoded + b"\0")
+
+
+def test_an_unknown_operation_and_a_wrong_shape_are_told_apart_in_format_2_too() -> None:
+    later = replace(SMALL, segments=(replace(SMALL.segments[0], op=200), SMALL.segments[1]))
+    with pytest.raises(UnknownOpError, match="operation 200"):
+        recipes.parse(recipes.encode(later))
+    for changes in ({"op": COPY}, {"params": b"\x63"}, {"within": b""}):
+        wrong = replace(SMALL, segments=(replace(SMALL.segments[0], **changes), SMALL.segments[1]))
+        with pytest.raises(IntegrityError, match="segment 0 has ranges or parameters that"):
+            recipes.parse(recipes.encode(wrong))
+    much = replace(SMALL, segments=tuple(replace(s, within=bytes(2049)) for s in SMALL.segments))
+    with pytest.raises(IntegrityError, match="4098 patch bytes in itself"):
+        recipes.parse(recipes.encode(much))
 
 
 def test_operation_numbers_are_fixed() -> None:
     assert {number: op.name for number, op in recipes.OPS.items()} == {
         1: "copy", 2: "dict", 3: "full", 4: "sub", 5: "sub+rans", 6: "xor", 7: "shuffle", 8: "tuples", 9: "xz",
+        10: "edits", 11: "mixed",
     }  # fmt: skip
 
 
 def test_the_formats_page_has_the_registry_of_operations_and_the_bounds() -> None:
     page = (Path(__file__).parents[2] / "shared" / "FORMATS.md").read_text()
-    section = page.split("## Recipe, version 1")[1].split("\n## ")[0]
+    section = page.split("## Recipe, version 2")[1].split("\n## ")[0]
     listed = re.findall(r"^\| (\d+) \| ([\w+]+) \|", section.partition("| dtype | is |")[0], flags=re.MULTILINE)
     assert {int(number): name for number, name in listed} == {number: op.name for number, op in recipes.OPS.items()}
     assert f"2 MiB unpacked, {recipes.MAX_SEGMENTS:,} segments" in section
@@ -82,7 +175,7 @@ SEGMENTS = 4
 HOSTILE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "not a list": ("recipe: not a list", lambda r: {"format": 1}),
     "empty": ("recipe: list of 0", lambda r: []),
-    "format of tomorrow": ("recipe format 2 is not 1", lambda r: [2, *r[1:]]),
+    "format of tomorrow": ("recipe format 2 is not 1, as these arrays", lambda r: [2, *r[1:]]),
     "format is true": ("recipe format: bool", lambda r: [True, *r[1:]]),
     "a part too many": ("recipe has 6 parts", lambda r: [*r, 0]),
     "a part too few": ("recipe has 4 parts", lambda r: r[:4]),
@@ -242,7 +335,12 @@ def test_a_recipe_longer_than_a_mebibyte_is_not_even_unpacked() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_with_our_error(data: bytes) -> None:
-    for attempt in (data, _bomb(data), _bomb(msgpack.packb(plain())[: len(data)] + data)):
+    for attempt in (
+        data,
+        recipes.encode(SMALL)[: len(data)] + data,
+        _bomb(data),
+        _bomb(msgpack.packb(plain())[: len(data)] + data),
+    ):
         with pytest.raises(IntegrityError):
             recipes.parse(attempt)
 

@@ -13,6 +13,7 @@ from ends import HubEnd
 from golden import DOCUMENTS, MANIFEST
 from heliograph import documents as doc
 from heliograph import trust
+from heliograph.delta.recipe import RECIPE_FORMAT
 from heliograph.documents import Document
 from heliograph.errors import IntegrityError, TrustError
 from heliograph.manifest import Gate, Manifest
@@ -358,6 +359,10 @@ def test_a_lane_that_a_hub_does_not_know_is_refused_alone(hub: Hub) -> None:
 
 def test_a_node_that_does_not_read_the_recipes_of_this_hub_is_sent_full_files(hub: Hub) -> None:
     fleet = hub.end.service.fleet
-    assert _reads_recipes(fleet.node("shop", "till")), "one that has not reported yet reads the first version"
-    hub.tell("reported", hub.message(topic("reported"), {"schemas": {"recipe": 0}}))
+    assert not _reads_recipes(fleet.node("shop", "till")), "one that has not reported yet reads the first version"
+    hub.tell("reported", hub.message(topic("reported"), {"schemas": SCHEMAS}))
+    assert _reads_recipes(fleet.node("shop", "till"))
+    hub.tell(
+        "reported", hub.message(topic("reported"), {"n": 10_000, "schemas": SCHEMAS | {"recipe": RECIPE_FORMAT - 1}})
+    )
     assert not _reads_recipes(fleet.node("shop", "till"))

@@ -6,7 +6,7 @@ program has, how many seconds of CPU one segment may cost, whether (0 or 1) any 
 segments on elements will come, for which numpy is loaded. It asks the kernel for these bounds before it reads a byte of
 input. If one is sealed, stdin begins with `KEYS`: keys of no other blob, and no key that they come from, are ever here.
 
-A request on stdin is a segment as an array of a recipe; its answer on stdout is `STATUS`, a length and so many bytes:
+A request on stdin is a segment as an array; its answer on stdout is `STATUS`, a length and so many bytes:
 the segment, or why there is none. It ends with its stdin. Whoever asked checks what comes (`heliograph.delta.apart`).
 """
 
@@ -19,7 +19,14 @@ from typing import BinaryIO
 import msgpack
 
 from heliograph.delta.patch import rebuild_segment
-from heliograph.delta.recipe import MAX_OLD_BYTES, MAX_OLD_RANGES, MAX_PARAMS_BYTES, Segment, UnknownOpError
+from heliograph.delta.recipe import (
+    MAX_OLD_BYTES,
+    MAX_OLD_RANGES,
+    MAX_PARAMS_BYTES,
+    MAX_WITHIN_BYTES,
+    Segment,
+    UnknownOpError,
+)
 from heliograph.errors import IntegrityError
 from heliograph.source import Source
 
@@ -29,13 +36,13 @@ REQUEST = struct.Struct(">I")
 ANSWER = struct.Struct(">BI")
 """Status and length of what follows."""
 DONE, WRONG, UNKNOWN, TOO_LARGE = range(4)
-MAX_REQUEST_BYTES = MAX_PARAMS_BYTES + 32 * MAX_OLD_RANGES + 256
+MAX_REQUEST_BYTES = MAX_PARAMS_BYTES + MAX_WITHIN_BYTES + 32 * MAX_OLD_RANGES + 256
 MAX_REASON_BYTES = 1000
 
 
 def request(segment: Segment) -> bytes:
     """What asks for a segment."""
-    fields = [segment.length, segment.op, segment.old, segment.patch, segment.digest16, segment.params]
+    fields = [segment.length, segment.op, segment.old, segment.patch, segment.digest16, segment.params, segment.within]
     data = bytes(msgpack.packb(fields))
     return REQUEST.pack(len(data)) + data
 
@@ -92,8 +99,8 @@ def main() -> None:
 
 def _answered(data: bytes, base: Source, patch: Source) -> tuple[int, bytes | bytearray]:
     try:
-        length, op, old, at, digest16, params = msgpack.unpackb(data)
-        segment = Segment(length, op, tuple(tuple(span) for span in old), tuple(at), digest16, params)
+        length, op, old, at, digest16, params, within = msgpack.unpackb(data)
+        segment = Segment(length, op, tuple(tuple(span) for span in old), tuple(at), digest16, params, within)
         if sum(size for _, size in segment.old) > MAX_OLD_BYTES:
             raise IntegrityError("segment reads too much of its base")
         patch_bytes = patch.read(*segment.patch) if segment.patch[1] else b""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from heliograph.delta.align import Span
 from heliograph.delta.buffer import Buffer
 from heliograph.delta.dtypes import Dtype
+from heliograph.delta.mixture import MAX_MIXED_BYTES
 from heliograph.delta.recipe import MAX_OLD_RANGES, MAX_SEGMENT_BYTES
 
 Range = tuple[int, int]
@@ -29,6 +30,8 @@ LEAST_TYPED_RUN_BYTES = 128 << 10
 """The same among elements, where what is unchanged costs next to nothing."""
 SMALL_BYTES = 2560
 """Fewer bytes than this go with neighbours of another type."""
+SMALL_TYPED_BYTES = 16 << 10
+"""The same where both have a type and a like, so that each is coded by itself in a mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Part:
         dtype: what the elements are; None: bytes of no known type.
         place: where in the old blob the like of its first byte stands, or would if there were one.
         is_copy: whether it is unchanged.
+        pieces: what its elements are, piece by piece with their bytes, if they aren't all of one type.
     """
 
     new: int
@@ -50,6 +54,7 @@ class Part:
     dtype: Dtype | None
     place: int
     is_copy: bool = False
+    pieces: tuple[tuple[Dtype, int], ...] = ()
 
 
 def cut(old: Buffer, new: Buffer, spans: Sequence[Span]) -> Iterator[Part]:
@@ -193,6 +198,7 @@ class _Group:
     """Whether all of it is unchanged."""
     shift: int = 0
     ranges: list[Range] = field(default_factory=list)
+    pieces: list[tuple[Dtype, int]] = field(default_factory=list)
     _place: int = 0
     _largest: int = -1
 
@@ -210,15 +216,26 @@ class _Group:
             or len(self.ranges) == MAX_OLD_RANGES
         ):
             return False
+        if self.length + piece.length > MAX_MIXED_BYTES and self._is_mixed(piece):
+            return False
         if piece.dtype == self.dtype and (piece.dtype is None or (piece.old is None) == self.is_loose):
             return True
         if self._is_led_by(piece, is_same):
             return self.length % _item(piece.dtype) == 0
-        return (is_same or piece.length < SMALL_BYTES) and piece.length % _item(self.dtype) == 0
+        return (is_same or piece.length < self._small_bytes(piece)) and piece.length % _item(self.dtype) == 0
 
     def _is_led_by(self, piece: Span, is_same: bool) -> bool:
         """Whether the piece says what the elements are of it and of what is here."""
-        return not is_same and (self.is_same or (self.length < SMALL_BYTES <= piece.length))
+        return not is_same and (self.is_same or (self.length < self._small_bytes(piece) <= piece.length))
+
+    def _is_mixed(self, piece: Span) -> bool:
+        """Whether there would be several types here with the piece."""
+        return any(dtype != piece.dtype for dtype, _ in self.pieces)
+
+    def _small_bytes(self, piece: Span) -> int:
+        """Fewer bytes than this, here or of the piece, go with the others whatever their type."""
+        is_typed = self.dtype is not None and piece.dtype is not None
+        return SMALL_TYPED_BYTES if is_typed and piece.old is not None and not self.is_loose else SMALL_BYTES
 
     def add(self, piece: Span, is_same: bool) -> None:
         """Has the piece join; the larger one says what the elements are, or the one that changed."""
@@ -233,6 +250,7 @@ class _Group:
         elif self.dtype is None:
             self.is_loose |= piece.old is None
         self.is_same &= is_same
+        self.pieces.append((piece.dtype or Dtype.U8, piece.length))
         if piece.old is not None and piece.length > self._largest:
             self._place, self._largest = there - self.length, piece.length
         last = self.ranges[-1] if self.ranges else (-1, 0)
@@ -247,9 +265,11 @@ class _Group:
         if self.length:
             has_like = not self.is_loose and all(at + length <= self.base_length for at, length in self.ranges)
             is_copy = self.is_same and len(self.ranges) == 1
-            yield Part(self.new, self.length, tuple(self.ranges) if has_like else (), self.dtype, self._place, is_copy)
+            old = tuple(self.ranges) if has_like else ()
+            yield Part(self.new, self.length, old, self.dtype, self._place, is_copy, tuple(self.pieces))
         self.length, self.dtype, self.is_loose, self.is_same = 0, None, False, True
         self.ranges.clear()
+        self.pieces.clear()
         self._place, self._largest = 0, -1
 
 
@@ -258,5 +278,5 @@ def _item(dtype: Dtype | None) -> int:
 
 
 def _most(dtype: Dtype | None) -> int:
-    """Bytes of a part: the coder takes so many elements."""
-    return MAX_SEGMENT_BYTES // 2 if dtype == Dtype.I4 else MAX_SEGMENT_BYTES
+    """Bytes of a part: the coder takes so many elements, and bytes may be blocks, which are mixtures."""
+    return MAX_MIXED_BYTES if dtype in (Dtype.I4, Dtype.U8) else MAX_SEGMENT_BYTES

@@ -84,7 +84,7 @@ class _Maker:
             return Made(COPY, part.old, b"", b"")
         out = self._new[part.new : part.new + part.length]
         if part.dtype is not None and part.old:
-            ways = trial.of_elements(out, part.old, self._read, part.dtype)
+            ways = trial.of_elements(out, part.old, self._read, part.dtype, part.pieces)
             if len(out) < _SMALL_BYTES:
                 ways += trial.by_dictionary(out, self.window(part), self._read, trial.best(ways).cost)
         else:

@@ -1,9 +1,10 @@
 """[IO] The delta file: a recipe and its patch in one unsigned file, every byte covered by a digest checked first.
 
-Layout in FORMATS.md: a header of 56 bytes (magic, version, two lengths, SHA-256 over all the rest), the recipe, the
-patch. Rules:
+Layout in FORMATS.md: a header (magic, version, length of the recipe, short digest of these and the recipe), the recipe,
+the patch. Files of version 1 are read for ever. Rules:
 
-1. Nothing of a delta file is believed before its digest fits; then its recipe is parsed as hostile all the same.
+1. No recipe is believed before its digest fits, and it is parsed as hostile all the same; no patch before that fits the
+   digest that its recipe names.
 2. The base is checked before the first byte is written; each segment by its digest as it is rebuilt; the whole by the
    target's digest before it gets its name.
 3. An output appears whole or not at all. A file that stood there stays as it was on any failure.
@@ -21,19 +22,23 @@ from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
-from heliograph.blob import Digest
+from heliograph.blob import SHORT_DIGEST_BYTES, Digest, short_digest
+from heliograph.delta import mixture as mixtures
 from heliograph.delta import recipe as recipes
 from heliograph.delta.apart import Apart
-from heliograph.delta.recipe import OPS, Recipe
+from heliograph.delta.dtypes import Dtype
+from heliograph.delta.recipe import COPY, DICT, EDITS, MIXED, ON_ELEMENTS, OPS, SHUFFLE, TUPLES, Recipe, Segment
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError
 from heliograph.objects import COPY_BYTES, replacing, reserve
 from heliograph.source import Source, read_exactly
 
 MAGIC = b"heliodlt"
-VERSION = 1
-_LEADING = struct.Struct(">8sIIQ")
-"""Magic, version, recipe length, patch length."""
-HEADER_BYTES = _LEADING.size + 32
+VERSION = 2
+_LEADING = struct.Struct(">8sBI")
+"""Magic, version, recipe length."""
+HEADER_BYTES = _LEADING.size + SHORT_DIGEST_BYTES
+_FIRST = struct.Struct(">8sIIQ32s")
+"""The header of version 1: magic, version, recipe length, patch length, SHA-256 over all the rest."""
 
 Progress = Callable[[int, int], None]
 """(bytes of the new file done, bytes of the new file)."""
@@ -64,20 +69,20 @@ def make_file(old: Path, new: Path, patch: Path, progress: Progress | None = Non
         recipe, patch_bytes = diff.make(
             stack.enter_context(_mapped(old_file)), stack.enter_context(_mapped(new_file)), progress
         )
+        recipe, patch_bytes = recipes.with_patch(recipe, patch_bytes)
         encoded = recipes.encode(recipe)
-        leading = _LEADING.pack(MAGIC, VERSION, len(encoded), len(patch_bytes))
-        sha = hashlib.sha256(leading)
-        sha.update(encoded)
-        sha.update(patch_bytes)
+        leading = _LEADING.pack(MAGIC, VERSION, len(encoded))
         with _writing(patch), replacing(patch, 0o666) as file:
-            for part in (leading, sha.digest(), encoded, patch_bytes):
+            for part in (leading, short_digest(leading + encoded), encoded, patch_bytes):
                 file.write(part)
+    within_bytes = sum(len(segment.within) for segment in recipe.segments)
     return {
         "old_bytes": recipe.base_length,
         "new_bytes": recipe.target_length,
         "patch_bytes": HEADER_BYTES + len(encoded) + len(patch_bytes),
         "segments": recipe.op_counts(),
         "recipe_bytes": len(encoded),
+        "container_bytes": HEADER_BYTES + len(encoded) - within_bytes,
     }
 
 
@@ -90,7 +95,7 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
     """
     with _opened(old) as old_file, _opened(patch) as patch_file:
         _check_output(new, old_file, patch_file)
-        recipe, recipe_length = _read_recipe(patch_file)
+        recipe, _, _ = _read_recipe(patch_file)
         if old_file.length != recipe.base_length or _digest(old_file) != recipe.base:
             raise IntegrityError(
                 f"{old} is not the file this delta starts from: that has {recipe.base_length} bytes "
@@ -101,7 +106,7 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
         child_bytes = 0
         with _writing(new), replacing(new, 0o666) as file:
             reserve(file.fileno(), recipe.target_length)  # a full disk is found here
-            apart = Apart(Source(old_file.fd), Source(patch_file.fd, HEADER_BYTES + recipe_length))
+            apart = Apart(Source(old_file.fd), Source(patch_file.fd, patch_file.length - recipe.patch_length))
             try:
                 for segment in recipe.segments:
                     out = apart.rebuild(segment)
@@ -135,7 +140,7 @@ def show_file(patch: Path) -> Facts:
         NotFoundError, ConfigError: it can't be read.
     """
     with _opened(patch) as file:
-        recipe, recipe_length = _read_recipe(file)
+        recipe, encoded, version = _read_recipe(file)
     empty = {"segments": 0, "new_bytes": 0, "patch_bytes": 0}
     ops: dict[str, dict[str, int]] = {name: dict(empty) for name in recipe.op_counts()}
     parts: list[Facts] = []
@@ -145,26 +150,26 @@ def show_file(patch: Path) -> Facts:
         row = ops[name]
         row["segments"] += 1
         row["new_bytes"] += segment.length
-        row["patch_bytes"] += segment.patch[1]
+        row["patch_bytes"] += segment.patch_bytes
         parts.append(
             {
                 "new_at": at,
                 "new_bytes": segment.length,
                 "op": name,
-                "patch_bytes": segment.patch[1],
+                "patch_bytes": segment.patch_bytes,
                 "old": [list(span) for span in segment.old],
-                "why": recipes.why(segment),
+                "why": why(segment),
             }
         )
         at += segment.length
     return {
-        "format": recipes.RECIPE_FORMAT,
+        "format": version,
         "old_bytes": recipe.base_length,
         "old_sha256": recipe.base.hex(),
         "new_bytes": recipe.target_length,
         "new_sha256": recipe.target.hex(),
         "patch_bytes": file.length,
-        "recipe_bytes": recipe_length,
+        "recipe_bytes": len(encoded),
         "segments": recipe.op_counts(),
         "ops": ops,
         "parts": parts,
@@ -180,8 +185,8 @@ def parts(delta: Path) -> Iterator[tuple[Recipe, bytes, Iterator[bytes]]]:
         NotFoundError, ConfigError: it can't be read.
     """
     with _opened(delta) as file:
-        recipe, length = _read_recipe(file)
-        yield recipe, read_exactly(file.fd, HEADER_BYTES, length), _runs(file, HEADER_BYTES + length)
+        recipe, encoded, _ = _read_recipe(file)
+        yield recipe, encoded, _runs(file, file.length - recipe.patch_length)
 
 
 def peak_rss_bytes() -> int | None:
@@ -194,30 +199,78 @@ def peak_rss_bytes() -> int | None:
     return int(lines[0][1]) * 1024 if lines else None
 
 
-def _read_recipe(file: _File) -> tuple[Recipe, int]:
-    """The recipe of a delta file, all of whose bytes have been checked, and its encoded length."""
-    if file.length < HEADER_BYTES:
+def _read_recipe(file: _File) -> tuple[Recipe, bytes, int]:
+    """The recipe of a delta file, all of whose bytes have been checked; as it is encoded; and the file's version."""
+    head = read_exactly(file.fd, 0, min(file.length, _FIRST.size))
+    if len(head) < HEADER_BYTES:
         raise IntegrityError(f"{file.path} is not a whole delta file: it has {file.length} bytes")
-    header = read_exactly(file.fd, 0, HEADER_BYTES)
-    magic, version, recipe_length, patch_length = _LEADING.unpack_from(header)
+    magic, version, length = _LEADING.unpack_from(head)
     if magic != MAGIC:
         raise IntegrityError(f"{file.path} is not a delta file: make one with heliograph delta make")
+    if version == 0:  # the first byte of version 1
+        recipe, encoded = _read_first(file, head)
+        return recipe, encoded, 1
     if version != VERSION:
         raise IntegrityError(f"{file.path} is a delta file of version {version}, this program reads {VERSION}")
-    if file.length != HEADER_BYTES + recipe_length + patch_length or recipe_length > recipes.MAX_RECIPE_BYTES:
-        raise IntegrityError(
-            f"{file.path} is damaged: it has {file.length} bytes, its header says recipe {recipe_length}, "
-            f"patch {patch_length}"
-        )
-    sha = hashlib.sha256(header[: _LEADING.size])
-    for data in _runs(file, HEADER_BYTES):
-        sha.update(data)
-    if sha.digest() != header[_LEADING.size :]:
+    if length > min(file.length - HEADER_BYTES, recipes.MAX_RECIPE_BYTES):
+        raise IntegrityError(f"{file.path} is damaged: it has {file.length} bytes, its header says recipe {length}")
+    encoded = read_exactly(file.fd, HEADER_BYTES, length)
+    if short_digest(head[: _LEADING.size] + encoded) != head[_LEADING.size : HEADER_BYTES]:
         raise IntegrityError(f"{file.path} is damaged: its bytes don't match its digest; fetch or make it again")
-    recipe = recipes.parse(read_exactly(file.fd, HEADER_BYTES, recipe_length))
+    recipe = recipes.parse(encoded)
+    _check_lengths(file, HEADER_BYTES, length, recipe.patch_length)
+    sha = hashlib.sha256()
+    for data in _runs(file, HEADER_BYTES + length):
+        sha.update(data)
+    if sha.digest() != recipe.patch_sha256:
+        raise IntegrityError(f"{file.path} is damaged: its patch doesn't match its digest; fetch or make it again")
+    return recipe, encoded, version
+
+
+def _read_first(file: _File, head: bytes) -> tuple[Recipe, bytes]:
+    """The recipe of a delta file of version 1, checked likewise."""
+    if len(head) < _FIRST.size:
+        raise IntegrityError(f"{file.path} is not a whole delta file: it has {file.length} bytes")
+    _, version, length, patch_length, sha256 = _FIRST.unpack(head)
+    if version != 1:
+        raise IntegrityError(f"{file.path} is a delta file of version {version}, this program reads {VERSION}")
+    _check_lengths(file, _FIRST.size, min(length, recipes.MAX_RECIPE_BYTES), patch_length)
+    sha = hashlib.sha256(head[: _FIRST.size - len(sha256)])
+    for data in _runs(file, _FIRST.size):
+        sha.update(data)
+    if sha.digest() != sha256:
+        raise IntegrityError(f"{file.path} is damaged: its bytes don't match its digest; fetch or make it again")
+    encoded = read_exactly(file.fd, _FIRST.size, length)
+    recipe = recipes.parse(encoded)
     if recipe.patch_length != patch_length:
         raise IntegrityError(f"{file.path} has {patch_length} patch bytes, its recipe wants {recipe.patch_length}")
-    return recipe, recipe_length
+    return recipe, encoded
+
+
+def _check_lengths(file: _File, header: int, recipe: int, patch: int) -> None:
+    """Raises IntegrityError unless the file is as long as its parts."""
+    if file.length != header + recipe + patch:
+        raise IntegrityError(
+            f"{file.path} is damaged: it has {file.length} bytes, {header} and recipe {recipe}, patch {patch} expected"
+        )
+
+
+def why(segment: Segment) -> str:
+    """What made the segment's operation the smallest, for a person."""
+    if segment.op == COPY:
+        return "unchanged"
+    if segment.op == DICT:
+        return "much of it stands in the old bytes"
+    if segment.op in (TUPLES, EDITS):
+        return "moved and edited bytes"
+    if segment.op == SHUFFLE:
+        return f"nothing old helps; elements of {Dtype(segment.params[0]).name.lower()}"
+    if segment.op == MIXED:
+        types = " and ".join(dtype.name.lower() for dtype in mixtures.parse(segment.params, segment.length).types)
+        return f"elements of {types} near the old ones"
+    if segment.op in ON_ELEMENTS:
+        return f"elements of {Dtype(segment.params[0]).name.lower()} near the old ones"
+    return "nothing old helps"
 
 
 def _digest(file: _File) -> Digest:

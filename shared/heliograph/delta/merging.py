@@ -18,13 +18,13 @@ from heliograph.delta import edits, trial
 from heliograph.delta.buffer import Buffer
 from heliograph.delta.cuts import Part, Range
 from heliograph.delta.edits import Edit
-from heliograph.delta.recipe import COPY, MAX_OLD_RANGES, MAX_SEGMENT_BYTES, TUPLES, max_old_bytes
+from heliograph.delta.recipe import COPY, EDITS, MAX_OLD_RANGES, MAX_SEGMENT_BYTES, max_old_bytes
 from heliograph.delta.trial import Made
 from heliograph.wire import compress
 
 SORTED_BYTES = 32 << 20
 """The most of an old blob, and of a new one, that bsdiff4 is given at once."""
-_SEGMENT_COST = 28
+_SEGMENT_COST = 24
 """What a segment costs in the recipe, most of it its digest."""
 _LONG_COPY_BYTES = 512 << 10
 _HOPEFUL = 1.5
@@ -74,7 +74,7 @@ def _is_misled(old: Buffer, new: Buffer, done: Done, window: Callable[[Part], Ra
     """Whether a quick look says that the old blob may have more of a part than it was made of."""
     if done.made.op == COPY or done.made.cost <= max(_LEAST_COST, done.part.length // _NEARLY_NOTHING):
         return False
-    if done.made.op == TUPLES or (done.part.dtype is None and done.part.old):
+    if done.made.op == EDITS or (done.part.dtype is None and done.part.old):
         return True
     text = new[done.part.new : done.part.new + done.part.length]
     promised = trial.quick_dictionary(text, window(done.part), lambda at, n: old[at : at + n])
@@ -141,7 +141,7 @@ class _Merger:
         by_index = dict(zip(group, as_they_are, strict=True))
         suited = set()
         for index, done in by_index.items():
-            if done.made.op in (COPY, TUPLES):
+            if done.made.op in (COPY, EDITS):
                 suited.add(index)
             elif index in self._found and self._promise(index) <= _HOPEFUL * (done.made.cost + _SEGMENT_COST):
                 one = self._tuples(index, index)

@@ -1,4 +1,4 @@
-"""The operations on tensors' elements: sub, sub+rans, xor, shuffle. Pure but for numpy; layouts in FORMATS.md.
+"""The operations on tensors' elements: sub, sub+rans, mixed, xor, shuffle. Pure but for numpy; layouts in FORMATS.md.
 
 Only a process that meets such a segment imports this: numpy costs it 20 MB. What isn't a whole element at a segment's
 end stands behind the elements as it is.
@@ -9,6 +9,7 @@ import numpy as np
 from heliograph.delta import rans
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.elements import (
+    Bytes,
     Ints,
     bytes_from,
     depths,
@@ -17,6 +18,7 @@ from heliograph.delta.elements import (
     residuals,
     restored,
 )
+from heliograph.delta.mixture import MAX_LANES_LOG2, Mixture
 from heliograph.delta.packing import Packing, unpacked, unzipped
 from heliograph.errors import IntegrityError
 
@@ -80,23 +82,35 @@ def _order(before: Ints, dtype: Dtype) -> "np.typing.NDArray[np.intp] | None":
 # --- sub+rans --------------------------------------------------------------------------------------------------------
 
 
-def rans_patch(old: bytes, new: bytes, dtype: Dtype, lanes_log2: int) -> bytes:
-    """The patch bytes of `sub+rans`."""
+def rans_patch(
+    old: bytes | bytearray, new: bytes | bytearray, dtype: Dtype, lanes_log2: int, behind: bytes = b""
+) -> bytes:
+    """The patch bytes of `sub+rans`, and in them what comes behind."""
     before, after = elements_from(old, dtype), elements_from(new, dtype)
     folded = residuals(before, after, dtype, is_along=dtype.is_float)
     shape = rans.Shape(len(before), _bits(dtype), lanes_log2, dtype.is_float)
-    return new[_whole(len(new), dtype) :] + rans.encode(folded, depths(before, dtype), shape)
+    return bytes(new[_whole(len(new), dtype) :]) + rans.encode(folded, depths(before, dtype), shape, behind)
 
 
-def rans_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype, lanes_log2: int) -> bytearray:
-    """The inverse of `rans_patch`."""
+def rans_rebuilt(old: bytes | bytearray, patch: bytes, length: int, dtype: Dtype, lanes_log2: int) -> bytearray:
+    """The inverse of `rans_patch`, nothing behind."""
+    out, behind = rans_opened(old, patch, length, dtype, lanes_log2)
+    shape = rans.Shape(dtype.count(length), _bits(dtype), lanes_log2, dtype.is_float)
+    rans.check_end(memoryview(patch)[length % dtype.item_bytes :], behind, shape)
+    return out
+
+
+def rans_opened(
+    old: bytes | bytearray, patch: bytes, length: int, dtype: Dtype, lanes_log2: int
+) -> tuple[bytearray, bytes]:
+    """The inverse of `rans_patch`: the elements, and what comes behind them, with some zeros if it is short."""
     tail = length % dtype.item_bytes
     count = dtype.count(length)
     if count == 0 or len(patch) < tail:
         raise IntegrityError(f"no coded stream of {length} bytes")
     shape = rans.Shape(count, _bits(dtype), lanes_log2, dtype.is_float)
     depth = depths(elements_from(old, dtype), dtype) if dtype.is_float else None
-    runs = rans.decode(memoryview(patch)[tail:], depth, shape)
+    runs, behind = rans.opened(memoryview(patch)[tail:], depth, shape)
     out = bytearray(length)
     target = np.frombuffer(out, np.uint8)
     target[length - tail :] = np.frombuffer(patch, np.uint8, tail)
@@ -107,6 +121,62 @@ def rans_rebuilt(old: bytes, patch: bytes, length: int, dtype: Dtype, lanes_log2
         after = restored(before, values.astype(before.dtype), dtype, is_along=dtype.is_float)
         target[at:end] = bytes_from(after, dtype)
         at = end
+    return out, behind
+
+
+# --- mixed -----------------------------------------------------------------------------------------------------------
+
+
+def gathered(data: bytes | bytearray | memoryview, mixture: Mixture, dtype: Dtype) -> bytearray:
+    """All bytes of one type."""
+    out = bytearray(mixture.bytes_of(dtype))
+    _move(np.frombuffer(data, np.uint8), np.frombuffer(out, np.uint8), mixture, dtype, is_back=False)
+    return out
+
+
+def _move(whole: Bytes, apart: Bytes, mixture: Mixture, dtype: Dtype, *, is_back: bool) -> None:
+    """The bytes of one type from the whole to where they stand alone, or back."""
+    done = 0
+    for place in mixture.places(dtype):
+        repeated = place.count * place.length
+        end = place.at + place.count * place.period
+        if place.count:
+            # The last period may be cut short behind the part.
+            last = place.at + (place.count - 1) * place.period + place.length
+            there = np.lib.stride_tricks.as_strided(
+                whole[place.at : last], (place.count, place.length), (place.period, 1), writeable=is_back
+            )
+            here = apart[done : done + repeated].reshape(place.count, place.length)
+            if is_back:
+                there[:] = here
+            else:
+                here[:] = there
+        rest = slice(done + repeated, done + repeated + place.left)
+        if is_back:
+            whole[end : end + place.left] = apart[rest]
+        else:
+            apart[rest] = whole[end : end + place.left]
+        done = rest.stop
+
+
+def mixed_patch(old: bytes, new: bytes, mixture: Mixture) -> bytes:
+    """The patch bytes of `mixed`: each type by `sub+rans`, the next ones behind it."""
+    patch = b""
+    for dtype, lanes in reversed(list(zip(mixture.types, mixture.lanes, strict=True))):
+        patch = rans_patch(gathered(old, mixture, dtype), gathered(new, mixture, dtype), dtype, lanes, patch)
+    return patch
+
+
+def mixed_rebuilt(old: bytes, patch: bytes, length: int, mixture: Mixture) -> bytearray:
+    """The inverse of `mixed_patch`."""
+    out = bytearray(length)
+    target = np.frombuffer(out, np.uint8)
+    for dtype, lanes in zip(mixture.types, mixture.lanes, strict=True):
+        before = gathered(old, mixture, dtype)
+        after, patch = rans_opened(before, patch, len(before), dtype, lanes)
+        _move(target, np.frombuffer(after, np.uint8), mixture, dtype, is_back=True)
+    if any(patch) or len(patch) > 2 << MAX_LANES_LOG2:
+        raise IntegrityError(f"{len(patch)} bytes follow the streams of a mixture")
     return out
 
 

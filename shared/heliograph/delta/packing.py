@@ -11,6 +11,9 @@ from heliograph.errors import IntegrityError
 LZMA_DICT_BYTES = 4 << 20
 """What a reader of LZMA2 keeps: as much as the largest segment."""
 WINDOW_BYTES = 8 << 20
+_SHORT_BYTES = 64 << 10
+_MODELS = ((3, 0, 2), (1, 0, 0), (0, 0, 0), (0, 1, 1))
+"""How many bits of the byte before a byte is told by, and how many of its place; of the place anything else is."""
 
 
 class Packing(IntEnum):
@@ -80,6 +83,20 @@ def _unbzip2(data: bytes, least: int, most: int) -> bytes:
 
 
 def lzma_packed(data: bytes) -> bytes:
-    """The LZMA2 stream of `data`."""
-    chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": LZMA_DICT_BYTES}]
+    """The LZMA2 stream of `data`; of short data the smallest in some models, which the stream names."""
+    models = _MODELS if len(data) < _SHORT_BYTES else _MODELS[:1]
+    return min((_in_model(data, *model) for model in models), key=len)
+
+
+def _in_model(data: bytes, literal_context: int, literal_place: int, place: int) -> bytes:
+    chain = [
+        {
+            "id": lzma.FILTER_LZMA2,
+            "preset": 9 | lzma.PRESET_EXTREME,
+            "dict_size": LZMA_DICT_BYTES,
+            "lc": literal_context,
+            "lp": literal_place,
+            "pb": place,
+        }
+    ]
     return lzma.compress(data, lzma.FORMAT_RAW, filters=chain)

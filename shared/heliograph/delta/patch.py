@@ -11,12 +11,15 @@ import zstandard
 
 from heliograph.blob import short_digest
 from heliograph.delta import edits
+from heliograph.delta import mixture as mixtures
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.packing import Packing, unpacked, unzipped
 from heliograph.delta.recipe import (
     COPY,
     DICT,
+    EDITS,
     FULL,
+    MIXED,
     ON_ELEMENTS,
     OPS,
     SHUFFLE,
@@ -30,19 +33,22 @@ from heliograph.delta.recipe import (
 from heliograph.errors import IntegrityError
 
 APART_BYTES = 3
-"""Of tuples with their bytes to add apart: how long the first stream is."""
+"""Of tuples or edits with their bytes to add apart: how long the first stream is."""
 ReadOld = Callable[[int, int], bytes]
 """(offset, length) -> that range of the base."""
 
 
 def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes | bytearray:
-    """The segment's bytes, verified by its digest. `patch_bytes` is its patch range, `segment.patch`.
+    """The segment's bytes, verified by its digest. `patch_bytes` is its patch range, `segment.patch`;
+    empty if the recipe has them.
 
     Raises:
         IntegrityError: base or patch bytes are not the ones the recipe was made for.
     """
-    if len(patch_bytes) != segment.patch[1]:
-        raise IntegrityError(f"segment got {len(patch_bytes)} patch bytes, expected {segment.patch[1]}")
+    if segment.within and not patch_bytes:
+        patch_bytes = segment.within
+    if len(patch_bytes) != segment.patch_bytes:
+        raise IntegrityError(f"segment got {len(patch_bytes)} patch bytes, expected {segment.patch_bytes}")
     length = segment.length
     if segment.op in OPS and not OPS[segment.op].is_shaped(segment):
         raise IntegrityError(f"segment has ranges or parameters that {OPS[segment.op].name} can't have")
@@ -56,7 +62,11 @@ def rebuild_segment(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> 
     elif segment.op == XZ:
         out = unpacked(patch_bytes, Packing.LZMA, length, length)
     elif segment.op == TUPLES:
-        out = _rebuild_tuples(segment, read_old, patch_bytes)
+        plain, apart = _edits_unpacked(segment, patch_bytes, segment.params)
+        out = edits.rebuilt(plain, _joined(read_old, segment), length, apart)
+    elif segment.op == EDITS:
+        plain, apart = _edits_unpacked(segment, patch_bytes, segment.params[1:])
+        out = edits.run_rebuilt(plain, _joined(read_old, segment), length, segment.params[0], apart)
     elif segment.op in ON_ELEMENTS:
         out = _rebuild_elements(segment, read_old, patch_bytes)
     else:
@@ -83,17 +93,15 @@ def _joined(read_old: ReadOld, segment: Segment) -> bytes:
     return b"".join([_read(read_old, span) for span in segment.old])
 
 
-def _rebuild_tuples(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytearray:
-    """One stream, or that without the bytes to add, behind its packed length, and these."""
-    length, params = segment.length, segment.params
-    apart = None
-    if len(params) == 2:
+def _edits_unpacked(segment: Segment, patch_bytes: bytes, packings: bytes) -> tuple[bytes, bytes | None]:
+    """One stream; or that without the bytes to add, behind its packed length, and these."""
+    length, apart = segment.length, None
+    if len(packings) == 2:
         head = int.from_bytes(patch_bytes[:APART_BYTES], "little")
         behind = patch_bytes[APART_BYTES + head :]
-        apart = unpacked(behind, Packing(params[1]), 1, length)
+        apart = unpacked(behind, Packing(packings[1]), 1, length)
         patch_bytes = patch_bytes[APART_BYTES : APART_BYTES + head]
-    plain = unpacked(patch_bytes, Packing(params[0]), 1, edits.max_plain_bytes(length))
-    return edits.rebuilt(plain, _joined(read_old, segment), length, apart)
+    return unpacked(patch_bytes, Packing(packings[0]), 1, edits.max_plain_bytes(length)), apart
 
 
 def _rebuild_elements(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -> bytes | bytearray:
@@ -101,7 +109,11 @@ def _rebuild_elements(segment: Segment, read_old: ReadOld, patch_bytes: bytes) -
         from heliograph.delta import numeric
     except ImportError as error:
         raise UnknownOpError(f"segment needs operation {segment.op}, for which numpy is missing here") from error
-    dtype, length = Dtype(segment.params[0]), segment.length
+    length = segment.length
+    if segment.op == MIXED:
+        mixture = mixtures.parse(segment.params, length)
+        return numeric.mixed_rebuilt(_joined(read_old, segment), patch_bytes, length, mixture)
+    dtype = Dtype(segment.params[0])
     if segment.op == SHUFFLE:
         return numeric.shuffle_rebuilt(patch_bytes, length, dtype, Packing(segment.params[1]))
     old = _joined(read_old, segment)

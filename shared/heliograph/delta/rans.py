@@ -96,10 +96,13 @@ def lanes_log2_for(count: int, cost_bytes: int) -> int:
     return lanes_log2
 
 
-def encode(values: Array, depths: Bytes | None, shape: Shape) -> bytes:
-    """The stream that `decode` gives these integers for."""
+def encode(values: Array, depths: Bytes | None, shape: Shape, behind: bytes = b"") -> bytes:
+    """The stream that `decode` gives these integers for; `opened` gives what comes `behind` them too.
+
+    What is behind costs less there than after the stream: the lanes' states have room for two bytes each.
+    """
     tokens, rest_bits = _tokens(values, shape)
-    rest = _packed(values, rest_bits)
+    rest = _packed(values, rest_bits) + behind
     by_step = _by_step(tokens, shape)
     deep = None if depths is None else _by_step(depths, shape)
     frequencies = np.empty((shape.steps, shape.lanes), np.uint16)
@@ -136,6 +139,24 @@ def encode(values: Array, depths: Bytes | None, shape: Shape) -> bytes:
 
 def decode(stream: memoryview, depths: Bytes | None, shape: Shape) -> Iterator[Array]:
     """The integers of a stream, in order and in runs; wholly checked before the first comes.
+
+    Raises:
+        IntegrityError: the stream is not one of this shape.
+    """
+    values, behind = opened(stream, depths, shape)
+    check_end(stream, behind, shape)
+    return values
+
+
+def check_end(stream: memoryview, behind: bytes, shape: Shape) -> None:
+    """Raises IntegrityError if something comes behind the integers but what the lanes' states lacked."""
+    words = int.from_bytes(stream[:4], "little")
+    if any(behind) or (behind and len(stream) > 4 + 4 * shape.lanes + 2 * words):
+        raise IntegrityError(f"a coded stream has {len(behind)} bytes of rest more than expected")
+
+
+def opened(stream: memoryview, depths: Bytes | None, shape: Shape) -> tuple[Iterator[Array], bytes]:
+    """The integers of a stream, and what comes behind them, with zeros behind it if it is short.
 
     Raises:
         IntegrityError: the stream is not one of this shape.
@@ -394,8 +415,8 @@ def _packed(values: Array, rest: Bytes) -> bytes:
     return bytes(bits + np.packbits(left, bitorder="little").tobytes())
 
 
-def _values(tokens: Bytes, rest: Bytes, shape: Shape) -> Iterator[Array]:
-    """Integers from tokens and bits of rest, in runs; behind these bits stand zeros to a byte, and to 2N bytes."""
+def _values(tokens: Bytes, rest: Bytes, shape: Shape) -> tuple[Iterator[Array], bytes]:
+    """Integers from tokens and bits of rest, in runs, and the bytes behind these bits and zeros to a byte."""
     of_token, least, last = _lengths(shape)
     counts = np.zeros(256, np.int64)
     for at in range(0, len(tokens), _RUN):  # it takes eight bytes for each
@@ -404,9 +425,10 @@ def _values(tokens: Bytes, rest: Bytes, shape: Shape) -> Iterator[Array]:
         raise IntegrityError("a coded stream has a token that can't be")
     needed = -(-int((counts * of_token).sum()) // 8)
     length = len(rest) - _SPARE
-    if length != max(2 * shape.lanes, needed) or rest[needed:].any():
+    if length < needed:
         raise IntegrityError(f"a coded stream has {length} bytes of rest, expected {needed}")
-    return _joined(tokens, rest, of_token, least | last, shape.width_bits)
+    behind = rest[needed:length].tobytes()
+    return _joined(tokens, rest, of_token, least | last, shape.width_bits), behind
 
 
 def _joined(tokens: Bytes, rest: Bytes, of_token: Array, least: Array, width_bits: int) -> Iterator[Array]:

@@ -7,26 +7,31 @@ It is rebuilt and compared before it is given: a delta that doesn't give its byt
 
 import bz2
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import zstandard
 
 from heliograph.blob import short_digest
 from heliograph.delta import edits, numeric, rans
+from heliograph.delta.blocks import mixture_of
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.edits import Edit
+from heliograph.delta.mixture import encode
 from heliograph.delta.packing import Packing, lzma_packed
 from heliograph.delta.patch import APART_BYTES, dictionary, rebuild_segment
-from heliograph.delta.recipe import DICT, FULL, SHUFFLE, SUB, SUB_RANS, TUPLES, XOR, XZ, Segment
+from heliograph.delta.recipe import DICT, EDITS, FULL, MIXED, SHUFFLE, SUB, SUB_RANS, TUPLES, XOR, XZ, Segment
+from heliograph.delta.runs import pruned, runs_of
 from heliograph.wire import compress
 
 Range = tuple[int, int]
 LEVEL = 19
 QUICK_LEVEL = 1
 _QUICK_HASH_LOG = 20
+_CHOOSING_LEVEL = 6
 _HOPEFUL = 1.03
 """What is this much larger by the quick look may still win when packed well."""
 _SMALL_BYTES = 4096
+_LEAST_LZMA_BYTES = 256
 _LONG_BYTES = 64 << 10
 _SAMPLE_BYTES = 256 << 10
 _HOPELESS = 1.1
@@ -68,12 +73,28 @@ def best(ways: Sequence[Made]) -> Made:
     return min(ways, key=lambda made: made.cost)
 
 
-def of_elements(new: bytes, old: tuple[Range, ...], read_old: ReadOld, dtype: Dtype) -> list[Made]:
-    """Ways to make `new` from as many old bytes, element by element, and without them."""
+def of_elements(
+    new: bytes,
+    old: tuple[Range, ...],
+    read_old: ReadOld,
+    dtype: Dtype,
+    pieces: Sequence[tuple[Dtype, int]] = (),
+) -> list[Made]:
+    """Ways to make `new` from as many old bytes, element by element, and without them.
+
+    Args:
+        new: the segment.
+        old: ranges of the old blob, as long together.
+        read_old: reads them.
+        dtype: what most of the elements are.
+        pieces: what they are piece by piece, with their bytes.
+    """
     before = b"".join([read_old(*span) for span in old])
     number = bytes([dtype])
-    ways = [*coded(new, before, old, dtype)] if len(new) >= dtype.item_bytes else []
-    if dtype == Dtype.U8 and len(new) >= _SMALL_BYTES:
+    ways = mixed(new, before, old, pieces)
+    if not ways and len(new) >= dtype.item_bytes:
+        ways = coded(new, before, old, dtype)
+    if not any(made.op == MIXED for made in ways) and dtype == Dtype.U8 and len(new) >= _SMALL_BYTES:
         # Blocks of quantised weights: a scale of 16 bits before each. As pairs of bytes they may be better told apart.
         ways += coded(new, before, old, Dtype.F16)
         plain = edits.encoded([Edit(0, len(new), 0)], before, new)
@@ -105,6 +126,20 @@ def coded(new: bytes, before: bytes, old: tuple[Range, ...], dtype: Dtype) -> li
     return [Made(SUB_RANS, old, bytes([dtype, lanes]), patch)]
 
 
+def mixed(new: bytes, before: bytes, old: tuple[Range, ...], pieces: Sequence[tuple[Dtype, int]]) -> list[Made]:
+    """The coder's way with each type by itself, if there are some."""
+    found = mixture_of(pieces, new)
+    if found is None:
+        return []
+    lanes = []
+    for dtype in found.types:
+        after, there = (bytes(numeric.gathered(data, found, dtype)) for data in (new, before))
+        (made,) = coded(after, there, (), dtype)
+        lanes.append(made.params[1])
+    found = replace(found, lanes=tuple(lanes))
+    return [Made(MIXED, old, encode(found), numeric.mixed_patch(before, new, found))]
+
+
 def alone(new: bytes, dtype: Dtype | None) -> list[Made]:
     """Ways to make `new` without anything old."""
     quick = compress(new, QUICK_LEVEL)
@@ -129,7 +164,7 @@ def of_bytes(new: bytes, old: tuple[Range, ...], read_old: ReadOld, cost: int) -
 
 def harder(new: bytes, dtype: Dtype | None, winner: Made) -> list[Made]:
     """LZMA for the ways without anything old, when one of these wins and isn't hopeless."""
-    if len(new) < _SMALL_BYTES or winner.cost > _WORTH_LZMA * len(new):
+    if len(new) < _LEAST_LZMA_BYTES or winner.cost > _WORTH_LZMA * len(new):
         return []
     if winner.op == SHUFFLE:
         packed = lzma_packed(numeric.shuffle_plain(new, Dtype(winner.params[0])))
@@ -165,21 +200,39 @@ def _with(content: bytes, new: bytes, level: int) -> bytes:
 
 def by_edits(new: bytes, found: Sequence[Edit], old: tuple[Range, ...], read_old: ReadOld) -> list[Made]:
     """Control tuples that make `new` from old ranges taken one behind the other."""
-    if len(found) > edits.max_edits(len(new)):
-        return []
     content = b"".join([read_old(*span) for span in old])
-    numbers, adds, takes = edits.streams(list(found), content, new)
-    plain = numbers + adds + takes
-    if len(plain) > edits.max_plain_bytes(len(new)):
+    ways = {
+        (width, is_pruned): edits.run_streams(runs_of(some, content, new, width), content, new, width)
+        for is_pruned, some in ((False, list(found)), (True, pruned(found, content, new)))
+        for width in edits.WIDTHS
+    }
+    fitting = {
+        key: streams
+        for key, streams in ways.items()
+        if edits.first_number(streams[0]) <= edits.max_edits(len(new))
+        and sum(map(len, streams)) <= edits.max_plain_bytes(len(new))
+    }
+    if not fitting:
         return []
-    if not adds or len(new) < _SMALL_BYTES:
-        return [Made(TUPLES, old, bytes([packing]), pack(plain)) for packing, pack in _PACKINGS]
-    (first, head), (second, apart) = (
-        min(((packing, pack(part)) for packing, pack in _packings(part)), key=lambda packed: len(packed[1]))
-        for part in (numbers + takes, adds)
-    )
-    patch = len(head).to_bytes(APART_BYTES, "little") + head + apart
-    return [Made(TUPLES, old, bytes([first, second]), patch)]
+    quick = {key: len(compress(b"".join(streams), _CHOOSING_LEVEL)) for key, streams in fitting.items()}
+    width, is_pruned = min(quick, key=lambda key: (quick[key], key))
+    return _edits_packed(fitting[width, is_pruned], old, width)
+
+
+def _edits_packed(streams: tuple[bytes, bytes, bytes], old: tuple[Range, ...], width: int) -> list[Made]:
+    numbers, adds, takes = streams
+    plain = numbers + adds + takes
+    ways = []
+    if not adds or len(plain) < _LONG_BYTES:
+        ways += [Made(EDITS, old, bytes([width, packing]), pack(plain)) for packing, pack in _packings(plain)]
+    if adds:
+        (first, head), (second, apart) = (
+            min(((packing, pack(part)) for packing, pack in _packings(part)), key=lambda packed: len(packed[1]))
+            for part in (numbers + takes, adds)
+        )
+        patch = len(head).to_bytes(APART_BYTES, "little") + head + apart
+        ways.append(Made(EDITS, old, bytes([width, first, second]), patch))
+    return ways
 
 
 def _packings(part: bytes) -> "tuple[tuple[Packing, Callable[[bytes], bytes]], ...]":
