@@ -283,7 +283,7 @@ def _side_by_side(args: argparse.Namespace, chosen: list[Pair], peers: list[str]
     tools = _tools(shed, [*([] if args.theirs else [OURS]), *peers])
     again = frozenset([*args.again, *([OURS] if args.ours else [])])
     bench = Bench(args.cache, shed, tools, bounds, again, args.recall)
-    rows = _started(bench)
+    rows = [] if args.only or args.pair or args.recall else _started(bench)
     for pair in chosen:
         if args.recall and not (args.cache / "results" / f"{pair.name}.json").exists():
             continue

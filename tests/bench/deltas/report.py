@@ -351,7 +351,7 @@ def _rates(have: list[Result], starts: list[Row]) -> list[Goal]:
     ):
         found = [f"{name} {rates[name]:,.0f}" if name in rates else f"{name} is in no pair" for name in names]
         known = [rates[name] for name in names if name in rates]
-        ends.append(Goal(text, ", ".join(found), min(known) >= goal if known else None))
+        ends.append(Goal(text, ", ".join(found) if rates else "not measured", min(known) >= goal if known else None))
     start = min((row.apply_cpu_s for row in starts if row.tool == OURS), default=0.0)
     whole = {
         row.pair: row.new_bytes / 1e6 / max(row.apply_cpu_s - start, 0.01)
