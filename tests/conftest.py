@@ -1,4 +1,6 @@
-"""What every test shares: one seed, printed, so that any run can be repeated; and no process outlives its module."""
+"""What every test shares: one seed, printed, so that any run can be repeated; no process outlives its module; and files
+in memory, where there is room: on a disk, what is written durably takes most of a test's time and shows no more.
+"""
 
 import os
 import secrets
@@ -17,6 +19,9 @@ from heliograph.lab import find_mosquitto
 DEFAULT_SEED = 20_261_122
 MARK = "HELIOGRAPH_TEST_RUN"
 """In the environment of every program that a test starts, and so of all that those start."""
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 4 << 30
+"""Files are kept in memory if so much is free there; all tests together need less than a quarter of that."""
 ENDING_S = 5.0
 """How long a program that was told to end may take."""
 
@@ -34,11 +39,23 @@ def _seed() -> int:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mosquitto: shows what only Mosquitto does; skipped where it isn't installed")
 
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _has_room(MEMORY):
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
     os.environ[MARK] = secrets.token_hex(8)
     signal.signal(signal.SIGTERM, _stop)  # whoever stops the run this way wants it to clean up too
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # So shells start what runs in the background; what tests interrupt would inherit it and go on.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether tests may keep their files there; programs too, which they start."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    is_ours = os.access(folder, os.W_OK | os.X_OK) and not found.f_flag & os.ST_NOEXEC
+    return is_ours and found.f_bavail * found.f_frsize >= ROOM_BYTES
 
 
 def _stop(_number: int, _frame: object) -> None:

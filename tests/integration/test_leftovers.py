@@ -21,6 +21,7 @@ def test_a_program_that_a_test_leaves_behind_is_ended_and_fails_the_run(tmp_path
     (tmp_path / "pytest.ini").touch()
     (tmp_path / "conftest.py").symlink_to(Path(__file__).parents[1] / "conftest.py")
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    argv += ["-o", f"pythonpath={Path(__file__).parents[1]}"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 passed, 1 error" in done.stdout

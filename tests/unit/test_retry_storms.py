@@ -257,7 +257,10 @@ def _live(folder: Path, seed: int, nodes: int, hours: int) -> World:
     return made[0]
 
 
-@pytest.mark.parametrize(("seed", "nodes", "hours"), [(1, 4, 24), (2, 4, 24), (3, 4, 24), (4, 4, 24)])
+@pytest.mark.parametrize(
+    ("seed", "nodes", "hours"),
+    [(1, 4, 24), (2, 4, 24), *(pytest.param(n, 4, 24, marks=pytest.mark.full) for n in (3, 4))],
+)
 def test_no_node_asks_more_often_than_the_bound_whatever_happens(tmp_path, seed, nodes, hours):
     world = _live(tmp_path, seed, nodes, hours)
     most = world.asks.check()
