@@ -66,7 +66,10 @@ class HubClient:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         if self._is_url:
-            url = urlsplit(self.where)
+            try:
+                url = urlsplit(self.where)
+            except ValueError as error:
+                raise ConfigError(f"{self.where} names no hub: {error}") from error
             return self._send(self._far(url), method, url.path.rstrip("/") + path, body)
         with short_path(Path(self.where) / SOCKET_NAME) as socket_path:
             return self._send(_Local(str(socket_path), self._timeout_s), method, path, body)
@@ -85,6 +88,8 @@ class HubClient:
             return {}
         if not self.where.startswith("https://"):
             raise ConfigError(f"{TOKEN_ENVIRONMENT} is not sent to {self.where}: a token goes over https only")
+        if not (token.isascii() and token.isprintable()):  # it is a secret: nobody is shown it for what is wrong in it
+            raise ConfigError(f"{TOKEN_ENVIRONMENT} holds what no token has, a line's end perhaps: set it anew")
         return {"authorization": f"Bearer {token}"}
 
     def _send(self, connection: http.client.HTTPConnection, method: str, path: str, body: dict[str, Any] | None) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from heliograph.errors import NotFoundError, TransportError
-from heliograph_hub.client import HUB_FILE, SOCKET_NAME, HubClient
+from heliograph.errors import ConfigError, NotFoundError, TransportError
+from heliograph_hub.client import HUB_FILE, SOCKET_NAME, TOKEN_ENVIRONMENT, HubClient
 
 ANSWERS = {
     "/v1/hub": (200, b'{"realm": "lab"}'),
@@ -66,3 +66,19 @@ def test_a_folder_whose_hub_does_not_run_is_said_to_have_none(tmp_path: Path) ->
     (tmp_path / HUB_FILE).touch()
     with pytest.raises(TransportError, match=r"no hub is running at .*: start it with: heliograph hub run"):
         HubClient(str(tmp_path)).get("/v1/hub")
+
+
+@pytest.mark.parametrize("token", ["hidden\n", "hidden\r", "hidden☃", "hid\x7fden"])
+def test_a_token_that_no_header_can_carry_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv(TOKEN_ENVIRONMENT, token)
+    with pytest.raises(ConfigError, match="holds what no token has") as refused:
+        HubClient("https://127.0.0.1:1").get("/v1/hub")
+    assert "hid" not in str(refused.value)
+
+
+@pytest.mark.parametrize("where", ["http://[::1", "http://a b:1", "https://hub:port"])
+def test_an_address_that_is_none_is_said_to_name_no_hub(where: str) -> None:
+    with pytest.raises(ConfigError, match="names no hub"):
+        HubClient(where).get("/v1/hub")
