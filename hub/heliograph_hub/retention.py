@@ -14,6 +14,7 @@ Time comes from the caller.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import sqlalchemy as sa
@@ -37,15 +38,21 @@ SUMS: Final = ("kept", "merged", "lost", "missing", "dropped")
 def drop_unnamed(database: Database, objects: ObjectStore) -> int:
     """Removes what an earlier hub was writing or dropping when it was killed; returns how many objects that were.
 
-    Only while nobody else writes to the store.
+    What can't be removed stays until the next time. Only while nobody else writes to the store.
+
+    Raises:
+        OSError: the store can't be listed.
     """
     objects.clean()
     with database.read() as connection:
         named = set(connection.execute(sa.select(blobs.c.digest)).scalars())
     gone = [digest for digest in objects.list() if digest not in named] if named else []
+    dropped = 0
     for digest in gone:
-        objects.delete(digest)
-    return len(gone)
+        with suppress(OSError):
+            objects.delete(digest)
+            dropped += 1
+    return dropped
 
 
 def drop_old(database: Database, telemetry: Callable[[Ring], Telemetry], now: int, *, max_runs: int = MAX_RUNS) -> int:

@@ -219,8 +219,11 @@ class Service:
         A hub that doesn't begin would keep even denials from the nodes, and its broker. What it was writing when it was
         killed is removed.
         """
-        if dropped := drop_unnamed(self.database, self.objects):
-            log.info("dropped %d objects that nothing names: the hub was killed while it made or dropped them", dropped)
+        try:
+            if dropped := drop_unnamed(self.database, self.objects):
+                log.info("dropped %d objects that nothing names: left by a hub that was killed", dropped)
+        except OSError as error:
+            log.warning("objects that nothing names stay until the next start: %s", error)
         try:
             self.sign_again()
             self.announce()

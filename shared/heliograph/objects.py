@@ -221,7 +221,10 @@ class ObjectStore:
         for folder in folders:
             for name in sorted(os.listdir(self.root / folder)):  # noqa: PTH208 - names, without a path for each
                 if len(name) == 64 and name.startswith(folder):
-                    yield Digest(bytes.fromhex(name))
+                    try:
+                        yield Digest(bytes.fromhex(name))
+                    except ValueError:
+                        continue  # somebody else's
 
     def delete(self, digest: Digest) -> None:
         """Removes the object; nothing happens if it isn't held."""

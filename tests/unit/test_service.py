@@ -7,6 +7,7 @@ import time
 import pytest
 
 from heliograph import documents as doc
+from heliograph.blob import Digest
 from heliograph.errors import TrustError
 from heliograph.policy import Policy
 from heliograph.signing import PrivateKey, sign_statement
@@ -14,6 +15,7 @@ from heliograph.statement import parse, signed_bytes
 from heliograph_hub import request
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key, make_key
+from heliograph_hub.registry import note_blob
 from heliograph_hub.rollout import Signed
 from heliograph_hub.service import Service
 
@@ -167,4 +169,20 @@ def test_a_hub_with_a_database_that_names_nothing_removes_nothing_from_its_store
     held = service.objects.put(b"of a release that another database knows")
     service.begin()
     assert service.objects.has(held)
+    service.database.close()
+
+
+def test_a_hub_begins_though_what_nothing_names_can_not_be_removed_and_though_odd_files_lie_there(tmp_path):
+    init_realm(tmp_path, "test", 1_795_000_000)
+    service = Service(tmp_path, 1)
+    with service.database.write() as connection:
+        note_blob(connection, service.objects.put(b"named"), 5, "file")
+    folder = service.objects.path(next(service.objects.list())).parent
+    odd = folder / folder.name.ljust(64, "-")
+    odd.write_bytes(b"an object's name has other letters")
+    stuck = Digest(b"\0" * 32)
+    (tmp_path / "objects" / "00" / stuck.hex()).mkdir(parents=True)
+    orphan = service.objects.put(b"unnamed")
+    service.begin()
+    assert service.retained and odd.exists() and not service.objects.has(orphan)
     service.database.close()
