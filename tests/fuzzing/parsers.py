@@ -596,8 +596,9 @@ PARSERS: dict[str, Parser] = {
                   ("heliograph.signing:PrivateKey.open_box",)),
     "patch of elements": Parser(_elements, (IntegrityError,), _elements_seeds, (
         "heliograph.delta.numeric:sub_rebuilt", "heliograph.delta.numeric:rans_rebuilt",
-        "heliograph.delta.numeric:xor_rebuilt", "heliograph.delta.numeric:mixed_rebuilt", "heliograph.delta.numeric:shuffle_rebuilt",
-        "heliograph.delta.rans:decode", "heliograph.delta.edits:rebuilt", "heliograph.delta.edits:run_rebuilt",
+        "heliograph.delta.numeric:xor_rebuilt",
+        "heliograph.delta.numeric:mixed_rebuilt", "heliograph.delta.numeric:shuffle_rebuilt",
+        "heliograph.delta.rans:opened", "heliograph.delta.edits:rebuilt", "heliograph.delta.edits:run_rebuilt",
         "heliograph.delta.packing:unpacked"),
         1 << 14, 0.5),
     "patch": Parser(_patch, (IntegrityError,), _patch_seeds, ("heliograph.delta.patch:rebuild_segment",), 1 << 18),

@@ -21,6 +21,7 @@ from heliograph_hub.keys import load_key
 from heliograph_hub.recipes import RECIPE_PATIENCE_S, Recipes
 from heliograph_hub.registry import Registry
 from heliograph_hub.rollout import Signed
+from offering import reading_recipes
 
 NOW = 1_800_000_000
 NODE = Node("lab", "pi-1", "canary", b"k" * 32, b"i" * 32, 1, b"", NOW, NOW, None, None, None)
@@ -57,7 +58,9 @@ def _in_force(release, ring="canary", action="install"):
 
 
 def _answer(registry, ask, in_force, recipes=None, now_s=0.0, denials=None):
-    return answer(registry, recipes or Recipes(registry), "dev", NODE, ask, in_force, NOW, now_s, denials)
+    return answer(
+        registry, recipes or Recipes(registry), "dev", reading_recipes(NODE), ask, in_force, NOW, now_s, denials
+    )
 
 
 @pytest.fixture

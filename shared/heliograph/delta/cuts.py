@@ -93,6 +93,39 @@ def pieces(length: int, most: int, item: int = 1) -> Iterator[Range]:
         yield at, (end if index < count - 1 else length) - at
 
 
+def split(part: Part) -> list[Part]:
+    """The part in several, each of one type but for small pieces; itself alone if it is so."""
+    groups: list[tuple[Dtype, list[tuple[Dtype, int]]]] = []
+    for dtype, length in part.pieces:
+        main, pieces = groups[-1] if groups else (dtype, [])
+        held = sum(size for _, size in pieces)
+        if pieces and (dtype == main or length < SMALL_BYTES):
+            pieces.append((dtype, length))
+        elif pieces and held < SMALL_BYTES and held % dtype.item_bytes == 0:
+            groups[-1] = dtype, [*pieces, (dtype, length)]
+        else:
+            groups.append((dtype, [(dtype, length)]))
+    if len(groups) < 2:
+        return [part]
+    out: list[Part] = []
+    at = 0
+    for main, pieces in groups:
+        length = sum(size for _, size in pieces)
+        old = tuple(_within(part.old, at, length))
+        out.append(Part(part.new + at, length, old, main, old[0][0] if old else part.place + at, False, tuple(pieces)))
+        at += length
+    return out
+
+
+def _within(ranges: Sequence[Range], begin: int, length: int) -> Iterator[Range]:
+    """What of ranges, taken one behind the other, stands in so many bytes from there on."""
+    for start, size in ranges:
+        low, high = max(begin, 0), min(begin + length, size)
+        if low < high:
+            yield start + low, high - low
+        begin -= size
+
+
 # --- what is unchanged ------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +231,7 @@ class _Group:
     """Whether all of it is unchanged."""
     shift: int = 0
     ranges: list[Range] = field(default_factory=list)
-    pieces: list[tuple[Dtype, int]] = field(default_factory=list)
+    pieces: list[tuple[Dtype | None, int]] = field(default_factory=list)
     _place: int = 0
     _largest: int = -1
 
@@ -216,7 +249,7 @@ class _Group:
             or len(self.ranges) == MAX_OLD_RANGES
         ):
             return False
-        if self.length + piece.length > MAX_MIXED_BYTES and self._is_mixed(piece):
+        if self.length + piece.length > MAX_MIXED_BYTES and self._loses_by(piece):
             return False
         if piece.dtype == self.dtype and (piece.dtype is None or (piece.old is None) == self.is_loose):
             return True
@@ -228,14 +261,26 @@ class _Group:
         """Whether the piece says what the elements are of it and of what is here."""
         return not is_same and (self.is_same or (self.length < self._small_bytes(piece) <= piece.length))
 
-    def _is_mixed(self, piece: Span) -> bool:
-        """Whether there would be several types here with the piece."""
-        return any(dtype != piece.dtype for dtype, _ in self.pieces)
+    def _loses_by(self, piece: Span) -> bool:
+        """Whether it matters that this and the piece can't be a mixture, being too long: some elements are bytes, or
+        not small."""
+        pieces = [*self.pieces, (piece.dtype, piece.length)]
+        main = self.dtype if self.length >= piece.length else piece.dtype
+        others = [length for dtype, length in pieces if dtype not in (None, main)]
+        return len(others) > 0 and (_item(main) == 1 or max(others) >= SMALL_BYTES)
+
+    def _typed(self) -> tuple[tuple[Dtype, int], ...]:
+        """The pieces, those of no type as of the main one, where its elements fit them."""
+        main = self.dtype or Dtype.U8
+        return tuple(
+            (dtype or (Dtype.U8 if length % main.item_bytes else main), length) for dtype, length in self.pieces
+        )
 
     def _small_bytes(self, piece: Span) -> int:
         """Fewer bytes than this, here or of the piece, go with the others whatever their type."""
         is_typed = self.dtype is not None and piece.dtype is not None
-        return SMALL_TYPED_BYTES if is_typed and piece.old is not None and not self.is_loose else SMALL_BYTES
+        may_mix = is_typed and piece.old is not None and not self.is_loose
+        return SMALL_TYPED_BYTES if may_mix and self.length + piece.length <= MAX_MIXED_BYTES else SMALL_BYTES
 
     def add(self, piece: Span, is_same: bool) -> None:
         """Has the piece join; the larger one says what the elements are, or the one that changed."""
@@ -250,7 +295,7 @@ class _Group:
         elif self.dtype is None:
             self.is_loose |= piece.old is None
         self.is_same &= is_same
-        self.pieces.append((piece.dtype or Dtype.U8, piece.length))
+        self.pieces.append((piece.dtype, piece.length))
         if piece.old is not None and piece.length > self._largest:
             self._place, self._largest = there - self.length, piece.length
         last = self.ranges[-1] if self.ranges else (-1, 0)
@@ -266,7 +311,7 @@ class _Group:
             has_like = not self.is_loose and all(at + length <= self.base_length for at, length in self.ranges)
             is_copy = self.is_same and len(self.ranges) == 1
             old = tuple(self.ranges) if has_like else ()
-            yield Part(self.new, self.length, old, self.dtype, self._place, is_copy, tuple(self.pieces))
+            yield Part(self.new, self.length, old, self.dtype, self._place, is_copy, self._typed())
         self.length, self.dtype, self.is_loose, self.is_same = 0, None, False, True
         self.ranges.clear()
         self.pieces.clear()

@@ -20,9 +20,9 @@ from heliograph.blob import Digest, describe
 from heliograph.delta import merging, trial
 from heliograph.delta.align import aligned
 from heliograph.delta.buffer import Buffer
-from heliograph.delta.cuts import Part, Range, cut
+from heliograph.delta.cuts import Part, Range, cut, split
 from heliograph.delta.merging import Done
-from heliograph.delta.recipe import COPY, Recipe, Segment, max_old_bytes
+from heliograph.delta.recipe import COPY, MIXED, Recipe, Segment, max_old_bytes
 from heliograph.delta.trial import Made
 from heliograph.errors import ConfigError
 
@@ -32,6 +32,8 @@ Progress = Callable[[int, int], None]
 MAX_TARGET_BYTES = 32 << 30
 _READ_BYTES = 1 << 20
 _SMALL_BYTES = 4096
+_SURELY = 4
+"""A mixture that is so many times smaller than its bytes isn't tried in several segments too."""
 
 
 def make(old: Buffer, new: Buffer, progress: Progress | None = None) -> tuple[Recipe, bytes]:
@@ -48,7 +50,7 @@ def make(old: Buffer, new: Buffer, progress: Progress | None = None) -> tuple[Re
     for stretch in merging.stretches(list(cut(old, new, aligned(old, new)))):
         made = []
         for part in stretch:
-            made.append(Done(part, maker.made(part)))
+            made += maker.done(part)
             _tell(progress, part.new, len(new))
         for done in merging.merged(old, new, made, maker.window):
             segment, patch_bytes = maker.checked(done)
@@ -77,6 +79,15 @@ class _Maker:
     def __init__(self, old: Buffer, new: Buffer) -> None:
         self._old = old
         self._new = new
+
+    def done(self, part: Part) -> list[Done]:
+        """The part made, as one or as several of one type each."""
+        whole = [Done(part, self.made(part))]
+        parts = [] if part.is_copy else split(part)
+        is_sure = whole[0].made.op == MIXED and whole[0].made.cost * _SURELY < part.length
+        if len(parts) < 2 or is_sure:
+            return whole
+        return min(whole, [Done(one, self.made(one)) for one in parts], key=merging.total)
 
     def made(self, part: Part) -> Made:
         """The smallest way to make a part by itself."""

@@ -162,7 +162,7 @@ class _Merger:
         ways = [runs]
         if len(suited) < len(group) and all(index in self._found for index in group):
             ways.append(self._run(list(group), by_index))
-        return min(ways, key=_total)
+        return min(ways, key=total)
 
     def _run(self, run: Sequence[int], by_index: Mapping[int, Done]) -> list[Done]:
         """A run as one segment of tuples, without the copies at its ends, or as it is."""
@@ -175,7 +175,7 @@ class _Merger:
             return as_it_is
         before, after = run[: run.index(inner[0])], run[run.index(inner[-1]) + 1 :]
         as_one = [*(by_index[index] for index in before), one, *(by_index[index] for index in after)]
-        return min(as_it_is, as_one, key=_total)
+        return min(as_it_is, as_one, key=total)
 
     def _tuples(self, first: int, last: int) -> Done | None:
         """The parts from one number to another as a segment of tuples."""
@@ -201,7 +201,8 @@ class _Merger:
         return self._old[at : at + length]
 
 
-def _total(way: Sequence[Done]) -> int:
+def total(way: Sequence[Done]) -> int:
+    """What these cost together, their segments in the recipe included."""
     return sum(done.made.cost + _SEGMENT_COST for done in way)
 
 

@@ -97,7 +97,7 @@ def lanes_log2_for(count: int, cost_bytes: int) -> int:
 
 
 def encode(values: Array, depths: Bytes | None, shape: Shape, behind: bytes = b"") -> bytes:
-    """The stream that `decode` gives these integers for; `opened` gives what comes `behind` them too.
+    """The stream that `opened` gives these integers for, and what comes `behind` them.
 
     What is behind costs less there than after the stream: the lanes' states have room for two bytes each.
     """
@@ -137,17 +137,6 @@ def encode(values: Array, depths: Bytes | None, shape: Shape, behind: bytes = b"
     return head + stream.tobytes() + rest[2 * shape.lanes :]
 
 
-def decode(stream: memoryview, depths: Bytes | None, shape: Shape) -> Iterator[Array]:
-    """The integers of a stream, in order and in runs; wholly checked before the first comes.
-
-    Raises:
-        IntegrityError: the stream is not one of this shape.
-    """
-    values, behind = opened(stream, depths, shape)
-    check_end(stream, behind, shape)
-    return values
-
-
 def check_end(stream: memoryview, behind: bytes, shape: Shape) -> None:
     """Raises IntegrityError if something comes behind the integers but what the lanes' states lacked."""
     words = int.from_bytes(stream[:4], "little")
@@ -156,7 +145,8 @@ def check_end(stream: memoryview, behind: bytes, shape: Shape) -> None:
 
 
 def opened(stream: memoryview, depths: Bytes | None, shape: Shape) -> tuple[Iterator[Array], bytes]:
-    """The integers of a stream, and what comes behind them, with zeros behind it if it is short.
+    """The integers of a stream, in order and in runs, wholly checked before the first comes; and what comes behind
+    them, with zeros behind it if it is short.
 
     Raises:
         IntegrityError: the stream is not one of this shape.

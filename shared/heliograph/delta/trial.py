@@ -35,6 +35,8 @@ _LEAST_LZMA_BYTES = 256
 _LONG_BYTES = 64 << 10
 _SAMPLE_BYTES = 256 << 10
 _HOPELESS = 1.1
+_FEW_OTHERS = 0.02
+"""Where fewer of the bytes are of other types, these may cost less as of the main one."""
 _WORTH_LZMA = 0.97
 
 
@@ -92,8 +94,9 @@ def of_elements(
     before = b"".join([read_old(*span) for span in old])
     number = bytes([dtype])
     ways = mixed(new, before, old, pieces)
-    if not ways and len(new) >= dtype.item_bytes:
-        ways = coded(new, before, old, dtype)
+    of_others = sum(length for of, length in pieces if of != dtype)
+    if len(new) >= dtype.item_bytes and (not ways or of_others < len(new) * _FEW_OTHERS):
+        ways += coded(new, before, old, dtype)
     if not any(made.op == MIXED for made in ways) and dtype == Dtype.U8 and len(new) >= _SMALL_BYTES:
         # Blocks of quantised weights: a scale of 16 bits before each. As pairs of bytes they may be better told apart.
         ways += coded(new, before, old, Dtype.F16)
