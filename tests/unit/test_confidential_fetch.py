@@ -129,6 +129,27 @@ def test_a_delta_comes_sealed_and_makes_the_hubs_own_sealed_blob(tmp_path: Path,
     assert leaks(tmp_path, [content for content in vault.plain if content != OLD] if base == "sealed" else []) == []
 
 
+def test_a_small_patch_comes_sealed_in_its_recipe_and_no_byte_of_it_is_written_plain(tmp_path: Path) -> None:
+    vault, kept = Vault(), []
+
+    class Watched(Slots):
+        def keep(self, digest: bytes, suffix: str, data: bytes) -> None:
+            kept.append(suffix)
+            super().keep(digest, suffix, data)
+            assert leaks(tmp_path, vault.plain) == [], "nor while it may be needed again"
+
+    new = OLD[:500_000] + noise(8, 700) + OLD[500_700:]
+    site(tmp_path, vault, base="sealed")
+    way, manifest = vault.delta(OLD, new), manifest_of({"model.tflite": new})
+    assert way.seal is not None and way.recipe is not None
+    (blob,) = parse(vault.blobs[way.seal.sha256]).blobs
+    assert blob.plain == way.recipe.sha256 and any(noise(8, 700)[100:600] in content for content in vault.plain)
+    slots = Watched(tmp_path, NODE_KEY.open_box)
+    assert fetch(Link(vault), slots, [way], vault.grant(), manifest) == (way,)
+    slots.verify(manifest)
+    assert kept == ["seal", "recipe"] and leaks(tmp_path, [*vault.plain, new[499_000:502_000]]) == []
+
+
 def test_a_delta_that_only_copies_has_no_patch(tmp_path: Path) -> None:
     vault, new = Vault(), OLD[:1_000_000]
     slots, manifest = site(tmp_path, vault, base="sealed"), manifest_of({"model.tflite": new})
@@ -253,7 +274,9 @@ def test_attack_by_a_grant_of_his_own_a_thief_of_key_recipes_leaves_no_copy_of_w
         patch_length=0,
         patch_sha256=sha256(b""),
         patch_pages=(),
-        segments=(Segment(len(held), COPY, ((0, len(held)),), (0, 0), short_digest(held)),),
+        segments=tuple(  # of one alone the digest would have to be the target's
+            Segment(25_000, COPY, ((at, 25_000),), (0, 0), short_digest(held[at : at + 25_000])) for at in (0, 25_000)
+        ),
     )
     encoded = recipes.encode(names)
     seal, size = thief.seal(encoded)
