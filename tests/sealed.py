@@ -73,7 +73,7 @@ class Vault:
         return Way(kind="full", blob=sha256(content), bytes=size, seal=named)
 
     def delta(self, old: bytes, new: bytes) -> Way:
-        recipe, patch = make(old, new)
+        recipe, patch = recipes.with_patch(*make(old, new))
         encoded = recipes.encode(recipe)
         named, size = self.seal(encoded, *[patch] * bool(patch))
         self.plain[self.plain.index(encoded)] = _without(encoded, recipe.base, recipe.target, recipe.patch_sha256)
