@@ -271,7 +271,7 @@ class Downloads:
         data = leg.opened(data)
         if sha256(data) != way.recipe.sha256:
             raise IntegrityError(f"the recipe for {file.name} opens to another one than the offer names")
-        recipe = parse(data)
+        recipe = await in_thread(parse, data)  # a large one takes a while, and the link must not wait for it
         recipe.check_is_for(Digest(way.base), Digest(file.sha256), file.length)
         return recipe
 
