@@ -53,7 +53,7 @@ class Hub:
         self.folder = folder / "hub"
         self.port = free_port()
         self.enroll_port, self.api_port = (free_port(), free_port()) if has_tls else (0, 0)
-        self._log = folder / "hub.log"
+        self._lives = 0
         self.process: Running | None = None
         assert main(["hub", "init", str(self.folder), "--realm", "lab"]) == 0
         self.start()
@@ -63,6 +63,8 @@ class Hub:
         if self.enroll_port:
             ports = ["--port", str(self.port), "--enroll-port", str(self.enroll_port)]
             ports += ["--api-port", str(self.api_port)]
+        self._lives += 1  # what it said in an earlier one says nothing of this
+        self._log = self.folder.with_name(f"hub-{self._lives}.log")
         self.process = warm.spawn("heliograph.cli", ["hub", "run", self.folder, *ports], self._log)
         try:
             self.process.wait_for_line("link to the broker is up", 20.0)
