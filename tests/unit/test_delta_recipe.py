@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 import tracemalloc
 from collections.abc import Callable
 from copy import deepcopy
@@ -17,9 +18,12 @@ from hypothesis import strategies as st
 
 from heliograph.blob import describe
 from heliograph.delta import diff
+from heliograph.delta import mixture as mixtures
 from heliograph.delta import recipe as recipes
+from heliograph.delta.dtypes import Dtype
+from heliograph.delta.mixture import Mixture, Stretch
 from heliograph.delta.patch import rebuild_segment
-from heliograph.delta.recipe import COPY, DICT, FULL, MAX_SEGMENT_BYTES, XOR, Recipe, Segment, UnknownOpError
+from heliograph.delta.recipe import COPY, DICT, FULL, MAX_SEGMENT_BYTES, MIXED, XOR, Recipe, Segment, UnknownOpError
 from heliograph.errors import ConfigError, IntegrityError
 from heliograph.names import Digest
 
@@ -370,3 +374,26 @@ def test_a_recipe_for_something_else_than_asked_is_refused() -> None:
     ):
         with pytest.raises(IntegrityError):
             EXAMPLE.check_is_for(base, target, length)
+
+
+def test_the_most_parts_that_parameters_hold_are_looked_at_a_few_times_each() -> None:
+    """A recipe of 2 KiB may unpack to half a million of them."""
+    types = (Dtype.U8, Dtype.I8, Dtype.F16, Dtype.BF16)
+    stretch = Stretch(64, tuple((types[place % 4], 4) for place in range(16)))
+    mixture = Mixture((stretch,) * (recipes.MAX_PARAMS_BYTES // 34 - 1), (0,) * 4)
+    length, params = 64 * len(mixture.stretches), mixtures.encode(mixture)
+    assert len(params) <= recipes.MAX_PARAMS_BYTES
+    segment = Segment(length, MIXED, ((0, length),), (0, 1), bytes(16), params)
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        assert recipes.OPS[MIXED].is_shaped(segment)
+    finally:
+        sys.setprofile(before)
+    assert calls < 16 * 16 * len(mixture.stretches)

@@ -17,6 +17,8 @@ MAX_TYPES = 4
 MAX_LANES_LOG2 = 12
 MAX_MIXED_BYTES = 2 << 20
 """Of a segment: what it takes to part and join it comes on top of what decoding takes."""
+_DTYPES = {int(dtype): dtype for dtype in Dtype}
+_LOWEST, _HIGHEST = min(_DTYPES), max(_DTYPES)
 
 Pattern = tuple[tuple[Dtype, int], ...]
 """(what it is, bytes) of each part."""
@@ -41,11 +43,6 @@ class Place:
     period: int
     count: int
     left: int
-
-    @property
-    def bytes(self) -> int:
-        """Of all of it."""
-        return self.length * self.count + self.left
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +70,19 @@ class Mixture:
                 at += length
             start += stretch.length
 
+    def sizes(self) -> dict[Dtype, int]:
+        """How many bytes of each type there are, in the types' order."""
+        found: dict[Dtype, int] = {}
+        for stretch in self.stretches:
+            count, rest = divmod(stretch.length, sum(length for _, length in stretch.parts))
+            for dtype, length in stretch.parts:
+                found[dtype] = found.get(dtype, 0) + length * count + min(rest, length)
+                rest = max(rest - length, 0)
+        return dict(sorted(found.items()))
+
     def bytes_of(self, dtype: Dtype) -> int:
-        """How many bytes of it there are."""
-        return sum(place.bytes for place in self.places(dtype))
+        """How many bytes of one type there are."""
+        return self.sizes().get(dtype, 0)
 
 
 def encode(mixture: Mixture) -> bytes:
@@ -106,8 +113,8 @@ def parse(params: bytes, length: int) -> Mixture:
         count = reader.number("parts", 1, MAX_PARTS)
         parts = []
         for _ in range(count):
-            number = reader.number("dtype", min(Dtype), max(Dtype))
-            parts.append((Dtype(number), reader.number("part", 1, size) if count > 1 else size))
+            dtype = _DTYPES[reader.number("dtype", _LOWEST, _HIGHEST)]
+            parts.append((dtype, reader.number("part", 1, size) if count > 1 else size))
         stretches.append(Stretch(size, tuple(parts)))
         made += size
     mixture = Mixture(tuple(stretches))

@@ -220,10 +220,8 @@ def _is_mixed(segment: Segment) -> bool:
         mixture = mixtures.parse(segment.params, segment.length)
     except IntegrityError:
         return False
-    return all(
-        _is_coded(dtype, mixture.bytes_of(dtype), lanes)
-        for dtype, lanes in zip(mixture.types, mixture.lanes, strict=True)
-    )
+    sizes = mixture.sizes().items()
+    return all(_is_coded(dtype, size, lanes) for (dtype, size), lanes in zip(sizes, mixture.lanes, strict=True))
 
 
 def _is_coded(dtype: Dtype, length: int, lanes_log2: int) -> bool:
