@@ -61,7 +61,7 @@ class Child:
             left_s = 60.0 if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
                 raise subprocess.TimeoutExpired(["fork", str(self.pid)], timeout or 0.0)
-            self._nursery.hear(left_s, self)
+            self._nursery.hear(min(left_s, 0.1), self)  # another thread may ask meanwhile
         return self.returncode
 
     def send_signal(self, number: int) -> None:
