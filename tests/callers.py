@@ -50,6 +50,8 @@ class Client:
 
     def __init__(self, port: int, tls: Tls, *filters: str, user: str | None = None, name: str = "") -> None:
         self.heard: list[str] = []
+        self.retained: list[str] = []
+        """What the broker had kept; not what waited in a session of the same name, from the test before."""
         self.up = asyncio.Event()
         subscriptions = [(one, 1) for one in filters]
         broker = Broker("127.0.0.1", port, user, tls=tls)
@@ -58,6 +60,8 @@ class Client:
 
     async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
         self.heard.append(full.removeprefix(BASE))
+        if retained:
+            self.retained.append(full.removeprefix(BASE))
 
     async def _on_link(self, is_up: bool) -> None:
         if is_up:
