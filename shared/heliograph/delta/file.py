@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -308,8 +308,12 @@ def _mapped(file: _File) -> Iterator[bytes | mmap]:
     if file.length == 0:
         yield b""  # nothing to map
         return
-    with mmap(file.fd, file.length, access=ACCESS_READ) as mapped:
+    mapped = mmap(file.fd, file.length, access=ACCESS_READ)
+    try:
         yield mapped
+    finally:
+        with suppress(BufferError):  # an error's traceback holds views of it, which must not hide that error
+            mapped.close()
 
 
 def _check_output(path: Path, *inputs: _File) -> None:

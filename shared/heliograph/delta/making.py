@@ -8,6 +8,7 @@ top of what the loaded program has. It writes to stdout, as text: `DONE WHOLE` (
 and last `made`, or `refused` and a sentence.
 """
 
+import errno
 import os
 import resource
 import subprocess
@@ -16,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Final
+
+import zstandard
 
 from heliograph.delta.file import Progress, make_file
 from heliograph.errors import HeliographError, RefusedError, StorageError
@@ -99,10 +102,19 @@ def main() -> None:
     except HeliographError as error:
         print("refused", str(error).replace("\n", " "), flush=True)
         raise SystemExit(error.exit_code) from None
-    except MemoryError:
+    except (MemoryError, OSError, zstandard.ZstdError) as error:
+        if not _is_of_memory(error):
+            raise
         print(f"refused it takes more memory than the {sys.argv[4]} bytes it may", flush=True)
         raise SystemExit(RefusedError.exit_code) from None
     print("made", flush=True)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, as Python, the kernel (mapping a file) or zstd say it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()
 
 
 class _Teller:
