@@ -1,4 +1,4 @@
-"""Making a delta in a process of its own: it is made, or what it lacks is said in a sentence and nothing left behind."""
+"""Making a delta in a process of its own: made, or what it lacks is said in a sentence and nothing left behind."""
 
 import subprocess
 import sys
