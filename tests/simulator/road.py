@@ -184,12 +184,16 @@ class Road:
                 data[self._rng.randrange(len(data))] ^= 1 << self._rng.randrange(8)
             message = (message[0], message[1], bytes(data))
 
+        is_kept = False
+
         def arrive() -> None:
+            nonlocal is_kept
             if link.is_up and link.number == number:
                 if qos:
                     self.seen.setdefault(name, deque(maxlen=30)).append(message)
                 link.deliver(message)
-            elif qos:
+            elif qos and not is_kept:  # a session keeps it once, however often it was sent
+                is_kept = True
                 link.session.append(message)
 
         if self.weather.late and message[0] in ("deny", "reply") and self._rng.random() < 0.3:
