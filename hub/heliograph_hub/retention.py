@@ -7,8 +7,8 @@ Rule 2: what a forgotten run had sent never counts again: its records are all ol
     its reports than `runs_before`, and both are refused or passed over when they come once more.
 Rule 3: `runs_before` stays `MIN_RUN_AGE_S` behind the hub's clock, so that no wrong estimate of a node locks it out.
 Rule 4: an object is on disk before the row that names it and goes after it, so a hub that is killed in between leaves
-    one that nothing names. Such are removed before the next begins. A database that names none at all isn't this
-    store's: then nothing is.
+    one that nothing names. Such are removed when a hub begins `UNNAMED_S` later: until then a newer database may be put
+    back that names them. A database that names none at all isn't this store's: then nothing is.
 
 Time comes from the caller.
 """
@@ -19,6 +19,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from heliograph.errors import NotFoundError
 from heliograph.names import Ring
 from heliograph.objects import ObjectStore
 from heliograph.policy import DAY_S, Telemetry
@@ -30,15 +31,17 @@ MIN_RUN_AGE_S: Final = 90 * DAY_S
 MAX_RUNS: Final = 256
 """Newest runs of a node that are remembered one by one, however old; older ones only while they have records. As many
 that only sent records, and no report, are remembered as well."""
+UNNAMED_S: Final = 14 * DAY_S
 FOLDED: Final = b""
 """Stands for the run in the sums of all that are forgotten: no run has this name."""
 SUMS: Final = ("kept", "merged", "lost", "missing", "dropped")
 
 
-def drop_unnamed(database: Database, objects: ObjectStore) -> int:
+def drop_unnamed(database: Database, objects: ObjectStore, now: int) -> int:
     """Removes what an earlier hub was writing or dropping when it was killed; returns how many objects that were.
 
-    What can't be removed stays until the next time. Only while nobody else writes to the store.
+    Halves of files go at once, whole objects that came `UNNAMED_S` before `now` (seconds since 1970) or earlier. What
+    can't be removed stays until the next time. Only while nobody else writes to the store.
 
     Raises:
         OSError: the store can't be listed.
@@ -49,9 +52,10 @@ def drop_unnamed(database: Database, objects: ObjectStore) -> int:
     gone = [digest for digest in objects.list() if digest not in named] if named else []
     dropped = 0
     for digest in gone:
-        with suppress(OSError):
-            objects.delete(digest)
-            dropped += 1
+        with suppress(OSError, NotFoundError):
+            if objects.came_at(digest) <= now - UNNAMED_S:
+                objects.delete(digest)
+                dropped += 1
     return dropped
 
 

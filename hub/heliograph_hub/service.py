@@ -216,11 +216,11 @@ class Service:
     def begin(self) -> None:
         """Announces what is committed, as `announce`; if nothing can be signed anew, what was signed before goes on.
 
-        A hub that doesn't begin would keep even denials from the nodes, and its broker. What it was writing when it was
-        killed is removed.
+        A hub that doesn't begin would keep even denials from the nodes, and its broker. What a hub was writing when it
+        was killed is removed, in time.
         """
         try:
-            if dropped := drop_unnamed(self.database, self.objects):
+            if dropped := drop_unnamed(self.database, self.objects, _now()):
                 log.info("dropped %d objects that nothing names: left by a hub that was killed", dropped)
         except OSError as error:
             log.warning("objects that nothing names stay until the next start: %s", error)

@@ -171,6 +171,14 @@ class ObjectStore:
         """
         return self.path(digest).stat().st_size
 
+    def came_at(self, digest: Digest) -> int:
+        """When the object was put, seconds since 1970 by the clock of then.
+
+        Raises:
+            NotFoundError: not held.
+        """
+        return int(self.path(digest).stat().st_mtime)
+
     def read(self, digest: Digest, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """The object, verified; at most `max_bytes` are read.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from heliograph_hub import request
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key, make_key
 from heliograph_hub.registry import note_blob
+from heliograph_hub.retention import UNNAMED_S
 from heliograph_hub.rollout import Signed
 from heliograph_hub.service import Service
 
@@ -146,6 +148,9 @@ def test_what_a_killed_hub_was_sealing_is_removed_and_what_rings_are_told_is_sea
     left = tmp_path / "hub" / "objects" / ".0123456789abcdef.part"
     left.write_bytes(b"half of a sealed blob")
     orphan = service.objects.put(b"a sealed blob whose row was never written")
+    fresh = service.objects.put(b"a file of a release that a newer database knows, which may be put back")
+    _age(service, orphan, UNNAMED_S + 60)
+    _age(service, fresh, UNNAMED_S - 60)
     kept = list(service.objects.list())
     kept.remove(orphan)
     service.database.close()
@@ -163,10 +168,16 @@ def test_what_a_killed_hub_was_sealing_is_removed_and_what_rings_are_told_is_sea
     service.database.close()
 
 
+def _age(service, digest, seconds):
+    came = time.time() - seconds
+    os.utime(service.objects.path(digest), (came, came))
+
+
 def test_a_hub_with_a_database_that_names_nothing_removes_nothing_from_its_store(tmp_path):
     init_realm(tmp_path, "test", 1_795_000_000)
     service = Service(tmp_path, 1)
     held = service.objects.put(b"of a release that another database knows")
+    _age(service, held, 2 * UNNAMED_S)
     service.begin()
     assert service.objects.has(held)
     service.database.close()
@@ -183,6 +194,7 @@ def test_a_hub_begins_though_what_nothing_names_can_not_be_removed_and_though_od
     stuck = Digest(b"\0" * 32)
     (tmp_path / "objects" / "00" / stuck.hex()).mkdir(parents=True)
     orphan = service.objects.put(b"unnamed")
+    _age(service, orphan, 2 * UNNAMED_S)
     service.begin()
     assert service.retained and odd.exists() and not service.objects.has(orphan)
     service.database.close()
