@@ -211,7 +211,7 @@ def _read_recipe(file: _File) -> tuple[Recipe, bytes, int]:
         recipe, encoded = _read_first(file, head)
         return recipe, encoded, 1
     if version != VERSION:
-        raise IntegrityError(f"{file.path} is a delta file of version {version}, this program reads {VERSION}")
+        raise IntegrityError(f"{file.path} is a delta file of version {version}, this program reads 1 and {VERSION}")
     if length > min(file.length - HEADER_BYTES, recipes.MAX_RECIPE_BYTES):
         raise IntegrityError(f"{file.path} is damaged: it has {file.length} bytes, its header says recipe {length}")
     encoded = read_exactly(file.fd, HEADER_BYTES, length)
@@ -233,7 +233,7 @@ def _read_first(file: _File, head: bytes) -> tuple[Recipe, bytes]:
         raise IntegrityError(f"{file.path} is not a whole delta file: it has {file.length} bytes")
     _, version, length, patch_length, sha256 = _FIRST.unpack(head)
     if version != 1:
-        raise IntegrityError(f"{file.path} is a delta file of version {version}, this program reads {VERSION}")
+        raise IntegrityError(f"{file.path} is a delta file of version {version}, this program reads 1 and {VERSION}")
     _check_lengths(file, _FIRST.size, min(length, recipes.MAX_RECIPE_BYTES), patch_length)
     sha = hashlib.sha256(head[: _FIRST.size - len(sha256)])
     for data in _runs(file, _FIRST.size):
