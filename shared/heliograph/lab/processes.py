@@ -1,5 +1,7 @@
 """[IO] Programs on this machine, for tests and the demonstration: each in a process group of its own; and brokers."""
 
+import functools
+import itertools
 import os
 import shutil
 import signal
@@ -7,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +17,43 @@ from heliograph.errors import NotFoundError, WaitError
 from heliograph.mosquitto import MAX_PACKET_BYTES, Listener, configuration
 
 POLL_S = 0.02
+PORTS = range(20_000, 28_192)
+"""Where `free_port` looks: below those that kernels give to connections, and to whoever asks for any."""
+_PORTS_AT_ONCE = 128
+_claims: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A TCP port of the loopback nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback nobody listens on, and which no other process is given as long as this one lives.
+
+    So it may be kept for later, and for a program that is started again and again. A process is given so many in turn.
+
+    Raises:
+        NotFoundError: there is none left.
+    """
+    for port in itertools.islice(_ports(os.getpid()), _PORTS_AT_ONCE):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise NotFoundError(f"none of the ports {PORTS.start} to {PORTS.stop - 1} is left: end some of what uses them")
+
+
+@functools.cache
+def _ports(_of_process: int) -> Iterator[int]:
+    """A process's own, again and again: they are claimed by a name that is taken as long as the process lives."""
+    for first in PORTS[::_PORTS_AT_ONCE]:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0heliograph-ports-{first}")
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return itertools.cycle(range(first, first + _PORTS_AT_ONCE))
+    return iter(())
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
