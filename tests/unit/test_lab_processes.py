@@ -1,12 +1,15 @@
 """Programs on this machine: the ports they are given, and how they are ended."""
 
+import signal
 import socket
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from heliograph.lab import free_port
+import pytest
+
+from heliograph.lab import free_port, spawn
 
 PORTS = """
 import sys
@@ -35,3 +38,19 @@ def test_a_port_on_which_somebody_listens_is_not_given() -> None:
     with socket.create_server(("127.0.0.1", free_port())) as taken:
         port = taken.getsockname()[1]
         assert port not in {free_port() for _ in range(300)}
+
+
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_what_does_not_end_when_it_is_told_to_is_ended_when_the_time_is_up(tmp_path: Path) -> None:
+    deaf = spawn([sys.executable, "-c", DEAF], tmp_path / "log")
+    deaf.wait_for_line("deaf")
+    assert deaf.terminate(0.1) == -signal.SIGKILL
+    assert not deaf.is_alive

@@ -94,7 +94,7 @@ class Running:
         """What it has said so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for_line(self, text: str, timeout_s: float = 10.0) -> str:
+    def wait_for_line(self, text: str, timeout_s: float = 60.0) -> str:
         """The first whole line that contains `text`.
 
         Raises:
@@ -114,26 +114,22 @@ class Running:
 
     def kill(self) -> None:
         """SIGKILL to its whole process group, and reaps it. Idempotent."""
-        self._signal(signal.SIGKILL)
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self.process.kill()  # if it lives: it was forked just now, and has no group of its own yet
         self.process.wait()
 
-    def terminate(self, timeout_s: float = 10.0) -> int:
+    def terminate(self, timeout_s: float = 60.0) -> int:
         """SIGTERM to the program, then SIGKILL to its group when the time is up; returns the exit status."""
         if self.is_alive:
             self.process.terminate()
         try:
-            return self.process.wait(timeout_s)
+            self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            return self.process.wait()
-        finally:
-            # Whatever it left behind in its group.
-            self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        try:
-            os.killpg(self.process.pid, number)
-        except ProcessLookupError:
             pass
+        self.kill()  # and whatever it left behind in its group
+        return self.process.wait()
 
 
 _DIE_WITH_PARENT = """
@@ -208,7 +204,7 @@ def start_iotcore(folder: Path, port: int) -> Running:
 def _wait_for_ports(running: Running, ports: list[int]) -> None:
     try:
         for port in ports:
-            wait_until(lambda port=port: is_listening(port) or not running.is_alive, 10.0, f"port {port}")  # type: ignore[misc]
+            wait_until(lambda port=port: is_listening(port) or not running.is_alive, 60.0, f"port {port}")  # type: ignore[misc]
             if not running.is_alive:
                 raise WaitError(
                     f"{running.log.name}: ended with {running.process.returncode}: {running.output()[-500:]}"
