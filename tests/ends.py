@@ -19,7 +19,8 @@ from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph.statement import signed_bytes
 from heliograph_hub.api.application import application
-from heliograph_hub.service import Service, init
+from heliograph_hub.founding import init_hub
+from heliograph_hub.service import Service
 from heliograph_site.agent import Agent
 from heliograph_site.folder import JoinString
 from heliograph_site.identity import keep_in
@@ -119,7 +120,7 @@ class HubEnd:
     """The real hub service in a folder, its operator, and nothing between it and whoever hears what it publishes."""
 
     def __init__(self, folder: Path, hear: Callable[[str, bytes], Awaitable[None]]) -> None:
-        init(folder / "hub", REALM)
+        init_hub(folder / "hub", REALM, int(time.time()))
         self.folder = folder
         self.service = Service(folder / "hub", 1)
         service: Any = self.service
@@ -132,11 +133,11 @@ class HubEnd:
 
     async def publish_retained(self) -> None:
         """Says what is retained and was not said before."""
-        for full, payload in list(self.service.retained.items()):
+        for full, payload in list(self.service.announcing.retained.items()):
             if self.last.get(full) != payload:
                 self.last[full] = payload
                 await self._hear(full, payload)
-        self.service._is_named.set()
+        self.service.announcing.is_named.set()
 
     async def take(self, full: str, payload: bytes) -> None:
         """A node's message, and every chunk that it makes due."""

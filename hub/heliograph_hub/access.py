@@ -19,6 +19,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -37,6 +38,24 @@ CHALLENGE_S = 300
 """A challenge counts in the period it is of, and the next."""
 SAME_S = DAY_S
 LOCAL = ("localhost", "127.0.0.1", "::1")
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """How nodes reach a broker with TLS.
+
+    Attributes:
+        enroll_port: for those without a certificate; those with one have the hub's port.
+        listen: the address of both.
+        names: host names and addresses in the broker's certificate; the first is what nodes are told.
+        api_port: for operators with a token, at the same address and under the same certificate; 0: there is none.
+    """
+
+    enroll_port: int
+    listen: str = HOST
+    names: tuple[str, ...] = ()
+    api_port: int = 0
 
 
 def init_access(folder: Path, realm: str, now: int, ca: tuple[Path, Path] | None = None) -> str:
@@ -214,6 +233,19 @@ class Access:
             row = {"serial": f"{made.serial:x}", "der": made.der, "issued_at": now, "not_after": made.not_after}
             connection.execute(sa.insert(certificates).values(site=site, node=node, keyid=keyid, **row))
         return made.der, made.not_after
+
+
+def open_access(folder: Path, database: Database, realm: str, port: int, doors: Doors, now: int) -> Access:
+    """The doors of a hub's folder, all that the broker reads written; an authority is made if it never had one.
+
+    Raises:
+        ConfigError: the authority is lost, or can't be used.
+    """
+    if not has_ca(folder):
+        init_access(folder, realm, now)
+    access = Access(folder, database, realm, port, doors.enroll_port, doors.listen, doors.names)
+    access.write(now)
+    return access
 
 
 def has_ca(folder: Path) -> bool:

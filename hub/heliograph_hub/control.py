@@ -21,7 +21,7 @@ from heliograph import statement as envelope
 from heliograph.documents import Count, ModelName
 from heliograph.errors import NotFoundError, RefusedError, TrustError
 from heliograph.names import RINGS, Ring, check_name
-from heliograph.policy import MAX_DOCUMENT_BYTES, Config, Policy
+from heliograph.policy import MAX_DOCUMENT_BYTES, Config, Policy, no_policy
 from heliograph.protocol import STATEMENTS, topic
 from heliograph.signing import PublicKey
 from heliograph.statement import MAX_SIGNATURES, Statement
@@ -117,6 +117,13 @@ class Control:
             rows = connection.execute(query.order_by(documents.c.number.desc())).all()
         found = (self._stored(row.kind, row.statement, row.published_at) for row in rows)
         return next((stored for stored in found if stored.counts), None)
+
+    def policy_of(self, ring: Ring) -> Policy:
+        """The policy that is published for a ring."""
+        stored = self.newest("policy").get(ring)
+        if stored is None or not isinstance(stored.document, Policy):
+            return no_policy(self._authority.realm, ring)
+        return stored.document
 
     def announced(self) -> dict[str, bytes]:
         """What is retained on which topic."""

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from heliograph.errors import ConfigError
 
 # fmt: off
+DATABASE_FILE = "hub.sqlite"
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     # 1: the walking skeleton
     (

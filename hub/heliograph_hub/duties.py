@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from heliograph.wire import unpack
 from heliograph_hub.database import Database, duties
 
 MAX_WHAT = 400
@@ -46,6 +47,11 @@ class Duties:
         with self._lock:
             self._waiting.append(row)
 
+    def note_signed(self, now: int, type_: str, payload: bytes, keyids: Iterable[bytes]) -> None:
+        """What the hub signed by itself, if that is a duty; on disk with the next `flush`."""
+        if type_ in ("directive", "assignment", "policy", "config"):
+            self.note_later(now, "hub", f"signed {type_}: {_words(payload)}", keyids)
+
     def flush(self) -> None:
         """Writes what waits."""
         with self._lock:
@@ -66,6 +72,16 @@ class Duties:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [Done(r.number, r.at, r.who, r.what, _keyids(r.keyids)) for r in rows]
+
+
+def _words(payload: bytes) -> str:
+    """What was signed, for the log."""
+    fields = unpack(payload)
+    assert isinstance(fields, dict)  # the hub made it
+    names = ("site", "node", "ring", "model", "number", "action")
+    release = fields.get("release")
+    shown = [f"{name} {fields[name]}" for name in names if fields.get(name) not in (None, "")]
+    return ", ".join([*shown, *([f"release {release.hex()[:16]}"] if isinstance(release, bytes) else [])])
 
 
 def _keyids(joined: bytes) -> tuple[bytes, ...]:

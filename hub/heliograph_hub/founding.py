@@ -1,4 +1,4 @@
-"""[IO] Makes a realm in a folder: for development, with every key on this disk, or by a ceremony with offline keys.
+"""[IO] Makes a hub and its realm in a folder: for development, with every key on this disk, or by a ceremony.
 
 Rule 1: what a crash leaves, init again finishes; no key and no finished realm is ever overwritten.
 Rule 2: in a ceremony only the keys of `ONLINE_ROLES` are made here. Of all others the hub is given the public halves;
@@ -20,8 +20,11 @@ from heliograph.names import check_name
 from heliograph.objects import write_durably
 from heliograph.signing import PrivateKey, PublicKey
 from heliograph_hub import ceremony, request
+from heliograph_hub.access import init_access
 from heliograph_hub.authority import UNFINISHED, assemble, root_path
 from heliograph_hub.ceremony import ONLINE_ROLES, STATEMENT_ROLES, TUF_ROLES, Staffing, key_names, paths_of, staffing_of
+from heliograph_hub.client import HUB_FILE
+from heliograph_hub.database import DATABASE_FILE, Database
 from heliograph_hub.keys import PUBLIC_SUFFIX, KeyDir, load_public
 from heliograph_hub.request import METADATA, Ask, Group, good_signatures, keys_in, signed_file
 
@@ -42,6 +45,43 @@ class Founding:
     def is_done(self) -> bool:
         """Whether the realm is finished."""
         return not self.asks
+
+
+def init_hub(folder: Path, realm: str, now: int, ca: tuple[Path, Path] | None = None) -> list[str]:
+    """Makes a development realm as `init_realm`, with its database and its CA, or takes that.
+
+    Args:
+        ca: files of an authority for the broker, and of its key.
+
+    Returns:
+        Sentences to be shown to the operator.
+
+    Raises:
+        ConfigError, RefusedError: the folder, the name or the authority won't do.
+    """
+    return [*init_realm(folder, realm, now), *_furnish(folder, realm, now, ca)]
+
+
+def init_ceremony(
+    folder: Path,
+    realm: str,
+    key_folders: list[Path],
+    thresholds: Mapping[str, int],
+    signed: list[Path],
+    now: int,
+    ca: tuple[Path, Path] | None = None,
+) -> Founding:
+    """Begins a hub whose realm has offline keys, or goes on with it; finished once every signature is there.
+
+    Raises:
+        ConfigError, RefusedError, TrustError: as `init_offline` and `continue_offline`.
+    """
+    begun = Founding((), ())
+    if key_folders:
+        begun = init_offline(folder, realm, read_public_keys(key_folders), thresholds, now)
+        if not (folder / HUB_FILE).exists():
+            begun = replace(begun, said=(*begun.said, *_furnish(folder, realm, now, ca)))
+    return continue_offline(folder, signed, now) if signed or not key_folders else begun
 
 
 def init_realm(
@@ -227,6 +267,16 @@ def continue_offline(folder: Path, signed: Iterable[Path], now: int) -> Founding
     if alone:
         said.append(f"THIS IS A ONE-PERSON REALM: one key is enough for {', '.join(alone)}.")
     return Founding((), tuple(said))
+
+
+def _furnish(folder: Path, realm: str, now: int, ca: tuple[Path, Path] | None) -> list[str]:
+    """All of a hub's folder that isn't keys and metadata."""
+    Database(folder / DATABASE_FILE).close()
+    said = [init_access(folder, realm, now, ca)]
+    write_durably(
+        folder / HUB_FILE, f'# A Heliograph hub. Operators name this folder.\nformat = 1\nrealm = "{realm}"\n'.encode()
+    )
+    return said
 
 
 def _maker(folder: Path, entropy: Callable[[int], bytes]) -> Callable[[str], PrivateKey]:

@@ -1,4 +1,4 @@
-"""[IO] `hub run`: one service with its broker and its API as a process, alone in its folder."""
+"""[IO] `hub run`: one service with its broker and its API as a process, alone in its folder; one TaskGroup owns all."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,12 @@ import uvicorn
 from heliograph.errors import ConfigError, HeliographError, RefusedError
 from heliograph.toml import parse_toml
 from heliograph.unix import bind
-from heliograph_hub.access import Access
+from heliograph_hub import upkeep
+from heliograph_hub.access import HOST, Access, Doors
 from heliograph_hub.api.application import application
 from heliograph_hub.broker import Broker
 from heliograph_hub.client import HUB_FILE, SOCKET_NAME
-from heliograph_hub.service import HOST, Doors, Service
+from heliograph_hub.service import Service
 
 LOCK_FILE = "hub.lock"
 
@@ -92,21 +93,21 @@ async def _serve(service: Service, doors: Doors | None, say: Callable[[str], Non
                 tasks = [
                     group.create_task(broker.run(), name="broker"),
                     group.create_task(service.mqtt.run(), name="mqtt"),
-                    group.create_task(service.publish_retained(), name="publish"),
+                    group.create_task(service.announcing.publish_retained(service.mqtt), name="publish"),
                     group.create_task(service.send_chunks(), name="chunks"),
                     group.create_task(service.workshop.make_recipes(), name="recipes"),
                     group.create_task(service.workshop.seal(), name="seals"),
-                    group.create_task(service.renew(), name="renew"),
-                    group.create_task(service.flush(), name="flush"),
-                    group.create_task(service.drop_old(), name="retention"),
-                    group.create_task(service.keep_doors(), name="doors"),
+                    group.create_task(upkeep.renew(service), name="renew"),
+                    group.create_task(upkeep.flush(service), name="flush"),
+                    group.create_task(upkeep.drop_old(service), name="retention"),
+                    group.create_task(upkeep.keep_doors(service), name="doors"),
                 ]
                 group.create_task(server.serve(sockets=[listener]), name="api")
                 servers = [server]
                 if far is not None and access is not None:
                     servers.append(_Server(_config_for_all(service, access)))
                     group.create_task(servers[1].serve(sockets=[far]), name="api for tokens")
-                for line in service.greeting(broker):
+                for line in greeting(service, broker):
                     say(line)
                 await stop.wait()
                 for one in servers:
@@ -115,11 +116,30 @@ async def _serve(service: Service, doors: Doors | None, say: Callable[[str], Non
                     task.cancel()
     finally:
         await broker.stop()
-        service.fleet.flush_counts()
-        service.ledger.flush()
-        service.duties.flush()
+        upkeep.flush_now(service)
         service.database.close()
     say("stopped")
+
+
+def greeting(service: Service, broker: Broker) -> list[str]:
+    """What `hub run` says once it listens."""
+    named, held = service.named_denials, service.denials.head.count
+    lost = f"DENIALS ARE MISSING: the timestamp names {named}, the database has {held}: restore a newer copy"
+    unsigned = f"NOTHING CAN BE SIGNED ANEW, what was signed before is announced: {service.unsigned}"
+    access = service.access
+    return [
+        *([lost] if named > held else []),
+        *(f"A DOCUMENT IS MISSING: {what}: set it again" for what in service.control.lost()),
+        *([unsigned] if service.unsigned else []),
+        f"hub of realm {service.realm} in {service.folder}, broker {broker.kind} on {broker.listen}:{service.port}",
+        *(
+            [f"TLS: nodes on port {service.port}, new nodes on {access.enroll_port}, as {access.host}"]
+            if access
+            else []
+        ),
+        *broker.notes,
+        f"operator API on {service.folder / SOCKET_NAME}; Ctrl-C stops",
+    ]
 
 
 def _config_for_all(service: Service, access: Access) -> uvicorn.Config:

@@ -1,12 +1,10 @@
-"""[IO] The hub as one process: broker, MQTT, operator API, and the tasks between them, all owned by one TaskGroup.
+"""[IO] The hub, open: its parts, wired to one another and to the broker, and what happens on each message.
 
 Rule 1: state is committed before it is announced, and everything announced is a function of what is committed, so the
     hub may be killed at any time: the next start announces the same.
-Rule 2: retained messages are hints. They are published again whenever the link to the broker comes up, because the
-    broker may have come back empty; `hello` catches up on everything.
-Rule 3: no message stops the service. What can't be believed or understood is counted with its node and answered by
+Rule 2: no message stops the service. What can't be believed or understood is counted with its node and answered by
     nothing; only the hub's own disk or database failing ends the process.
-Rule 4: what blocks for long (packing, sealing) runs in a thread, diffs in a process of low priority; rows and
+Rule 3: what blocks for long (packing, sealing) runs in a thread, diffs in a process of low priority; rows and
     signatures are quick enough for the loop.
 """
 
@@ -15,19 +13,16 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from pathlib import Path
 from random import SystemRandom
 from zoneinfo import ZoneInfo
 
-from heliograph.blob import sha256
 from heliograph.connection import Broker
 from heliograph.documents import (
     Ask,
     Assignment,
     Document,
-    Heads,
     Hello,
     LaneReceipt,
     ModelReport,
@@ -48,22 +43,19 @@ from heliograph.errors import (
 from heliograph.mosquitto import CLIENT_PREFIX
 from heliograph.mqtt import Mqtt
 from heliograph.names import Digest, Ring
-from heliograph.objects import ObjectStore, write_durably
-from heliograph.policy import Policy, no_policy
+from heliograph.objects import ObjectStore
 from heliograph.protocol import STATEMENTS, TOPICS, parse_topic, topic
 from heliograph.sender import Sender
 from heliograph.vouching import PROTECTED_ROLE, UnknownTypeError, counted
-from heliograph.wire import unpack
-from heliograph_hub.access import Access, has_ca, init_access
+from heliograph_hub.access import HOST, Access, Doors, open_access
 from heliograph_hub.admission import Admission
+from heliograph_hub.announcing import Announcing
 from heliograph_hub.assigning import Assigned, Assignments
 from heliograph_hub.assignment import TIME_ZONE
 from heliograph_hub.authority import Authority
-from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.broker import near
-from heliograph_hub.client import HUB_FILE, SOCKET_NAME
 from heliograph_hub.control import Control
-from heliograph_hub.database import Database
+from heliograph_hub.database import DATABASE_FILE, Database
 from heliograph_hub.denial import Denials
 from heliograph_hub.desired import Desired
 from heliograph_hub.distribution import Distribution, Purpose, answer
@@ -71,13 +63,12 @@ from heliograph_hub.duties import Duties
 from heliograph_hub.enrolment import Enrolment
 from heliograph_hub.epochs import Epochs
 from heliograph_hub.fleet import Fleet, Node, ReplayError
-from heliograph_hub.founding import Founding, continue_offline, init_offline, init_realm, read_public_keys
 from heliograph_hub.ledger import Ledger
 from heliograph_hub.news import News
 from heliograph_hub.operators import Tokens
 from heliograph_hub.reception import Reception
 from heliograph_hub.registry import Registry
-from heliograph_hub.retention import drop_old, drop_unnamed
+from heliograph_hub.retention import drop_unnamed
 from heliograph_hub.rollout import Signed, in_force
 from heliograph_hub.rollouts import Rollouts
 from heliograph_hub.rotation import Rotation
@@ -86,32 +77,8 @@ from heliograph_hub.workshop import Workshop
 
 log = logging.getLogger("heliograph.hub")
 
-HOST = "127.0.0.1"
-DATABASE_FILE = "hub.sqlite"
-RENEW_EVERY_S = 3600.0
-"""How often it is looked whether the timestamp is a day old."""
-FLUSH_EVERY_S = 5.0
-DROP_EVERY_S = 86400.0
 NO_RELEASE = Digest(bytes(32))
 """What bytes are counted for that belong to no release: blobs of denials."""
-PUBLISH_AGAIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Doors:
-    """How nodes reach a broker with TLS.
-
-    Attributes:
-        enroll_port: for those without a certificate; those with one have the hub's port.
-        listen: the address of both.
-        names: host names and addresses in the broker's certificate; the first is what nodes are told.
-        api_port: for operators with a token, at the same address and under the same certificate; 0: there is none.
-    """
-
-    enroll_port: int
-    listen: str = HOST
-    names: tuple[str, ...] = ()
-    api_port: int = 0
 
 
 class Service:
@@ -140,6 +107,7 @@ class Service:
         self.denials = Denials(self.database, self.objects, self.authority)
         self.denials.note_vouchers(self.authority.set.models)
         self.control = Control(self.database, self.authority)
+        self.announcing = Announcing(self.authority, self.denials, self.desired, self.control)
         self.news = News(self.authority, self.denials, self.desired, self.control)
         self.named_denials = self.authority.set.heads.deny.count
         """What the timestamp on disk named when this began: more than the database has, if that is an older copy."""
@@ -157,12 +125,8 @@ class Service:
         self.access: Access | None = None
         address = Broker(HOST, port)
         if doors is not None:
-            if not has_ca(folder):
-                init_access(folder, self.realm, _now())
-            self.access = Access(folder, self.database, self.realm, port, doors.enroll_port, doors.listen, doors.names)
-            self.access.write(_now())
-            tls = self.access.hub_tls(_now)
-            address = Broker(near(doors.listen), port, tls=tls)
+            self.access = open_access(folder, self.database, self.realm, port, doors, _now())
+            address = Broker(near(doors.listen), port, tls=self.access.hub_tls(_now))
         root = bytes(self.authority.root_digest)
         self.reception = Reception(self.realm, root, (HOST, port), self.enrolment, self.fleet, self.access, self._sign)
         epochs = Epochs(self.database, folder / "keys" / "epochs", self._note_epoch)
@@ -170,18 +134,11 @@ class Service:
         self.workshop = Workshop(self.registry, self.fleet, seals, self._directed, _now)
         self.ledger = Ledger(self.database, self._report_of)
         self.rollouts = Rollouts(self.desired, self.ledger, self.authority)
-        self.admission = Admission(self.ledger, self.policy_of, self.zone_of, SystemRandom().random, self._said_by)
+        policy_of, chance = self.control.policy_of, SystemRandom().random
+        self.admission = Admission(self.ledger, policy_of, self.zone_of, chance, self._said_by)
         self.distribution = Distribution(self.registry, Sender(rate, node_rate), self._on_sent)
         self.told: dict[Ring, dict[str, Signed]] = in_force(self.desired.rows())
         """What each ring is told of each model, as of the last commit that was announced."""
-        self.retained: dict[str, bytes] = {}
-        self._named_by = (0, 0)
-        """Versions of root and targets, which name the keys, as of the set that was announced last."""
-        self._published: dict[str, bytes] = {}
-        self._to_publish = asyncio.Event()
-        self._is_named = asyncio.Event()
-        """Not set: other keys are in force, and the set that names them is not published yet."""
-        self._is_named.set()
         self._to_send = asyncio.Event()
         self._door = topic("enroll").filter(self.realm).removesuffix("+/+")
         """What whoever has no certificate may write to begins with this."""
@@ -201,17 +158,8 @@ class Service:
 
     def announce(self) -> None:
         """Signs what changed and has it published; call after every commit that changes what nodes should know."""
-        # Denials go before everything, even if nothing can be signed here any more.
-        denied = self.denials.announced()
-        deny = {topic("deny").build(self.realm): denied} if denied is not None else {}
-        self.retained = deny | self.retained | deny
-        self._to_publish.set()
         self._obey_directives()
-        lists = self.desired.lists()
-        policy, config = self.control.heads()
-        directives: dict[Ring, bytes] = {ring: sha256(payload) for ring, payload in lists.items()}
-        heads = Heads(deny=self.denials.head, policy=policy, config=config, directives=directives)
-        self._retain(deny, lists, self.authority.publish_set(_now(), heads))
+        self.announcing.announce(_now())
 
     def begin(self) -> None:
         """Announces what is committed, as `announce`; if nothing can be signed anew, what was signed before goes on.
@@ -229,7 +177,7 @@ class Service:
             self.announce()
         except HeliographError as error:
             self.unsigned = str(error)
-            self._retain(self.retained, self.desired.lists(), self.authority.published())
+            self.announcing.announce_as_signed()
 
     def sign_again(self) -> list[Assigned]:
         """Has all that the hub signed by itself vouched for by the keys in force; the assignments that are to be sent.
@@ -248,25 +196,7 @@ class Service:
         log.info("began epoch %d of %s: %s", number, model, why)
 
     def _note_signed(self, type_: str, payload: bytes, keyids: list[bytes]) -> None:
-        if type_ in ("directive", "assignment", "policy", "config"):
-            self.duties.note_later(_now(), "hub", f"signed {type_}: {_words(type_, payload)}", keyids)
-
-    def _retain(self, deny: dict[str, bytes], lists: Mapping[Ring, bytes], signed: Mapping[str, bytes]) -> None:
-        """Denials first, then what others hang on: roots, lists, the set that names them, the head.
-
-        A set that names other keys than the one before goes in front of the lists, which those sign. Any other doesn't:
-        nodes would see that they lack a list, and ask for what is on its way.
-        """
-        desired = {topic("desired").build(self.realm, ring=ring): payload for ring, payload in lists.items()}
-        roots = {full: payload for full, payload in signed.items() if "/tuf/root/" in full}
-        last = {topic(name).build(self.realm): signed[topic(name).build(self.realm)] for name in ("set", "head")}
-        versions = self.authority.set.versions
-        named_by = versions["root"], versions["targets"]
-        first = {full: last[full] for full in last if named_by != self._named_by and full.endswith("/tuf/set")}
-        if first and any(self._named_by):
-            self._is_named.clear()
-        self._named_by = named_by
-        self.retained = deny | roots | first | self.control.announced() | desired | last
+        self.duties.note_signed(_now(), type_, payload, keyids)
 
     def _obey_directives(self) -> None:
         """Sends no more of what is queued for rings that are told otherwise now, or stand still."""
@@ -276,11 +206,6 @@ class Service:
     def _is_open(self, purpose: Purpose) -> bool:
         release = purpose.release
         return release is None or self.admission.is_open(purpose.ring, release, self.told)
-
-    def policy_of(self, ring: Ring) -> Policy:
-        """The policy that is published for a ring."""
-        stored = self.control.newest("policy").get(ring)
-        return stored.document if stored and isinstance(stored.document, Policy) else no_policy(self.realm, ring)
 
     def zone_of(self, site: str) -> ZoneInfo:
         """The time zone that a site's label names."""
@@ -329,7 +254,7 @@ class Service:
         return self.authority.sign_statement(STATEMENTS[kind], kind, document)
 
     async def _send(self, name: str, site: str, node: str, payload: bytes) -> None:
-        await self._is_named.wait()  # or a node would refuse what new keys signed
+        await self.announcing.is_named.wait()  # or a node would refuse what new keys signed
         row = topic(name)
         await self.mqtt.publish(row.build(self.realm, site=site, node=node), payload, qos=row.qos)
 
@@ -337,9 +262,7 @@ class Service:
 
     async def _on_link(self, is_up: bool) -> None:
         log.info("link to the broker is %s", "up" if is_up else "down")
-        self._published.clear()
-        if is_up:
-            self._to_publish.set()
+        self.announcing.link(is_up)
 
     async def _on_message(self, full: str, payload: bytes, retained: bool) -> None:
         if full.startswith(self._door):
@@ -448,7 +371,7 @@ class Service:
 
     def replies(self, node: Node, hello: Hello, acked: tuple[LaneReceipt, ...]) -> list[Reply]:
         """All that is newer than what the hello names, in as few replies as its size allows."""
-        return self.news.replies(node, hello, acked, self.retained, _now())
+        return self.news.replies(node, hello, acked, self.announcing.retained, _now())
 
     async def _on_ask(self, node: Node, ask: Ask) -> None:
         rings = in_force(self.desired.rows())
@@ -474,24 +397,6 @@ class Service:
 
     # --- the tasks --------------------------------------------------------------------------------------------------
 
-    async def publish_retained(self) -> None:
-        """Publishes what is retained and not yet known to be at the broker, for ever."""
-        while True:
-            await self._to_publish.wait()
-            self._to_publish.clear()
-            for full, payload in list(self.retained.items()):
-                if self._published.get(full) == payload or not self.mqtt.connected:
-                    continue
-                try:
-                    await self.mqtt.publish(full, payload, qos=1, retain=True)
-                    self._published[full] = payload
-                except TransportError as error:
-                    log.warning("%s is not retained yet: %s", full, error)
-                    asyncio.get_running_loop().call_later(PUBLISH_AGAIN_S, self._to_publish.set)
-                    break
-            if not self._to_publish.is_set():
-                self._is_named.set()  # also without a link: nodes ask for the set when it is back
-
     async def send_chunks(self) -> None:
         """Sends queued chunks at the allowed rates, for ever."""
         while True:
@@ -509,121 +414,9 @@ class Service:
                 async with asyncio.timeout(wait_s):
                     await self._to_send.wait()
 
-    async def renew(self) -> None:
-        """Keeps the timestamp younger than a day, for ever."""
-        while True:
-            await asyncio.sleep(RENEW_EVERY_S)
-            try:
-                self.ledger.tidy(_now())
-                for worded in self.rollouts.renew(_now()):
-                    log.info("renewed directive %s of ring %s", worded.directive.number, worded.directive.ring)
-                self.announce()
-            except HeliographError as error:
-                log.error("the timestamp can't be renewed: %s", error)
-
-    async def keep_doors(self) -> None:
-        """Has the broker's certificate and lists made anew in time, once a day, for ever."""
-        while True:
-            await asyncio.sleep(DROP_EVERY_S)
-            if self.access is not None:
-                self.access.renew(_now())
-
-    async def flush(self) -> None:
-        """Writes counts of refused messages, for ever; a flood of them costs one transaction every few seconds."""
-        while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            self.fleet.flush_counts()
-            self.ledger.flush()
-            self.duties.flush()
-
-    async def drop_old(self) -> None:
-        """Drops what is kept no longer (records, sealed blobs, recipes), once a day, for ever."""
-        while True:
-            dropped = await asyncio.to_thread(
-                drop_old, self.database, lambda ring: self.policy_of(ring).telemetry, _now()
-            )
-            if dropped:
-                log.info("dropped %d records that are older than policy keeps them", dropped)
-            sealed = await asyncio.to_thread(self.workshop.seals.drop_old, _now())
-            if sealed:
-                log.info("dropped %d sealed blobs of epochs that are over", sealed)
-            if said := await asyncio.to_thread(self.workshop.drop_recipes):
-                self.distribution.forget_lengths()
-                log.info(said)
-            await asyncio.sleep(DROP_EVERY_S)
-
-    def greeting(self, broker: BrokerProcess) -> list[str]:
-        """What `hub run` says once it listens."""
-        named, held = self.named_denials, self.denials.head.count
-        lost = f"DENIALS ARE MISSING: the timestamp names {named}, the database has {held}: restore a newer copy"
-        unsigned = f"NOTHING CAN BE SIGNED ANEW, what was signed before is announced: {self.unsigned}"
-        return [
-            *([lost] if named > held else []),
-            *(f"A DOCUMENT IS MISSING: {what}: set it again" for what in self.control.lost()),
-            *([unsigned] if self.unsigned else []),
-            f"hub of realm {self.realm} in {self.folder}, broker {broker.kind} on {broker.listen}:{self.port}",
-            *(
-                [f"TLS: nodes on port {self.port}, new nodes on {self.access.enroll_port}, as {self.access.host}"]
-                if self.access
-                else []
-            ),
-            *broker.notes,
-            f"operator API on {self.folder / SOCKET_NAME}; Ctrl-C stops",
-        ]
-
     def add_token(self, site: str, node: str, life_s: int, *, protected: bool = False) -> tuple[str, int, bool]:
         """The join string for one node, good once, when it expires, and whether it says protected."""
         return self.reception.add_token(site, node, secrets.token_bytes(32), life_s, _now(), protected=protected)
-
-
-def _words(type_: str, payload: bytes) -> str:
-    """What was signed, for the log."""
-    fields = unpack(payload)
-    assert isinstance(fields, dict)  # the hub made it
-    names = ("site", "node", "ring", "model", "number", "action")
-    release = fields.get("release")
-    shown = [f"{name} {fields[name]}" for name in names if fields.get(name) not in (None, "")]
-    return ", ".join([*shown, *([f"release {release.hex()[:16]}"] if isinstance(release, bytes) else [])])
-
-
-def init(folder: Path, realm: str, ca: tuple[Path, Path] | None = None) -> list[str]:
-    """Makes a development realm with its database and its CA, or takes that; returns what to tell the operator.
-
-    Raises:
-        ConfigError, RefusedError: the folder or the name won't do.
-    """
-    return [*init_realm(folder, realm, _now()), *_furnish(folder, realm, ca)]
-
-
-def init_ceremony(
-    folder: Path,
-    realm: str,
-    key_folders: list[Path],
-    thresholds: Mapping[str, int],
-    signed: list[Path],
-    ca: tuple[Path, Path] | None = None,
-) -> Founding:
-    """Begins a realm with offline keys, or goes on with it; finished once every signature is there.
-
-    Raises:
-        ConfigError, RefusedError, TrustError: as `founding`.
-    """
-    begun = Founding((), ())
-    if key_folders:
-        begun = init_offline(folder, realm, read_public_keys(key_folders), thresholds, _now())
-        if not (folder / HUB_FILE).exists():
-            begun = replace(begun, said=(*begun.said, *_furnish(folder, realm, ca)))
-    return continue_offline(folder, signed, _now()) if signed or not key_folders else begun
-
-
-def _furnish(folder: Path, realm: str, ca: tuple[Path, Path] | None) -> list[str]:
-    """All of a hub's folder that isn't keys and metadata."""
-    Database(folder / DATABASE_FILE).close()
-    said = [init_access(folder, realm, _now(), ca)]
-    write_durably(
-        folder / HUB_FILE, f'# A Heliograph hub. Operators name this folder.\nformat = 1\nrealm = "{realm}"\n'.encode()
-    )
-    return said
 
 
 def _now() -> int:

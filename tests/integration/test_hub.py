@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import time
 from random import Random
 
 import pytest
@@ -20,8 +21,9 @@ from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph.sketch import Sketch
 from heliograph.wire import pack, unpack
+from heliograph_hub.founding import init_hub
 from heliograph_hub.rollout import Worded
-from heliograph_hub.service import Service, init
+from heliograph_hub.service import Service
 from hubs import HARDWARE, STEP_S, Hub, ScriptedNode, in_loop
 from waits import until
 
@@ -248,7 +250,7 @@ async def test_a_broker_that_comes_back_empty_is_given_everything_again(hub, rel
 
 def test_news_too_large_for_one_statement_come_in_parts_that_each_fit(tmp_path):
     folder = tmp_path / "hub"
-    init(folder, "test")
+    init_hub(folder, "test", int(time.time()))
     service = Service(folder, free_port())
     key = PrivateKey.generate(b"k" * 32)
     service.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)

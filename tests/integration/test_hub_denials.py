@@ -1,5 +1,7 @@
 """What a hub announces first: denials, to nodes by hand over a real broker, and in its replies."""
 
+import time
+
 import pytest
 
 import bundles
@@ -9,9 +11,10 @@ from heliograph.lab import free_port
 from heliograph.signing import PrivateKey
 from heliograph.statement import signed_bytes
 from heliograph_hub.broker import Broker as BrokerProcess
-from heliograph_hub.founding import init_realm
+from heliograph_hub.founding import init_hub, init_realm
 from heliograph_hub.keys import load_key
-from heliograph_hub.service import Service, init
+from heliograph_hub.process import greeting
+from heliograph_hub.service import Service
 from hubs import HARDWARE, Hub, ScriptedNode, in_loop
 from waits import until
 
@@ -120,19 +123,19 @@ def test_a_denial_is_announced_though_the_realm_expired_long_ago(tmp_path):
     _denying(service, "deny-1")
     with pytest.raises(TrustError, match="expired"):
         service.announce()
-    assert list(service.retained) == ["heliograph/v1/test/deny/all"]
+    assert list(service.announcing.retained) == ["heliograph/v1/test/deny/all"]
     service.database.close()
 
 
 def test_denials_come_first_in_a_reply_and_once_more_behind_a_set(tmp_path):
-    init(tmp_path / "hub", "test")
+    init_hub(tmp_path / "hub", "test", int(time.time()))
     service = Service(tmp_path / "hub", free_port())
     key = PrivateKey.generate(b"k" * 32)
     service.enrolment.add_token("lab", "pi-1", b"t" * 32, 1, 60)
     service.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), 1)
     _denying(service, "deny-1")
     service.announce()
-    assert next(iter(service.retained)) == "heliograph/v1/test/deny/all"
+    assert next(iter(service.announcing.retained)) == "heliograph/v1/test/deny/all"
     hello = doc.Hello(
         run=b"r" * 8, nonce=b"n" * 16, agent="0", schemas={}, hardware=HARDWARE, numbers=doc.Numbers(), tuf={}
     )
@@ -147,7 +150,7 @@ def test_denials_come_first_in_a_reply_and_once_more_behind_a_set(tmp_path):
     service.database.close()
     (tmp_path / "hub" / "hub.sqlite").unlink()
     again = Service(tmp_path / "hub", free_port())
-    assert again.greeting(BrokerProcess(tmp_path / "hub", 1, "127.0.0.1"))[0].startswith(
+    assert greeting(again, BrokerProcess(tmp_path / "hub", 1, "127.0.0.1"))[0].startswith(
         "DENIALS ARE MISSING: the timestamp names 1, the database has 0"
     )
     again.database.close()

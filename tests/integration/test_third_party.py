@@ -14,8 +14,9 @@ from heliograph.lab import free_port
 from heliograph.protocol import PREFIX
 from heliograph.statement import signed_bytes
 from heliograph_hub.broker import Broker
+from heliograph_hub.founding import init_hub
 from heliograph_hub.keys import load_key
-from heliograph_hub.service import Service, init
+from heliograph_hub.service import Service
 
 REALM = "open"
 EXPECTED = ("tuf/root/1", "tuf/set", "tuf/head", "deny/all")
@@ -41,7 +42,7 @@ async def read_all(port: int, *, retained: bool = False) -> dict[str, bytes]:
 
 
 def test_an_ordinary_client_of_another_make_reads_the_realm_from_what_its_broker_retains(tmp_path: Path) -> None:
-    init(tmp_path, REALM)
+    init_hub(tmp_path, REALM, int(time.time()))
     port = free_port()
     service = Service(tmp_path, port)
     denial = Deny(realm=REALM, releases=(b"r" * 32,), reason="wrong labels", at=NOW).encode()
@@ -51,7 +52,8 @@ def test_an_ordinary_client_of_another_make_reads_the_realm_from_what_its_broker
     async def scenario() -> dict[str, bytes]:
         broker = Broker(tmp_path, port)
         await broker.start()
-        tasks = [asyncio.create_task(work) for work in (service.mqtt.run(), service.publish_retained())]
+        works = service.mqtt.run(), service.announcing.publish_retained(service.mqtt)
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             service.begin()
             await read_all(port)  # once all of it is there, a client that comes later gets all of it as retained

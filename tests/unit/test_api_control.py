@@ -26,8 +26,9 @@ from heliograph.statement import signed_bytes
 from heliograph_hub.api.application import application
 from heliograph_hub.commands.documents import as_toml
 from heliograph_hub.commands.policy import policy_set
+from heliograph_hub.founding import init_hub
 from heliograph_hub.keys import load_key
-from heliograph_hub.service import Service, init
+from heliograph_hub.service import Service
 
 HARDWARE = doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={})
 NODE = PrivateKey.generate(b"k" * 32)
@@ -39,7 +40,7 @@ class Hub:
 
     def __init__(self, folder):
         self.folder = folder / "hub"
-        init(self.folder, "test")
+        init_hub(self.folder, "test", int(time.time()))
         self.open()
 
     def open(self):
@@ -111,7 +112,7 @@ class Hub:
                 document = vouching.open_document(self.service.authority.set, payload, row, names)
                 found.append((below, document.number))
                 if document.number == self.service.control.newest(row.name)[below.split("/")[1]].number:
-                    assert payload == self.service.retained[f"heliograph/v1/test/{below}"]
+                    assert payload == self.service.announcing.retained[f"heliograph/v1/test/{below}"]
         return found
 
 
@@ -134,7 +135,7 @@ def test_asking_changes_nothing_and_setting_announces_before_it_answers(hub):
     assert hub.get("/v1/documents/policy") == [] and hub.service.authority.set.heads.policy == {}
     done = hub.set(POLICY)
     assert (done["number"], done["state"], done["said"]) == (1, "in force", [])
-    assert "heliograph/v1/test/policy/general" in hub.service.retained
+    assert "heliograph/v1/test/policy/general" in hub.service.announcing.retained
     assert hub.service.authority.set.heads.policy == {"general": 1}
     again = hub.request('hold_max_s = 60 # the same\nring = "general"\n')
     assert (again["number"], again["unchanged"], again["effects"]) == (1, True, [])
@@ -161,7 +162,7 @@ def test_a_config_needs_its_model_and_is_signed_by_the_models_own_role(hub):
     assert kind == "NotFoundError" and words in error
     hub.service.authority.add_model("digits", int(time.time()))
     assert hub.set('model = "digits"\n[thresholds]\nalarm = 0.5\n', "config")["number"] == 1
-    statement = hub.service.retained["heliograph/v1/test/config/digits"]
+    statement = hub.service.announcing.retained["heliograph/v1/test/config/digits"]
     row, names = parse_topic("heliograph/v1/test/config/digits", "test")
     assert vouching.open_document(hub.service.authority.set, statement, row, names).thresholds == {"alarm": 0.5}
     assert hub.get("/v1/documents/config/digits")["content"] == {"model": "digits", "thresholds": {"alarm": 0.5}}
@@ -218,7 +219,7 @@ def test_signatures_brought_by_file_count_and_those_of_other_keys_do_not(hub):
         return {"kind": "policy", "payload": payload.hex(), "signatures": {key.keyid.hex(): signature}}
 
     assert hub.refused("/v1/documents", given("assign"))[1].endswith("is not one of the keys of policy")
-    assert "heliograph/v1/test/policy/general" not in hub.service.retained
+    assert "heliograph/v1/test/policy/general" not in hub.service.announcing.retained
     code, answer = hub._ask("POST", "/v1/documents", given("policy"))
     assert (code, answer["state"]) == (200, "in force")
     assert hub.refused("/v1/documents", {"kind": "policy", "payload": payload.hex()})[1].startswith("signatures must")

@@ -1,6 +1,7 @@
 """Rollouts as operators meet them: the commands, the API between, and the file that goes to protected's keys."""
 
 import json
+import time
 from contextlib import contextmanager
 from threading import Thread
 
@@ -24,7 +25,8 @@ from heliograph_hub.commands.rollout import (
     rollout_sign,
     rollout_start,
 )
-from heliograph_hub.service import Service, init
+from heliograph_hub.founding import init_hub
+from heliograph_hub.service import Service
 
 NAME = "digits@1.0.0"
 TENSOR = {"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}
@@ -49,7 +51,7 @@ def served(app):
 def hub(tmp_path_factory):
     """A hub with one release, signed and approved: its URL and its folder."""
     folder = tmp_path_factory.mktemp("rollouts")
-    init(folder / "hub", "test")
+    init_hub(folder / "hub", "test", int(time.time()))
     service = Service(folder / "hub", 1)
     service.begin()
     bundle = folder / "bundle"

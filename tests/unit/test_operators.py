@@ -1,5 +1,6 @@
 """Which role may do what at the hub's API, and for how long a token says a role."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from starlette.routing import Route
 
 from heliograph.errors import ConfigError, RefusedError
 from heliograph_hub.api.application import application
+from heliograph_hub.founding import init_hub
 from heliograph_hub.operators import DUTIES, MAX_TOKENS, ROLES, ROUTES, TOKEN_LIFE_S, Tokens
-from heliograph_hub.service import Service, init
+from heliograph_hub.service import Service
 
 OWNERS_ALONE = {("POST", "/v1/tokens")}
 NOW = 1_795_000_000
@@ -22,7 +24,7 @@ NOW = 1_795_000_000
 def service(tmp_path: Path) -> Iterator[Service]:
     import asyncio
 
-    init(tmp_path / "hub", "demo")
+    init_hub(tmp_path / "hub", "demo", int(time.time()))
 
     async def make() -> Service:
         return Service(tmp_path / "hub", 1)

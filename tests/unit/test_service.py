@@ -6,14 +6,16 @@ import os
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from heliograph import documents as doc
 from heliograph.blob import Digest
 from heliograph.errors import TrustError
 from heliograph.policy import Policy
 from heliograph.signing import PrivateKey, sign_statement
-from heliograph.statement import parse, signed_bytes
+from heliograph.statement import Statement, encode, parse, signed_bytes
 from heliograph_hub import request
+from heliograph_hub.database import nodes
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key, make_key
 from heliograph_hub.registry import note_blob
@@ -40,7 +42,7 @@ def expired(tmp_path):
 
 def test_a_hub_of_an_expired_realm_begins_and_says_what_it_can_not_sign(expired):
     expired.begin()
-    below = [full.removeprefix("heliograph/v1/test/") for full in expired.retained]
+    below = [full.removeprefix("heliograph/v1/test/") for full in expired.announcing.retained]
     assert below[0] == "deny/all", "before everything, as always"
     assert below[-3:] == ["tuf/root/1", "tuf/set", "tuf/head"]
     assert "expired" in expired.unsigned
@@ -60,11 +62,33 @@ def test_a_node_that_lacks_everything_is_replied_to_by_a_hub_that_can_not_sign_a
     assert [name for name, _ in reply.documents] == ["deny/all", "tuf/root/1", "tuf/set", "deny/all", "assigned"]
 
 
+def test_denials_are_announced_at_once_though_an_assignment_can_not_be_signed_again(tmp_path):
+    now = int(time.time())
+    init_realm(tmp_path, "test", now)
+    service = Service(tmp_path, 1)
+    service.enrolment.add_token("lab", "pi-1", b"t" * 32, now, 60)
+    key = PrivateKey.generate(b"k" * 32).public.raw
+    service.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key, nonce=b"n" * 16), now)
+    payload = doc.Deny(realm="test", releases=(b"r" * 32,), at=now).encode()
+    deny = load_key(tmp_path / "keys" / "deny-1.key")
+    service.denials.add("deny", payload, {deny.keyid: deny.sign(signed_bytes("deny", payload))}, now)
+    with service.database.write() as connection:
+        bare = encode(Statement("assignment", parse(service.fleet.node("lab", "pi-1").assigned).payload, ()))
+        connection.execute(sa.update(nodes).values(assigned=bare))
+    (tmp_path / "keys" / "assign.key").unlink()
+    service.database.close()
+    service = Service(tmp_path, 1)
+    service.begin()
+    assert "assign" in service.unsigned
+    assert next(iter(service.announcing.retained)) == "heliograph/v1/test/deny/all"
+    service.database.close()
+
+
 def test_a_hub_that_can_sign_begins_with_nothing_to_say(tmp_path):
     init_realm(tmp_path, "test", 1_795_000_000)
     service = Service(tmp_path, 1)
     service.begin()
-    assert service.unsigned == "" and "heliograph/v1/test/tuf/set" in service.retained
+    assert service.unsigned == "" and "heliograph/v1/test/tuf/set" in service.announcing.retained
     service.database.close()
 
 
@@ -78,17 +102,17 @@ def test_a_set_is_announced_after_what_it_names_and_before_it_if_it_names_other_
     signatures = {signer.keyid: signer.sign(signed_bytes("policy", stored.payload))}
     service.control.add("policy", stored.payload, signatures, now)
     service.announce()
-    below = [full.removeprefix("heliograph/v1/test/") for full in service.retained]
+    below = [full.removeprefix("heliograph/v1/test/") for full in service.announcing.retained]
     assert below == ["tuf/root/1", "policy/canary", "tuf/set", "tuf/head"], "or nodes would ask for what is on its way"
     service.rotation.propose("root", [make_key(tmp_path / "root-4.key", b"n" * 32)], [], None, now)
     roots = [load_key(tmp_path / "keys" / f"root-{number}.key") for number in (1, 2, 3)]
     for ask in request.sign(service.rotation.asks(), roots)[0]:
         assert service.rotation.add(ask.name, ask.signatures, now)
     service.announce()
-    below = [full.removeprefix("heliograph/v1/test/") for full in service.retained]
+    below = [full.removeprefix("heliograph/v1/test/") for full in service.announcing.retained]
     assert below == ["tuf/root/1", "tuf/root/2", "tuf/set", "policy/canary", "tuf/head"]
     service.announce()
-    assert list(service.retained)[-2:] == [f"heliograph/v1/test/tuf/{name}" for name in ("set", "head")]
+    assert list(service.announcing.retained)[-2:] == [f"heliograph/v1/test/tuf/{name}" for name in ("set", "head")]
     service.database.close()
 
 
@@ -196,5 +220,5 @@ def test_a_hub_begins_though_what_nothing_names_can_not_be_removed_and_though_od
     orphan = service.objects.put(b"unnamed")
     _age(service, orphan, 2 * UNNAMED_S)
     service.begin()
-    assert service.retained and odd.exists() and not service.objects.has(orphan)
+    assert service.announcing.retained and odd.exists() and not service.objects.has(orphan)
     service.database.close()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ from heliograph.lab import free_port, wait_until
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.wire import pack
 from heliograph_hub.api.application import application
-from heliograph_hub.service import Service, init
+from heliograph_hub.founding import init_hub
+from heliograph_hub.service import Service
 from heliograph_site.folder import NodeFile, write_key
 from heliograph_site.journal import JOURNAL_FILE, Journal
 
@@ -46,7 +48,7 @@ def served(service: Service) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str, Path]]:
     folder = tmp_path_factory.mktemp("words")
-    init(folder / "hub", "test")
+    init_hub(folder / "hub", "test", int(time.time()))
     service = Service(folder / "hub", 1)
     service.begin()
     service.enrolment.add_token("lab", "pi-1", b"t" * 32, NOW, 60)

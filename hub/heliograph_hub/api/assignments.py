@@ -92,7 +92,7 @@ class Assignments(Part):
             for model, report in (said.models.items() if said else ())
             if report.tuple is not None
         }
-        policy = self._service.policy_of(node.ring)
+        policy = self._service.control.policy_of(node.ring)
         lines = []
         if said is None:
             lines.append("it has never reported: what it holds is not known")

@@ -102,5 +102,5 @@ class Gaps(Part):
                 for model, row in told.get(ring, {}).items()
             }
             sorted_known = {model: tuple(sorted(versions)) for model, versions in known.items()}
-            found[ring] = Due(service.policy_of(ring), directives, configs, sorted_known)
+            found[ring] = Due(service.control.policy_of(ring), directives, configs, sorted_known)
         return found

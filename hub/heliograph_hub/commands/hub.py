@@ -1,5 +1,6 @@
 """[IO] `heliograph hub`: make and run one."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def hub_init(
 
     Example: heliograph hub init ./hub --realm demo
     """
-    from heliograph_hub.service import init
+    from heliograph_hub.founding import init_hub
 
     if (ca is None) != (ca_key is None):
         raise ConfigError("--ca and --ca-key go together")
@@ -55,7 +56,7 @@ def hub_init(
         return
     if threshold or out:
         raise ConfigError("--threshold and --out belong to a ceremony: name its keys with --offline-keys KEYDIR")
-    for line in init(folder, realm, pair):
+    for line in init_hub(folder, realm, int(time.time()), pair):
         say(line)
     print(folder)
 
@@ -70,7 +71,7 @@ def _hold_ceremony(
     out: Path | None,
 ) -> None:
     from heliograph_hub import request
-    from heliograph_hub.service import init_ceremony
+    from heliograph_hub.founding import init_ceremony
 
     thresholds = {}
     for one in given:
@@ -78,7 +79,7 @@ def _hold_ceremony(
         if not equals or not number.isdecimal():
             raise ConfigError(f"--threshold {one} is not ROLE=N, such as root=2")
         thresholds[role] = int(number)
-    begun = init_ceremony(folder, realm, key_folders, thresholds, signed, ca)
+    begun = init_ceremony(folder, realm, key_folders, thresholds, signed, int(time.time()), ca)
     for line in begun.said:
         say(line)
     if begun.is_done:
@@ -205,8 +206,8 @@ def hub_run(
 
     Example: heliograph hub run ./hub --listen 0.0.0.0 --host hub.example.org
     """
+    from heliograph_hub.access import Doors
     from heliograph_hub.process import run
-    from heliograph_hub.service import Doors
 
     if plain_port is not None and api_port is not None:
         raise ConfigError("--api-port needs TLS, which --plain-port does without: leave one of them out")
