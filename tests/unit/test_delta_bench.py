@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from bench.deltas.getting import Files
 from bench.deltas.launching import Bounds, launched
 from bench.deltas.measuring import weigh
 from bench.deltas.tools import SEGMENTS
+from heliograph.blob import LEAF_BYTES
 from heliograph.delta.file import make_file
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -306,17 +308,32 @@ def test_what_the_bounds_failed_is_tried_again_with_wider_ones_alone() -> None:
     assert not some.allow_more_than(Bounds()) and Bounds(100, 13).allow_more_than(some)
 
 
+def streamed(old: Path, new: Path, folder: Path) -> dict[str, Any]:
+    """What is said of a delta whose patch comes leaf by leaf."""
+    make_file(old, new, folder / "delta")
+    command = [sys.executable, "-P", str(SEGMENTS), str(old), str(folder / "delta"), str(folder / "rebuilt")]
+    done = launched([command], Bounds())
+    assert not done["failed"] and (folder / "rebuilt").read_bytes() == new.read_bytes()
+    said: dict[str, Any] = json.loads(done["said"])
+    return said
+
+
 def test_a_patch_that_comes_leaf_by_leaf_tells_when_segments_stand_and_what_operations_take(tmp_path: Path) -> None:
     old, new = (BENCH.parent / "data" / "digits" / f"digits_{name}_int8.tflite" for name in ("base", "head"))
-    make_file(old, new, tmp_path / "delta")
-    done = launched(
-        [[sys.executable, "-P", str(SEGMENTS), str(old), str(tmp_path / "delta"), str(tmp_path / "new")]], Bounds()
-    )
-    assert not done["failed"] and (tmp_path / "new").read_bytes() == new.read_bytes()
-    said = json.loads(done["said"])
+    said = streamed(old, new, tmp_path)
     assert sum(size for size, _ in said["ops"].values()) == new.stat().st_size
     assert all(cpu_s > 0 for _, cpu_s in said["ops"].values()) and said["start_cpu_s"] > 0
     assert 0 < said["first_bytes"] < said["patch_bytes"] and said["late"] == 1 < said["segments"]
+
+
+def test_a_segment_stands_when_its_bytes_have_come_however_many_copies_stand_among_them(tmp_path: Path) -> None:
+    kept, fresh = Random(1).randbytes(600_000), Random(2).randbytes(80_000)
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(kept)
+    new.write_bytes(kept[:200_000] + fresh[:40_000] + kept[200_000:400_000] + fresh[40_000:] + kept[400_000:])
+    said = streamed(old, new, tmp_path)
+    assert said["segments"] == 2 and said["late"] == 1 and 40_000 <= said["first_bytes"] < 40_000 + 2 * LEAF_BYTES
+    assert said["ops"]["copy"][0] == len(kept)
 
 
 def test_a_hub_s_child_makes_within_its_bound_and_what_it_takes_is_read(tmp_path: Path) -> None:

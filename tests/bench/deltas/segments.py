@@ -121,7 +121,8 @@ def _rebuilt(
 ) -> dict[str, object]:
     """What is printed."""
     ops: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-    ends = sorted(segment.patch[0] + segment.patch[1] for segment in recipe.segments)
+    # What needs nothing of the patch stands when nothing has come, wherever its empty range is.
+    ends = sorted(sum(segment.patch) if segment.patch[1] else 0 for segment in recipe.segments)
     stood = first = patched = late = 0
     for come in _arrivals(recipe, patch, sent):
         if stood == len(ends) or ends[stood] > come:
