@@ -190,11 +190,13 @@ def only_full(ways: Iterable[Way], is_usable: Callable[[Way], bool] = lambda way
     Small files beside the image often have no delta worth its name: they don't count.
     """
     usable = [way for way in ways if is_usable(way)]
-    full = [way for way in usable if way.kind == "full"]
-    if not full:
-        return False
-    image = max(full, key=lambda way: way.bytes).blob
-    return all(way.kind == "full" for way in usable if way.blob == image)
+    image = full_image(usable)
+    return image is not None and all(way.kind == "full" for way in usable if way.blob == image.blob)
+
+
+def full_image(ways: Iterable[Way]) -> Way | None:
+    """The full way to the dearest of the blobs, which is the image; None without any full way."""
+    return max((way for way in ways if way.kind == "full"), key=lambda way: way.bytes, default=None)
 
 
 def judge_full(budget: Budget, *, is_only_full: bool, has_base: bool) -> str:

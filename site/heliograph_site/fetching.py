@@ -218,6 +218,7 @@ class Downloads:
         if not file.length:
             slots.store.put(b"")
             return None
+        unknown = ""
         for way in usable_ways(slots, file, ways, is_confidential=manifest.confidential):
             form: Form = PlainForm()
             if way.seal is not None:
@@ -227,11 +228,13 @@ class Downloads:
                 return way
             try:
                 recipe = await self._recipe(slots, file, way, form)
-            except UnknownOpError:
-                continue  # the next way
-            await self._delta(slots, file, recipe, form, on_progress)
-            return way
-        raise IntegrityError(f"no way was offered that leads to {file.name}{' sealed' * manifest.confidential}")
+                await self._delta(slots, file, recipe, form, on_progress)
+                return way
+            except UnknownOpError as error:
+                unknown = f": {error}"  # the next way
+        raise IntegrityError(
+            f"no way was offered that leads to {file.name}{' sealed' * manifest.confidential}{unknown}"
+        )
 
     async def _sealed_form(
         self, slots: Slots, manifest: Manifest, file: File, way: Way, named: SealRef, grant: Grant | None

@@ -182,13 +182,8 @@ class Tasks:
                 reason, pause_s = f"the hub says later: {offer.reason}", float(offer.later_s)
                 back_off_s = self._deadlines.offer_s
             else:
-                ways = tuple(
-                    way
-                    for way in offer.ways
-                    if way.recipe is None or not (memory.full_only or self._agent.is_recipe_denied(way.recipe.sha256))
-                )
+                ways, judged = self._judged(memory, manifest, offer.ways)
                 lost = self._why_lost(manifest, ways, offer.grant)
-                judged = self._judge_ways(memory, manifest, ways)
                 if not lost and judged == "take":
                     self._ways[model] = (release, ways, offer.grant)
                     return Admitted(memory.epoch)
@@ -209,11 +204,25 @@ class Tasks:
             return f"the hub offers {manifest.release} sealed, and no key that opens it"
         return ""
 
-    def _judge_ways(self, memory: Memory, manifest: Manifest, ways: tuple[Way, ...]) -> str:
-        """`take`, `wait` or `fail`, as policy has it where only the full image will do."""
+    def _judged(self, memory: Memory, manifest: Manifest, offered: tuple[Way, ...]) -> tuple[tuple[Way, ...], str]:
+        """The ways that may be gone, and `take`, `wait` or `fail`, as policy has it where only the full image will do.
+
+        After a delta that spoiled these are the full ones. Where policy doesn't take the full image, the image's deltas
+        have the other tries too, and a fetch that finds it can't go by them has no full image to turn to.
+        """
+        ways = tuple(
+            way for way in offered if way.recipe is None or not self._agent.is_recipe_denied(way.recipe.sha256)
+        )
         possible = [way for file in self._slots.missing(manifest) for way in self._usable(manifest, file, ways)]
         budget = self._agent.policy_of(memory.model).budget
-        return economy.judge_full(budget, is_only_full=economy.only_full(possible), has_base=bool(memory.kept))
+        judged = economy.judge_full(budget, is_only_full=True, has_base=bool(memory.kept))
+        if judged != "take" and economy.only_full(possible):
+            return ways, judged
+        image = economy.full_image(possible) if judged != "take" else None
+        blob = image.blob if image is not None else None
+        return tuple(
+            way for way in ways if way != image and (way.recipe is None or way.blob == blob or not memory.full_only)
+        ), "take"
 
     def _usable(self, manifest: Manifest, file: File, ways: tuple[Way, ...]) -> list[Way]:
         return usable_ways(self._slots, file, ways, is_confidential=manifest.confidential)

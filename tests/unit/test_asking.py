@@ -15,12 +15,13 @@ from heliograph.blob import describe
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Grant, Hardware, Offer, RecipeRef, SealRef, Way
 from heliograph.economy import Wait
+from heliograph.errors import IntegrityError
 from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
 from heliograph.names import Digest
 from heliograph.objects import ObjectStore
 from heliograph.policy import Budget, OnlyFull, Policy, no_policy
 from heliograph.trust import Target as Listed
-from heliograph_site.happenings import Admitted, Declined
+from heliograph_site.happenings import Admitted, Declined, Spoiled
 from heliograph_site.machine import Command
 from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.serving.tuned import Tuned
@@ -51,6 +52,7 @@ class Surroundings:
         self.policy = no_policy("lab", "canary")
         self.waits: list[Wait | None] = []
         self.manifest = MANIFEST
+        self.may_go: tuple[Way, ...] = ()
 
     def target(self, model: str, release: bytes) -> Listed:
         size = len(self.manifest.encode())
@@ -86,6 +88,15 @@ class Surroundings:
     async def small(self, digest: bytes, length: int) -> bytes:
         return self.manifest.encode()
 
+    async def release(
+        self, slots: Slots, manifest: Manifest, ways: tuple[Way, ...], on_progress: object, grant: Grant | None
+    ) -> tuple[Way, ...]:
+        self.may_go = ways
+        raise IntegrityError("the end of the test")
+
+    def look(self) -> None:
+        pass
+
 
 class Serves:
     """A server that serves what it is told to."""
@@ -118,7 +129,9 @@ def check(
     around: Surroundings,
     prepare: Callable[[Slots], object] = lambda slots: None,
     memory: Memory = MEMORY,
+    command: Command = Command.CHECK,
 ) -> Any:
+    """What checking answers; with `Command.FETCH`, what fetching does after it."""
     slots = Slots(folder)
     prepare(slots)
     server: Any = Serves()
@@ -128,7 +141,8 @@ def check(
 
     async def perform() -> Any:
         async with asyncio.timeout(20):
-            return await tasks.perform(Command.CHECK, memory)
+            answer = await tasks.perform(Command.CHECK, memory)
+            return answer if command is Command.CHECK else await tasks.perform(command, memory)
 
     return asyncio.run(perform())
 
@@ -186,6 +200,34 @@ def test_policy_budget_full_says_what_follows_where_only_the_full_image_will_do(
     assert check(tmp_path, around, hold_base, memory) == says
     waited = "a delta: policy 3 waits for one" in around.waited_for
     assert waited is (isinstance(says, Declined) and full == "wait")
+
+
+SMALL = FULL.model_copy(update={"blob": bytes(32), "bytes": 1})
+SMALL_DELTA = DELTA.model_copy(update={"blob": bytes(32), "bytes": 0})
+OFFERED = (DELTA, FULL, SMALL_DELTA, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("full", "has_base", "has_spoiled", "may_go"),
+    [
+        ("full", True, False, OFFERED),
+        ("full", True, True, (FULL, SMALL)),
+        ("wait", True, False, (DELTA, SMALL_DELTA, SMALL)),
+        ("fail", True, False, (DELTA, SMALL_DELTA, SMALL)),
+        ("wait", True, True, (DELTA, SMALL)),
+        ("fail", True, True, (DELTA, SMALL)),
+        ("wait", False, False, OFFERED),
+        ("wait", False, True, (FULL, SMALL)),
+    ],
+)
+def test_no_fetch_turns_to_a_full_image_that_policy_budget_full_does_not_take(
+    tmp_path: Path, full: OnlyFull, has_base: bool, has_spoiled: bool, may_go: tuple[Way, ...]
+) -> None:
+    around = Surroundings(offer(*OFFERED))
+    around.policy = Policy(realm="lab", ring="canary", number=3, at=0, budget=Budget(full=full))
+    memory = replace(MEMORY, active=Pointer(BASE, 1) if has_base else None, full_only=has_spoiled)
+    assert check(tmp_path, around, hold_base, memory, Command.FETCH) == Spoiled(7, "the end of the test")
+    assert around.may_go == may_go
 
 
 def test_nothing_is_asked_while_policy_lets_nothing_be_fetched(tmp_path: Path) -> None:

@@ -288,6 +288,11 @@ def test_only_full_will_do_where_the_image_has_no_other_way(ways: list[Way], exp
     assert economy.only_full(ways) == expected
 
 
+def test_the_full_image_is_the_dearest_of_the_full_ways() -> None:
+    assert economy.full_image([full(LABELS, 3), delta(IMAGE, 200), full(IMAGE, 100)]) == full(IMAGE, 100)
+    assert economy.full_image([delta(IMAGE, 8)]) is None
+
+
 @pytest.mark.parametrize(
     ("rule", "is_only_full", "has_base", "expected"),
     [

@@ -1,21 +1,30 @@
 """Downloads over a link of the test's own: what is lost on the way out is asked for again, whoever lost it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import pytest
 
 from heliograph.blob import LEAF_BYTES, describe, page_of, sha256
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Chunk, Want, Way
-from heliograph.errors import TransportError
+from heliograph.delta import recipe as recipes
+from heliograph.delta.diff import make
+from heliograph.delta.dtypes import Dtype
+from heliograph.documents import Chunk, RecipeRef, Want, Way
+from heliograph.errors import IntegrityError, TransportError
 from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
 from heliograph.policy import Budget, Policy
 from heliograph_site.allowance import Allowance
 from heliograph_site.fetching import Downloads
 from heliograph_site.journal import Journal
 from heliograph_site.slots import Slots
+from sealed import Vault
 from waits import turns
 
 DATA = b"a manifest"
@@ -235,3 +244,82 @@ def test_a_fetch_stops_short_of_the_budget_and_goes_on_when_there_is_more_of_it(
         await asyncio.wait(running)
 
     asyncio.run(scenario())
+
+
+OLD = Random(7).randbytes(40_000)
+NEW = OLD[:30_000] + Random(8).randbytes(9_000)
+
+
+def a_delta(vault: Vault, **told: Any) -> Way:
+    """A delta that the link has, its last segment told as something else."""
+    recipe, patch = make(OLD, NEW)
+    recipe = replace(recipe, segments=(*recipe.segments[:-1], replace(recipe.segments[-1], **told)))
+    encoded = recipes.encode(recipe)
+    vault.blobs |= {sha256(encoded): encoded, sha256(patch): patch}
+    named = RecipeRef(length=len(encoded), sha256=sha256(encoded))
+    return Way(kind="delta", blob=sha256(NEW), bytes=1, base=sha256(OLD), recipe=named)
+
+
+def fetched(slots: Slots, vault: Vault, manifest: Manifest, *ways: Way) -> tuple[Way, ...]:
+    """What a release came by, over a link that has what the vault has."""
+
+    async def scenario() -> tuple[Way, ...]:
+        wants: asyncio.Queue[Want] = asyncio.Queue()
+        downloads = Downloads(wants.put, answers, Random(1), SLOW)
+
+        async def serve() -> None:
+            while True:
+                for chunk in vault.answers(await wants.get()):
+                    await downloads.on_chunk(chunk.encode())
+
+        running = [asyncio.ensure_future(downloads.run()), asyncio.ensure_future(serve())]
+        await downloads.on_link(True)
+        try:
+            async with asyncio.timeout(30):
+                return await downloads.release(slots, manifest, ways, lambda held, of: None)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+
+    return asyncio.run(scenario())
+
+
+@pytest.fixture
+def vault() -> Vault:
+    vault = Vault()
+    vault.blobs[sha256(NEW)] = NEW
+    return vault
+
+
+FULL = Way(kind="full", blob=sha256(NEW), bytes=len(NEW))
+
+
+def test_an_operation_of_a_later_version_means_that_the_next_way_is_gone(tmp_path: Path, vault: Vault) -> None:
+    slots, later = Slots(tmp_path), a_delta(vault, op=200)
+    slots.store.put(OLD)
+    with pytest.raises(
+        IntegrityError, match=r"no way .* leads to m: segment \d needs operation 200, which this version"
+    ):
+        fetched(slots, vault, release_of(NEW), later)
+    known = a_delta(vault).model_copy(update={"bytes": 2})
+    assert fetched(slots, vault, release_of(NEW), FULL, later, known) == (known,)
+    slots.store.delete(sha256(NEW))
+    assert fetched(slots, vault, release_of(NEW), FULL, later) == (FULL,)
+    assert slots.store.read(sha256(NEW)) == NEW and list(slots.incoming.iterdir()) == []
+
+
+def test_where_numpy_is_missing_a_delta_of_elements_means_that_the_next_way_is_gone(
+    tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")  # the child's
+    slots = Slots(tmp_path / "site")
+    slots.store.put(OLD)
+    of_elements = a_delta(vault, op=recipes.SHUFFLE, old=(), params=bytes([Dtype.F32, 0]))
+    with pytest.raises(
+        IntegrityError, match=r"no way .* leads to m: segment needs operation 7, for which numpy is miss"
+    ):
+        fetched(slots, vault, release_of(NEW), of_elements)
+    assert fetched(slots, vault, release_of(NEW), FULL, of_elements) == (FULL,)
+    assert slots.store.read(sha256(NEW)) == NEW and list(slots.incoming.iterdir()) == []
