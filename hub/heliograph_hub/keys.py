@@ -5,24 +5,32 @@
     SCHEME:…#NAME.pub             a key that `securesystemslib.signer` reaches, and the public half of it
 
 Rule 1: whatever signs, its signature is checked by the public half before it is used.
-Rule 2: Ed25519 only. What a scheme needs is imported when a key of it is asked for.
+Rule 2: Ed25519 only. Of the library's own schemes that is `file2:` (a PEM file) and `hv:` (Vault's transit engine);
+    its others are for ECDSA, RSA or ML-DSA. An installed package may bring a scheme: an entry point of `SIGNERS`.
+Rule 3: what a scheme needs is imported when a key of it is asked for.
 """
 
 import json
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
 from securesystemslib.exceptions import UnsupportedLibraryError, VerificationError
-from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signer
+from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signer, SSlibKey
 
 from heliograph.errors import ConfigError, RefusedError, TrustError
 from heliograph.objects import write_durably
 from heliograph.signing import KEY_FILE_VERSION, MAX_KEY_FILE_BYTES, PrivateKey, PublicKey
 
 SUFFIX, PUBLIC_SUFFIX = ".key", ".pub"
+SIGNERS = "heliograph.signers"
+"""Entry points: a scheme by name, and the `securesystemslib.signer.Signer` that makes keys of its URIs."""
 _ED25519 = "ed25519"
+_LIBRARY = "securesystemslib."
+_LIBRARY_ED25519 = frozenset({"file2", "hv"})
+"""Of the library's own schemes those whose keys can be of our kind."""
 
 
 class SigningKey(Protocol):
@@ -148,19 +156,32 @@ def open_key(where: str) -> SigningKey:
     if not colon or scheme == "file" or Path(where).exists():
         return load_key(Path(rest if colon and scheme == "file" else where))
     uri, hash_, public_file = where.rpartition("#")
+    for point in entry_points(group=SIGNERS, name=scheme):
+        SIGNER_FOR_URI_SCHEME[scheme] = point.load()
+    schemes = sorted(name for name, made_by in SIGNER_FOR_URI_SCHEME.items() if _is_ed25519(name, made_by))
     if scheme not in SIGNER_FOR_URI_SCHEME:
-        known = ", ".join(sorted({"file", *SIGNER_FOR_URI_SCHEME}))
+        known = ", ".join(sorted({"file", *schemes}))
         raise ConfigError(f"{where[:100]} is neither a file nor a key of a known scheme: schemes are {known}")
+    if scheme not in schemes:
+        raise ConfigError(
+            f"{scheme}: keys are not Ed25519, as every key here is: schemes are file, {', '.join(schemes)}, and what "
+            f"an installed package brings as entry point of {SIGNERS}"
+        )
     if not hash_:
         raise ConfigError(f"{where[:100]} names no public half: write {scheme}:…#FILE.pub")
     public = load_public(Path(public_file))
+    key = SSlibKey(public.keyid.hex(), _ED25519, _ED25519, {"public": public.raw.hex()})  # signers take no other class
     try:
-        signer = Signer.from_priv_key_uri(uri, public.tuf_key())
+        signer = Signer.from_priv_key_uri(uri, key)
     except UnsupportedLibraryError as error:
         raise ConfigError(f"{scheme}: keys need a library that is missing: {error}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:  # a PEM file with a password is a TypeError
         raise ConfigError(f"{uri[:100]} can't be used: {error}") from error
     return RemoteKey(signer, public, uri)
+
+
+def _is_ed25519(scheme: str, made_by: type[Signer]) -> bool:
+    return scheme in _LIBRARY_ED25519 or not made_by.__module__.startswith(_LIBRARY)
 
 
 def open_keys(named: Iterable[str]) -> list[SigningKey]:

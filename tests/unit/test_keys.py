@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Key, SecretsHandler, Signature, Signer
 
 from heliograph import trust
@@ -16,7 +17,7 @@ from heliograph.statement import Statement, encode, parse
 from heliograph.vouching import counted
 from heliograph_hub import request
 from heliograph_hub.founding import init_realm
-from heliograph_hub.keys import load_key, make_key, open_key, public_json
+from heliograph_hub.keys import SIGNERS, load_key, make_key, open_key, public_json
 from heliograph_hub.request import Ask, Group
 from realms import NOW, Realm
 
@@ -44,6 +45,16 @@ class Token(Signer):
 
     def sign(self, payload: bytes) -> Signature:
         return Signature(self._public.keyid, self.held[self._label].sign(payload).hex())
+
+
+class Far(Token):
+    """As a driver that isn't all there."""
+
+    @classmethod
+    def from_priv_key_uri(
+        cls, priv_key_uri: str, public_key: Key, secrets_handler: SecretsHandler | None = None
+    ) -> "Far":
+        raise UnsupportedLibraryError("far-driver")
 
 
 @pytest.fixture
@@ -105,9 +116,11 @@ def test_a_file_is_named_by_its_path_or_as_a_uri(tmp_path: Path) -> None:
     ("named", "why"),
     [
         ("nowhere.key", "does not exist"),
-        ("moon:1", "nor a key of a known scheme: schemes are awskms"),
-        ("hsm:2", r"names no public half: write hsm:…#FILE.pub"),
-        ("hsm:2#nowhere.pub", "can't be read"),
+        ("moon:1", "nor a key of a known scheme: schemes are file, file2, hv$"),
+        ("hv:k/2", r"names no public half: write hv:…#FILE.pub"),
+        ("hv:k/2#nowhere.pub", "can't be read"),
+        ("hsm:2#a.pub", "hsm: keys are not Ed25519, as every key here is: schemes are file, file2, hv, and what"),
+        ("awskms:k#a.pub", "awskms: keys are not Ed25519"),
     ],
 )
 def test_what_is_no_key_is_said_to_be_none(named: str, why: str) -> None:
@@ -115,16 +128,50 @@ def test_what_is_no_key_is_said_to_be_none(named: str, why: str) -> None:
         open_key(named)
 
 
-def test_what_a_scheme_needs_is_named_where_it_is_missing(tmp_path: Path) -> None:
+def test_what_a_scheme_needs_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.pub").write_bytes(public_json(PrivateKey.generate(b"a" * 32).public))
-    with pytest.raises(ConfigError, match=r"gcpkms|google"):
-        open_key(f"gcpkms:projects/p/1#{tmp_path / 'a.pub'}")
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "far", Far)
+    with pytest.raises(ConfigError, match="far: keys need a library that is missing: far-driver"):
+        open_key(f"far:1#{tmp_path / 'a.pub'}")
+
+
+def test_a_pem_file_signs_through_the_librarys_own_signer(tmp_path: Path) -> None:
+    key = PrivateKey.generate(b"p" * 32)
+    pem, public = tmp_path / "release.pem", tmp_path / "release.pub"
+    pem.write_bytes(key.to_pem())
+    public.write_bytes(public_json(key.public))
+    opened = open_key(f"file2:{pem}#{public}")
+    assert opened.keyid == key.keyid and opened.sign(b"a release") == key.sign(b"a release")
+    public.write_bytes(public_json(PrivateKey.generate(b"q" * 32).public))
+    with pytest.raises(ConfigError, match="can't be used"):
+        open_key(f"file2:{pem}#{public}")
+
+
+def test_a_key_in_vault_is_taken_by_the_librarys_own_signer(tmp_path: Path) -> None:
+    public = tmp_path / "a.pub"
+    public.write_bytes(public_json(PrivateKey.generate(b"a" * 32).public))
+    with pytest.raises(ConfigError, match=r"hv: keys need a library that is missing: .*hvac"):
+        open_key(f"hv:release/1#{public}")
+
+
+def test_an_installed_package_brings_a_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = PrivateKey.generate(b"d" * 32)
+    (tmp_path / "a.pub").write_bytes(public_json(key.public))
+    package = tmp_path / "drawer-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: drawer\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(f"[{SIGNERS}]\ndrawer = {__name__}:Token\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "drawer", Token)  # so that it is gone after the test
+    monkeypatch.delitem(SIGNER_FOR_URI_SCHEME, "drawer")
+    monkeypatch.setitem(Token.held, "drawer:1", key)
+    assert open_key(f"drawer:1#{tmp_path / 'a.pub'}").sign(b"x") == key.sign(b"x")
 
 
 def test_only_ed25519_is_a_public_key(tmp_path: Path) -> None:
     (tmp_path / "a.pub").write_text('{"format": 1, "keytype": "rsa", "scheme": "rsassa-pss-sha256", "public": "00"}')
     with pytest.raises(ConfigError, match="no Ed25519 public key"):
-        open_key(f"hsm:2#{tmp_path / 'a.pub'}")
+        open_key(f"hv:k/2#{tmp_path / 'a.pub'}")
 
 
 def test_a_rotation_of_a_development_realm_goes_by_the_same_files(tmp_path: Path) -> None:
