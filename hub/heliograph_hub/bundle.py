@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from heliograph.blob import MAX_UNPAGED_BYTES, Pager
 from heliograph.documents import Document
 from heliograph.errors import ConfigError, RefusedError
+from heliograph.fields import table_in
 from heliograph.manifest import (
     COMPUTED,
     FILE_NAME_PATTERN,
@@ -29,7 +30,6 @@ from heliograph.manifest import (
     Golden,
     Manifest,
     is_safe_file_name,
-    table_in,
 )
 from heliograph.names import NAME_PATTERN
 from heliograph.toml import MAX_TOML_BYTES, parse_toml

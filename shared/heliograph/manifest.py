@@ -5,15 +5,15 @@ digest. That digest *is* the release. Operators write `release.toml` with the sa
 (`length`, `sha256`, `pages`); `release add` fills those in and refuses what is missing, unsafe or inconsistent.
 """
 
-import json
 import re
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from heliograph.blob import MAX_UNPAGED_BYTES, page_count, sha256
-from heliograph.documents import Broadcast, Count, DigestField, Document, Part, ShortDigest, Text
+from heliograph.documents import Broadcast, Count, DigestField, Part, ShortDigest, Text
 from heliograph.errors import IntegrityError
+from heliograph.fields import rows
 from heliograph.names import Digest, Name, Version
 from heliograph.wire import pack
 
@@ -295,49 +295,7 @@ def explain() -> list[tuple[str, str, str, str]]:
 
     The default is `required`, or the value in TOML's spelling; empty for tables.
     """
-    rows: list[tuple[str, str, str, str]] = []
-
-    def walk(model: type[Document], prefix: str) -> None:
-        for name, field in model.model_fields.items():
-            if name in COMPUTED:
-                continue
-            many = get_origin(field.annotation) is tuple
-            inner = table_in(field.annotation)
-            shown = prefix + (field.alias or name) + ("[]" if many and inner else "")
-            if inner is not None:
-                default = "" if shown in OPTIONAL else _default(field)
-                rows.append((shown, "tables" if many else "table", default, MEANINGS[shown]))
-                walk(inner, shown + ".")
-            else:
-                rows.append((shown, _type_name(field.annotation), _default(field), MEANINGS[shown]))
-
-    walk(Manifest, "")
-    return rows
-
-
-def table_in(annotation: Any) -> type[Document] | None:
-    """The model that a field's value, or each of its values, is; None for plain values."""
-    if isinstance(annotation, type) and issubclass(annotation, Document):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := table_in(inner)) is not None), None)
-
-
-def _default(field: Any) -> str:
-    if field.is_required():
-        return "required"
-    if table_in(field.annotation) is not None or field.default is None:
-        return ""
-    return json.dumps(field.default)
-
-
-def _type_name(annotation: Any) -> str:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type_name(inner[0])
-    if origin is Literal:
-        return " | ".join(json.dumps(value) for value in inner)
-    if origin is tuple:
-        return f"list of {_type_name(inner[0])}"
-    if inner:  # optional
-        return _type_name(inner[0])
-    return {str: "text", int: "integer", float: "number", bool: "true | false"}[annotation]
+    return [
+        (field, kind, "" if field in OPTIONAL else default, MEANINGS[field])
+        for field, kind, default in rows(Manifest, COMPUTED)
+    ]

@@ -10,18 +10,18 @@ it to the models, and the table in shared/POLICY.md is made from it.
 """
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, ValidationError
 
 from heliograph.documents import At, Broadcast, Count, Document, Lane, ModelName, Part, Text
 from heliograph.errors import ConfigError
-from heliograph.manifest import GATES, Compatible, Gate, table_in
+from heliograph.fields import is_map, rows, table_in
+from heliograph.manifest import GATES, Compatible, Gate
 from heliograph.names import VERSION_PATTERN, Name, Ring, Version
 
 DAY_S = 86400
@@ -358,50 +358,20 @@ class Row(NamedTuple):
 
 def explain() -> list[Row]:
     """Every field of a policy, in the model's order."""
-    return list(_explained(Policy, "", FIELDS))
+    return _explained(Policy, FIELDS)
 
 
 def explain_config() -> list[Row]:
     """Every field of a config, in the model's order."""
-    return list(_explained(Config, "", CONFIG_FIELDS))
+    return _explained(Config, CONFIG_FIELDS)
 
 
 _KEYS = {"limits": "<class>", "models": "<model>", "compatible": "<version>"}
 """What the names in a table of tables stand for."""
 
 
-def _explained(model: type[Document], prefix: str, meanings: Mapping[str, Meaning]) -> Iterator[Row]:
-    for name, field in model.model_fields.items():
-        if not prefix and name in GIVEN:
-            continue
-        inner = table_in(field.annotation)
-        if inner is None:
-            default = "required" if field.is_required() else _shown(field.default)
-            yield Row(prefix + name, _type_name(field.annotation), default, meanings[prefix + name])
-            continue
-        is_map, is_list = _is_map(field.annotation), get_origin(field.annotation) is tuple
-        shown = prefix + name + (f".{_KEYS[name]}" if is_map else "[]" if is_list else "")
-        yield Row(shown, "tables" if is_map or is_list else "table", "", meanings[shown])
-        yield from _explained(inner, shown + ".", meanings)
-
-
-def _shown(default: Any) -> str:
-    return "" if default is None else json.dumps(default)
-
-
-def _type_name(annotation: Any) -> str:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type_name(inner[0])
-    if origin is Literal:
-        return " | ".join(json.dumps(value) for value in inner)
-    if origin is tuple:
-        return f"list of {_type_name(inner[0])}"
-    if origin is dict:
-        return f"table of {_type_name(inner[1])}"
-    if inner:
-        return " | ".join(_type_name(part) for part in inner if part is not type(None))
-    return {str: "text", int: "integer", float: "number", bool: "truth value"}[annotation]
+def _explained(model: type[Document], meanings: Mapping[str, Meaning]) -> list[Row]:
+    return [Row(*row, meanings[row.field]) for row in rows(model, GIVEN, _KEYS)]
 
 
 # --- operator files -----------------------------------------------------------------------------------------------
@@ -486,15 +456,11 @@ def _unknown(model: type[Document], value: Any, prefix: str) -> Iterator[str]:
         if isinstance(inner, list):
             for index, item in enumerate(inner):
                 yield from _unknown(part, item, f"{prefix}{key}[{index}].")
-        elif isinstance(inner, Mapping) and _is_map(fields[key].annotation):
+        elif isinstance(inner, Mapping) and is_map(fields[key].annotation):
             for name, item in inner.items():
                 yield from _unknown(part, item, f"{prefix}{key}.{name}.")
         else:
             yield from _unknown(part, inner, f"{prefix}{key}.")
-
-
-def _is_map(annotation: Any) -> bool:
-    return getattr(annotation, "__origin__", None) is dict
 
 
 def _plain(value: Any) -> Any:

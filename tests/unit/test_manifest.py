@@ -9,6 +9,7 @@ from golden import CONFIDENTIAL, MANIFEST, file_bytes, stored
 from heliograph import manifest as man
 from heliograph.blob import MAX_UNPAGED_BYTES, sha256
 from heliograph.errors import HeliographError, IntegrityError
+from heliograph.fields import table_in
 from heliograph.manifest import Manifest, is_safe_file_name, manifest_digest
 from heliograph.wire import pack, unpack
 
@@ -156,7 +157,7 @@ def test_release_toml_is_explained_field_by_field_from_the_models() -> None:
         for name, field in model.model_fields.items():
             if name in {"format", "length", "sha256", "pages"}:
                 continue
-            inner = man.table_in(field.annotation)
+            inner = table_in(field.annotation)
             many = "tuple" in str(field.annotation)
             shown = prefix + (field.alias or name) + ("[]" if many and inner else "")
             expected.add(shown)

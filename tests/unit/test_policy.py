@@ -12,7 +12,7 @@ from golden import CONFIG, POLICY
 from heliograph import policy
 from heliograph.documents import Document
 from heliograph.errors import ConfigError, IntegrityError
-from heliograph.manifest import table_in
+from heliograph.fields import table_in
 from heliograph.policy import Config, Policy, config_from_table, no_config, no_policy, policy_from_table
 from heliograph.wire import pack, unpack
 
@@ -170,6 +170,7 @@ REFUSED = [
     ('ring = "early"\n[[windows]]\nopens = "0 2 * *"\nfor_s = 60', "is not five fields"),
     ('ring = "early"\n[[windows]]\nopens = "0 0 2 * * *"\nfor_s = 60', "is not five fields"),
     ('ring = "early"\n[[windows]]\nopens = "0 25 * * *"\nfor_s = 60', "opens: '0 25 . . .' is no time that cron knows"),
+    ('ring = "early"\n[[windows]]\nopens = "0 0 */31 * 1#2"\nfor_s = 60', "opens: '0 0 ./31 . 1#2' never comes"),
     ('ring = "early"\n[[windows]]\nopens = "0 0 30 2 *"\nfor_s = 60', "no time that cron knows: Bad day-of-month"),
     ('ring = "early"\n[[windows]]\nopens = "0 2 * * *"\nfor_s = 59', "policy field windows.0.for_s"),
     ('ring = "early"\n[[windows]]\nopens = "0 2 * * *"\nfor_s = 60\nguards = []', "policy field windows.0.guards"),

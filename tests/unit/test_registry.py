@@ -12,7 +12,8 @@ from heliograph.blob import sha256
 from heliograph.delta import recipe
 from heliograph.delta.patch import rebuild_segment
 from heliograph.errors import ConfigError, HeliographError, NotFoundError, RefusedError
-from heliograph.manifest import COMPUTED, MEANINGS, Manifest, explain, manifest_digest, table_in
+from heliograph.fields import table_in
+from heliograph.manifest import COMPUTED, MEANINGS, Manifest, explain, manifest_digest
 from heliograph.objects import ObjectStore
 from heliograph_hub.bundle import MAX_FILES, pack
 from heliograph_hub.database import Database
