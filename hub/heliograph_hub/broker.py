@@ -113,7 +113,7 @@ class Broker:
             ConfigError: the port is taken, or the broker doesn't start; the message says what to do.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if await self._end_leftover():
+        if await self._end_leftovers():
             await self._until_free()
         self._check_port()
         await self._spawn()
@@ -175,7 +175,8 @@ class Broker:
 
     def _argv(self) -> list[str]:
         if self._program is None:
-            return [sys.executable, "-c", IOTCORE_PROGRAM, self.listen, str(self.port), str(MAX_PACKET_BYTES)]
+            program = [sys.executable, "-c", IOTCORE_PROGRAM, self.listen, str(self.port), str(MAX_PACKET_BYTES)]
+            return [*program, str(self.folder)]  # which is for `_leftovers`
         return [str(self._program), "-c", str(self._config)]
 
     def _check_port(self) -> None:
@@ -233,16 +234,18 @@ class Broker:
             raise TransportError(f"port {self.port} does not answer within {READY_S:g} s") from error
         raise TransportError(f"it ended with {process.returncode}")
 
-    def _leftover(self) -> int | None:
-        """Process number of a broker of this folder that outlived its hub."""
-        try:
-            pid = int(self._pid_file.read_text())
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            return None
-        if os.fsencode(self._config) in argv:
-            return pid
-        return pid if IOTCORE_PROGRAM.encode() in argv and str(self.port).encode() in argv else None
+    def _leftovers(self) -> list[int]:
+        """Process numbers of brokers of this folder that outlived a hub, which may not have written them down."""
+        arguments = [os.fsencode(part) for part in self._argv()[1:]]
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                argv = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it has ended
+            if argv[1:-1] == arguments:
+                found.append(int(process.name))
+        return found
 
     async def _until_free(self) -> None:
         """The threads of a process that just ended may hold its port a moment longer than it lives."""
@@ -256,28 +259,33 @@ class Broker:
         except TimeoutError:
             return  # `start` says whose it may be
 
-    async def _end_leftover(self) -> bool:
-        """Whether there was one. Any other process that has the number by now is left alone."""
-        pid = self._leftover()
-        if pid is None:
-            return False
-        log.warning("ending the broker with process number %d that an earlier hub left", pid)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                return True
-            deadline = asyncio.get_running_loop().time() + STOP_S
-            while asyncio.get_running_loop().time() < deadline:
-                if not _runs(pid):
-                    return True
-                await asyncio.sleep(0.02)
-        return True
+    async def _end_leftovers(self) -> bool:
+        """Whether there were any."""
+        pids = self._leftovers()
+        for pid in pids:
+            log.warning("ending the broker with process number %d that an earlier hub left", pid)
+            await _end(pid)
+        return bool(pids)
 
 
 def near(address: str) -> str:
     """Where this machine reaches what listens at an address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound
+
+
+async def _end(pid: int) -> None:
+    """Ends a process that is not our child."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        deadline = loop.time() + STOP_S
+        while loop.time() < deadline:
+            if not _runs(pid):
+                return
+            await asyncio.sleep(0.02)
 
 
 def _runs(pid: int) -> bool:
