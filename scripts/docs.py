@@ -275,7 +275,7 @@ def _command(command: typing.Any, path: str) -> Iterator[str]:
 
 
 def _argument(param: typing.Any) -> str:
-    name = (param.metavar or param.name or "").upper()
+    name = param.metavar or (param.name or "").upper()
     if param.nargs == -1:
         name += "..."
     return name if param.required else f"[{name}]"

@@ -46,6 +46,11 @@ def lab_run(
 ) -> None:
     """Start hub, broker and three nodes (canary, early, general), each on its own link, and show them until Ctrl-C.
 
+    A profile of your own is a file such as: note = "a bad day"; rate_bit_s = 256_000; delay_s = 0.15 (one way);
+    loss_share = 0.02; buffer_bytes = 16_000 (what waits for the rate; the rest is dropped), a line each. What is left
+    out or 0 is unlimited. A table [up] or [down] says otherwise for one direction; [outages] has first_s, every_s and
+    length_s.
+
     Example: heliograph lab run --profile m256
     """
     shape = load_profile(profile)
@@ -202,14 +207,19 @@ def _view() -> "Iterator[Callable[[dict[str, Any]], None]]":
 
 def _table(status: dict[str, Any]) -> Table:
     hub = "running" if status["hub"]["runs"] else "killed"
-    table = Table(title=f"hub {hub}; links by {status['links']['kind']}", title_justify="left")
-    for column in ("node", "ring", "link", "phase", "active"):
-        table.add_column(column)
+    table = Table(
+        title=f"hub {hub}; links by {status['links']['kind']}", title_justify="left", box=None, padding=(0, 1, 0, 0)
+    )
+    # Names are what one has to type: they are never cut short, however narrow the terminal is.
+    table.add_column("node", no_wrap=True, min_width=max(len(node["node"]) for node in status["nodes"]))
+    table.add_column("ring", no_wrap=True)
+    for column in ("link", "phase", "active"):
+        table.add_column(column, overflow="fold")
     for column in ("received", "p95", "outbox"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for node in status["nodes"]:
         models = node["models"].values()
-        link = node["link"] if node["link"] != "up" else "up" if node["connected"] else "up, not connected"
+        link = node["link"] + (", not connected" if node["link"] == "up" and node["runs"] > node["connected"] else "")
         table.add_row(
             node["node"],
             node["ring"],

@@ -5,6 +5,7 @@ themselves is read by a process of its own, so that this one needs nothing of th
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import queue
@@ -27,6 +28,8 @@ from heliograph.lab.realm import Realm
 
 NODES = {"canary": "shop-1/till", "early": "shop-2/till", "general": "plant-1/gateway"}
 """The node of each ring."""
+OTHERS = {"kill": ("hub", "broker"), "restore": ("hub",)}
+"""What an order can name beside a node."""
 SOCKET_NAME = "lab.sock"
 ENVIRONMENT = "HELIOGRAPH_LAB"
 ANSWER_S = 60.0
@@ -77,24 +80,24 @@ class Lab:
         """Takes the folder; `keep` leaves it when the lab ends.
 
         Raises:
-            RefusedError: a lab runs there.
-            ConfigError: something else lies there.
+            RefusedError: a lab runs there, or starts or ends.
+            ConfigError: something else lies there, or it can't be a folder of ours.
         """
         self.folder = folder.absolute()
         self.profile = profile
         self._keep = keep
         self._orders: queue.Queue[tuple[Order, Future[dict[str, Any]]]] = queue.Queue()
-        if self.folder.exists():
-            if self.folder.stat().st_uid != os.getuid() or not self.folder.is_dir():
-                raise ConfigError(f"{folder} is not yours: name another folder with --dir")
-            with contextlib.suppress(TransportError):
-                ask(self.folder, {"do": "status"})
-                raise RefusedError(f"a lab runs in {folder} already: stop it first, or name another folder with --dir")
-            if any(self.folder.iterdir()) and keep:
-                raise ConfigError(f"{folder} is not empty: name another folder with --dir")
-            if not keep:
-                shutil.rmtree(self.folder)  # of a lab that was killed
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The folder in the temporary folder is emptied: somebody else's link there must lead to nothing of ours.
+        self._claim = _claimed(self.folder, folder, may_be_link=keep)
+        left = sorted(self.folder.iterdir())
+        if left and keep:
+            os.close(self._claim)
+            raise ConfigError(f"{folder} is not empty: name another folder with --dir")
+        for entry in left:  # of a lab that was killed
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         self.realm = Realm(self.folder / "realm", name="lab")
         self._hub_runs = False
         self._running: set[str] = set()
@@ -106,6 +109,7 @@ class Lab:
         self.realm.stop()
         if not self._keep:
             shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._claim)
 
     def start(self, say: Callable[[str], None]) -> None:
         """Hub first, then each node enrolled and on its link."""
@@ -167,7 +171,9 @@ class Lab:
                     realm.start_hub()
                     self._hub_runs = True
                 return {"said": "the hub runs"}
-        node = node_of(name)
+            case "restore", "broker":
+                raise ConfigError("a broker isn't restored: the hub starts it again by itself, as long as it runs")
+        node = node_of(name, *OTHERS.get(str(what), ()))
         road = realm.roads[node]
         match what:
             case "cut":
@@ -260,8 +266,38 @@ class Lab:
                 (self.folder / SOCKET_NAME).unlink(missing_ok=True)
 
 
-def node_of(name: str) -> str:
-    """The node that is meant: `site/node`, or the ring it is in.
+def _claimed(folder: Path, named: Path, *, may_be_link: bool) -> int:
+    """A descriptor: as long as it is open, the folder is this lab's. Made if need be; `named` is what it is called.
+
+    Raises:
+        RefusedError: another lab has it.
+        ConfigError: it can't be had.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | (0 if may_be_link else os.O_NOFOLLOW))
+    except OSError as error:
+        raise ConfigError(f"{named} can't be a lab's folder ({error.strerror}): name another with --dir") from error
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            raise ConfigError(f"{named} is not yours: name another folder with --dir")
+        # The kernel lets go of it with the process, however that ends; none of its programs inherits it.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(descriptor).st_nlink:
+            raise BlockingIOError  # the lab that had it has just removed it
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RefusedError(
+            f"a lab runs in {named} already: stop it first, or name another folder with --dir"
+        ) from error
+    except ConfigError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def node_of(name: str, *others: str) -> str:
+    """The node that is meant: `site/node`, or the ring it is in; `others` are what else could have been named.
 
     Raises:
         NotFoundError: the lab has no such node.
@@ -270,7 +306,7 @@ def node_of(name: str) -> str:
         return NODES[name]
     if name in NODES.values():
         return name
-    known = ", ".join(f"{node} ({ring})" for ring, node in NODES.items())
+    known = ", ".join((*(f"{node} ({ring})" for ring, node in NODES.items()), *others))
     raise NotFoundError(f"the lab has no node {name}: use one of {known}")
 
 
