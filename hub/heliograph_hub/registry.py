@@ -214,6 +214,19 @@ class Registry:
         """
         return Manifest.parse(self.objects.read(release.digest), release.digest, release.length)
 
+    def check_whole(self, release: Release) -> None:
+        """Nothing if every file can be had in full. Reads all of them: for a thread.
+
+        Raises:
+            RefusedError: one is missing or has rotted; whoever holds no base of a delta could never get it.
+            IntegrityError, NotFoundError: the manifest has rotted or is missing.
+        """
+        for file in self.manifest(release).files:
+            if not self.objects.verify(Digest(file.sha256)):
+                raise RefusedError(
+                    f"{file.name} of {release.name} is missing on the hub or has rotted there: add the release again"
+                )
+
     # --- blobs ------------------------------------------------------------------------------------------------------
 
     def blob_length(self, digest: bytes) -> int | None:

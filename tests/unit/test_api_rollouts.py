@@ -8,9 +8,11 @@ from threading import Thread
 import pytest
 import uvicorn
 
+from heliograph.blob import sha256
 from heliograph.documents import Directive
 from heliograph.errors import ConfigError, NotFoundError, RefusedError
 from heliograph.lab import free_port, wait_until
+from heliograph.objects import ObjectStore
 from heliograph_hub.api.application import application
 from heliograph_hub.client import HubClient
 from heliograph_hub.commands.release import release_add, release_approve, release_sign
@@ -155,3 +157,15 @@ def test_only_protecteds_directives_are_signed_by_file(hub, tmp_path):
     file.write_text(json.dumps(value))
     with pytest.raises(RefusedError, match="a directive of ring canary, not of protected"):
         rollout_sign(file, [str(keys / "ring-canary.key")])
+
+
+def test_a_release_whose_full_image_nobody_has_is_not_published_and_goes_no_further(hub):
+    url, keys = hub
+    objects = ObjectStore(keys.parent / "objects")
+    path = objects.path(sha256(b"model"))
+    for publish in (lambda: rollout_start(NAME, url), lambda: rollout_promote(NAME, None, url)):
+        path.unlink()
+        with pytest.raises(RefusedError, match=r"model\.tflite of digits@1\.0\.0 is missing on the hub or has rotted"):
+            publish()
+        objects.put(b"model")
+        publish()

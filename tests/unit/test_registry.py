@@ -5,6 +5,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -290,6 +292,44 @@ def test_adding_the_same_again_mends_what_has_rotted(registry, bundle):
     assert registry.add(bundle, NOW)[2] is False
     assert registry.objects.read(model) == packed.paths["model.tflite"].read_bytes()
     assert registry.manifest(release) == packed.manifest
+
+
+def test_a_release_of_which_a_file_can_not_be_had_in_full_is_told_by_that_file(registry, bundle):
+    release, packed, _ = registry.add(bundle, NOW)
+    registry.check_whole(release)
+    path = registry.objects.path(packed.manifest.file("model.tflite").sha256)
+    said = r"model\.tflite of digits@1\.0\.0 is missing on the hub or has rotted there: add the release again"
+    path.write_bytes(b"x" * path.stat().st_size)
+    for _ in ("rotten", "gone, since what has rotted is moved away"):
+        with pytest.raises(RefusedError, match=said):
+            registry.check_whole(release)
+    registry.add(bundle, NOW)
+    registry.check_whole(release)
+
+
+ADDS_IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from heliograph.objects import ObjectStore
+from heliograph_hub.database import Database
+from heliograph_hub.registry import Registry
+folder = Path(sys.argv[1])
+registry = Registry(Database(folder / "hub.sqlite"), ObjectStore(folder / "objects"))
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[2]),) * 2)
+release, packed, _ = registry.add(folder / "bundle", 1)
+registry.check_whole(release)
+print(packed.manifest.file("model.tflite").length)
+"""
+
+
+def test_the_hub_takes_a_release_in_memory_that_does_not_grow_with_it(tmp_path):
+    make_bundle(tmp_path / "bundle")
+    with (tmp_path / "bundle" / "model.tflite").open("r+b") as file:
+        file.truncate(40 << 20)
+    command = [sys.executable, "-c", ADDS_IN_LITTLE_MEMORY, str(tmp_path), str(16 << 20)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == (f"{40 << 20}\n", 0), done.stderr
 
 
 def test_a_version_never_gets_another_digest(registry, bundle):

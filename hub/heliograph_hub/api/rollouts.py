@@ -43,6 +43,7 @@ class Rollouts(Part):
         service = self._service
         release = self.find(text(body, "release"))
         self.refuse_denied(release)
+        await asyncio.to_thread(service.registry.check_whole, release)
         service.rollouts.start(release, now())
         service.announce()
         await asyncio.to_thread(service.workshop.request_recipes, release)
@@ -54,6 +55,7 @@ class Rollouts(Part):
         service = self._service
         release = self.find(name)
         self.refuse_denied(release)
+        await asyncio.to_thread(service.registry.check_whole, release)
         service.rollouts.promote(release, optional_text(body, "to"), now())
         service.announce()
         return self._rollout(release)
