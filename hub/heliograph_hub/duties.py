@@ -50,7 +50,7 @@ class Duties:
     def note_signed(self, now: int, type_: str, payload: bytes, keyids: Iterable[bytes]) -> None:
         """What the hub signed by itself, if that is a duty; on disk with the next `flush`."""
         if type_ in ("directive", "assignment", "policy", "config"):
-            self.note_later(now, "hub", f"signed {type_}: {_words(payload)}", keyids)
+            self.note_later(now, "hub", f"signed {type_}: {payload_words(payload)}", keyids)
 
     def flush(self) -> None:
         """Writes what waits."""
@@ -74,14 +74,19 @@ class Duties:
         return [Done(r.number, r.at, r.who, r.what, _keyids(r.keyids)) for r in rows]
 
 
-def _words(payload: bytes) -> str:
-    """What was signed, for the log."""
+def payload_words(payload: bytes) -> str:
+    """What was signed, for the log; the payload has been decoded as its type before."""
     fields = unpack(payload)
-    assert isinstance(fields, dict)  # the hub made it
+    assert isinstance(fields, dict)  # every document is one
     names = ("site", "node", "ring", "model", "number", "action")
+    found = [f"{name} {fields[name]}" for name in names if fields.get(name) not in (None, "")]
     release = fields.get("release")
-    shown = [f"{name} {fields[name]}" for name in names if fields.get(name) not in (None, "")]
-    return ", ".join([*shown, *([f"release {release.hex()[:16]}"] if isinstance(release, bytes) else [])])
+    found += [f"release {release.hex()[:16]}"] if isinstance(release, bytes) else []
+    for name in ("releases", "keys", "keep"):  # of denials
+        digests = fields.get(name)
+        listed = [one.hex()[:16] for one in digests if isinstance(one, bytes)] if isinstance(digests, list) else []
+        found += [f"{name} {' '.join(listed)}"] if listed else []
+    return ", ".join(found)
 
 
 def _keyids(joined: bytes) -> tuple[bytes, ...]:

@@ -329,7 +329,11 @@ def test_everything_offline_is_signed_by_one_file_and_logged_with_its_keys(realm
     logged = {keyid: row["what"] for row in realm.log() for keyid in row["keys"]}
     for name in ("sign-digits", "approve-digits-1", "approve-digits-3", "deny-1", "policy", "config-digits"):
         assert realm.offline.id(name) in logged, name
-    assert logged[realm.offline.id("deny-key-3")] == "denials type=deny-key"
+    denied = realm.offline.id("approve-digits-1")
+    assert logged[realm.offline.id("deny-key-3")] == f"denials type=deny-key keys {denied[:16]}"
+    release = realm.service.registry.find("digits", "1.0.0").digest.hex()
+    assert logged[realm.offline.id("deny-1")] == f"denials type=deny releases {release[:16]}"
+    assert logged[realm.offline.id("policy")] == "documents kind=policy ring canary, number 1"
     assert logged[realm.offline.id("approve-digits-3")] == "candidates/approve-digits@1.0.0"
     with pytest.raises(Exception, match="only added to"), realm.service.database.write() as connection:
         connection.exec_driver_sql("UPDATE duties SET who = 'nobody'")

@@ -11,7 +11,9 @@ import pytest
 from starlette.routing import Route
 
 from heliograph.errors import ConfigError, RefusedError
+from heliograph.signing import PrivateKey
 from heliograph_hub.api.application import application
+from heliograph_hub.api.log import TOLD
 from heliograph_hub.founding import init_hub
 from heliograph_hub.operators import DUTIES, MAX_TOKENS, ROLES, ROUTES, TOKEN_LIFE_S, Tokens
 from heliograph_hub.service import Service
@@ -141,3 +143,45 @@ def test_signatures_of_a_duty_are_taken_from_its_role_only(service: Service, rol
             (f"/v1/candidates/{duty}-digits@1.0.0", {}),
         ):
             assert (ask(service, "POST", path, token, body).status == 403) == (duty != may)
+
+
+def test_of_each_route_that_takes_something_the_log_knows_what_to_tell(service: Service) -> None:
+    taking = {path for method, path in routes(service) if method == "POST"}
+    assert TOLD.keys() == taking
+    assert {path for path, told in TOLD.items() if told is None} == {
+        path for path in taking if path.endswith("/requests")
+    }
+
+
+@pytest.mark.parametrize("odd", [{"keyid": 1}, {"keyid": "zz"}, {"signatures": {"zz": ""}}, {"name": "a\nb"}])
+def test_attack_no_field_keeps_an_act_out_of_the_log_or_puts_something_into_it(
+    service: Service, odd: dict[str, Any]
+) -> None:
+    token, _ = service.operators.add("security", int(time.time()), b"e" * 32)
+    forged = {"keyid": "ab" * 32, "signatures": {"cd" * 32: "00" * 64}, "release": "digits@9.9.9", "model": "x"}
+    for body in (odd, forged):
+        before = service.duties.newest(1)
+        assert ask(service, "POST", "/v1/keys/rotations/drop", token, body).status == 200
+        (done,) = service.duties.newest(1)
+        assert done not in before
+        assert (done.who, done.what, done.keyids) == ("security", "keys/rotations/drop", ())
+
+
+def test_the_log_tells_what_was_changed_in_one_line_whatever_its_words(service: Service) -> None:
+    token, _ = service.operators.add("operator", int(time.time()), b"e" * 32)
+    assert ask(service, "POST", "/v1/fleet/tokens", token, {"site": "s", "node": "n", "life_s": 60}).status == 200
+    assert service.duties.newest(1)[0].what == "fleet/tokens site=s node=n"
+    kept = service.authority.set.role_keys("deny")[1]
+    security, _ = service.operators.add("security", int(time.time()), b"f" * 32)
+    gone, new = next(iter(kept)).hex(), PrivateKey.generate(b"n" * 32).public
+    body = {"role": "deny", "add": [new.raw.hex()], "remove": [gone]}
+    assert ask(service, "POST", "/v1/keys/rotations", security, body).status == 200
+    what = service.duties.newest(1)[0].what
+    assert what == f"keys/rotations role=deny remove={gone} added={new.keyid.hex()[:16]}"
+
+
+@pytest.mark.parametrize("query", ["limit=-1", "limit=x", "before=-1", "limit=\u0663", "before=" + "9" * 40])
+def test_numbers_that_the_log_is_asked_for_are_bounded(service: Service, query: str) -> None:
+    token, _ = service.operators.add("viewer", int(time.time()), b"e" * 32)
+    assert ask(service, "GET", f"/v1/keys/log?{query}", token, {}).status == 400
+    assert ask(service, "GET", "/v1/keys/log?limit=99999&before=" + "9" * 25, token, {}).status == 200

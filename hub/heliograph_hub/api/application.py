@@ -33,9 +33,9 @@ def application(service: "Service", tokens: Tokens | None = None) -> Starlette:
         routes=[
             Route(
                 path,
-                endpoint(logged(service, method, action))
+                endpoint(logged(service, method, path, action))
                 if tokens is None
-                else guarded(method, path, logged(service, method, action), tokens),
+                else guarded(method, path, logged(service, method, path, action), tokens),
                 methods=[method],
             )
             for subject in SUBJECTS

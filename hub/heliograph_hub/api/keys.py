@@ -13,6 +13,7 @@ from heliograph_hub.api.messages import Answer, Routes, hex_of, now, text, texts
 from heliograph_hub.api.part import Part
 from heliograph_hub.ceremony import LIFE_S
 from heliograph_hub.request import Ask, Group
+from heliograph_hub.rollouts import Offline
 
 MAX_LOG = 1000
 DUE_SHARE = 3
@@ -74,11 +75,8 @@ class Keys(Part):
 
     async def list_log(self, request: Request) -> Answer:
         """The newest acts, newest first."""
-        try:
-            limit = min(int(request.query_params.get("limit", "100")), MAX_LOG)
-            before = int(request.query_params["before"]) if "before" in request.query_params else None
-        except ValueError as error:
-            raise ConfigError("limit and before are numbers") from error
+        limit = _number(request, "limit", 100, MAX_LOG)
+        before = _number(request, "before", 0, (1 << 63) - 1) if "before" in request.query_params else None
         return [
             {"number": d.number, "at": d.at, "who": d.who, "what": d.what, "keyids": [k.hex() for k in d.keyids]}
             for d in self._service.duties.newest(limit, before)
@@ -96,7 +94,8 @@ class Keys(Part):
         add = [PublicKey(hex_of({"add": one}, "add")) for one in texts(body, "add")]
         remove = [self._keyid_of(role, one) for one in texts(body, "remove")]
         said = self._service.rotation.propose(role, add, remove, threshold, now())
-        return {"role": role, "said": said, "asks": [carried.to_plain(a) for a in self._service.rotation.asks()]}
+        asks = [carried.to_plain(ask) for ask in self._service.rotation.asks()]
+        return {"role": role, "said": said, "asks": asks, "added": [key.keyid.hex()[:16] for key in add]}
 
     async def drop(self) -> Answer:
         """Forgets a change that waits for signatures."""
@@ -112,6 +111,7 @@ class Keys(Part):
         if body.get("kind") == "directive":
             offline = service.rollouts.add_again(hex_of(body, "content"), signatures)
             service.announce()
+            name = _directive_name(offline)
             return {"name": name, "lacks": max(0, offline.need - offline.have), "published": True, "said": []}
         published = service.rotation.add(name, signatures, now())
         said = []
@@ -156,9 +156,8 @@ class Keys(Part):
         asks += newest.values()
         keys = frozenset(service.rollouts.offline_keyids())
         for offline, held in service.rollouts.unsigned():
-            name = f"directive protected/{offline.row.model} {offline.row.number}"
             groups = (Group(offline.need, keys),)
-            asks.append(Ask("ring-protected", "directive", name, offline.payload, groups, held))
+            asks.append(Ask("ring-protected", "directive", _directive_name(offline), offline.payload, groups, held))
         return [ask for ask in asks if ask.lacks]
 
     def _endings(self) -> list[Ending]:
@@ -177,3 +176,15 @@ class Keys(Part):
                 what = f"directive {row.ring}/{row.model} {row.number}"
                 found.append(Ending(what, ends, ends - signed_at, remedy))
         return found
+
+
+def _directive_name(offline: Offline) -> str:
+    return f"directive protected/{offline.row.model} {offline.row.number}"
+
+
+def _number(request: Request, name: str, default: int, most: int) -> int:
+    """A number of the query, at most so large."""
+    text = request.query_params.get(name, str(default))
+    if not text.isascii() or not text.isdecimal() or len(text) > 30:
+        raise ConfigError("limit and before are numbers of 0 or more")
+    return min(int(text), most)
