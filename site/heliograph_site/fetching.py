@@ -70,6 +70,7 @@ class Downloads:
 
     Attributes:
         corrupt: chunks that did not verify.
+        rebuild_s: how long segments of the release that was fetched last were being rebuilt, since this fetch began.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Downloads:
     ) -> None:
         """`send` publishes a want (TransportError: no link); `probe` finds out whether the link lives."""
         self.corrupt = 0
+        self.rebuild_s = 0.0
         self._meter = meter or Unmetered()
         self._release = b""
         self._send = send
@@ -197,6 +199,7 @@ class Downloads:
         """
         async with self._turn:
             self._release = manifest_digest(manifest)
+            self.rebuild_s = 0.0
             try:
                 gone = [
                     await self._file(slots, manifest, file, ways, on_progress, grant)
@@ -298,7 +301,9 @@ class Downloads:
                 self._arrived.clear()
                 ready = rebuild.ready(patch)[:SEGMENTS_AT_ONCE]
                 for index in ready:
+                    begun_s = time.monotonic()
                     await in_thread(rebuild.make, index, patch)
+                    self.rebuild_s += time.monotonic() - begun_s
                 if patch is not None:
                     _report(patch, on_progress)
                 if not ready and not rebuild.is_complete:

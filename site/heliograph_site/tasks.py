@@ -248,8 +248,8 @@ class Tasks:
         except OSError as error:
             return Blocked(memory.epoch, f"the disk: {error.strerror}")
         kinds = ", ".join(sorted({way.kind for way in gone}))
-        body = {"model": memory.model, "release": release, "bytes": self._agent.took_for(release), "way": kinds}
-        self._agent.record("audit", "fetched", body)
+        took = {"bytes": self._agent.took_for(release), "rebuild_ms": round(1000 * self._downloads.rebuild_s)}
+        self._agent.record("audit", "fetched", {"model": memory.model, "release": release, "way": kinds, **took})
         return Fetched(memory.epoch)
 
     async def _metered(

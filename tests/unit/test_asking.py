@@ -21,7 +21,7 @@ from heliograph.names import Digest
 from heliograph.objects import ObjectStore
 from heliograph.policy import Budget, OnlyFull, Policy, no_policy
 from heliograph.trust import Target as Listed
-from heliograph_site.happenings import Admitted, Declined, Spoiled
+from heliograph_site.happenings import Admitted, Declined, Fetched, Spoiled
 from heliograph_site.machine import Command
 from heliograph_site.memory import Memory, Pointer, Target
 from heliograph_site.serving.tuned import Tuned
@@ -53,6 +53,9 @@ class Surroundings:
         self.waits: list[Wait | None] = []
         self.manifest = MANIFEST
         self.may_go: tuple[Way, ...] = ()
+        self.rebuild_s = 0.0
+        """How long deltas were being applied in a fetch that succeeds; 0: it doesn't."""
+        self.records: list[tuple[str, str, dict[str, Any]]] = []
 
     def target(self, model: str, release: bytes) -> Listed:
         size = len(self.manifest.encode())
@@ -92,7 +95,15 @@ class Surroundings:
         self, slots: Slots, manifest: Manifest, ways: tuple[Way, ...], on_progress: object, grant: Grant | None
     ) -> tuple[Way, ...]:
         self.may_go = ways
+        if self.rebuild_s:
+            return ways[:1]
         raise IntegrityError("the end of the test")
+
+    def took_for(self, release: bytes) -> int:
+        return 77
+
+    def record(self, lane: str, kind: str, body: dict[str, Any]) -> None:
+        self.records.append((lane, kind, body))
 
     def look(self) -> None:
         pass
@@ -228,6 +239,14 @@ def test_no_fetch_turns_to_a_full_image_that_policy_budget_full_does_not_take(
     memory = replace(MEMORY, active=Pointer(BASE, 1) if has_base else None, full_only=has_spoiled)
     assert check(tmp_path, around, hold_base, memory, Command.FETCH) == Spoiled(7, "the end of the test")
     assert around.may_go == may_go
+
+
+def test_what_a_release_cost_the_link_and_the_machine_is_recorded(tmp_path: Path) -> None:
+    around = Surroundings(offer(DELTA, FULL))
+    around.rebuild_s = 1.2345
+    assert check(tmp_path, around, hold_base, MEMORY, Command.FETCH) == Fetched(7)
+    body = {"model": "digits", "release": RELEASE, "way": "delta", "bytes": 77, "rebuild_ms": 1234}
+    assert around.records == [("audit", "fetched", body)]
 
 
 def test_nothing_is_asked_while_policy_lets_nothing_be_fetched(tmp_path: Path) -> None:
