@@ -242,21 +242,29 @@ class Tasks:
         if manifest is None or offered != release:
             return Spoiled(memory.epoch, "the manifest is gone from the disk")
         try:
-            gone = await self._metered(memory.model, manifest, ways, grant)
+            gone, rebuild_s = await self._metered(memory.model, manifest, ways, grant)
         except IntegrityError as error:
             return Spoiled(memory.epoch, str(error))
         except OSError as error:
             return Blocked(memory.epoch, f"the disk: {error.strerror}")
         kinds = ", ".join(sorted({way.kind for way in gone}))
-        took = {"bytes": self._agent.took_for(release), "rebuild_ms": round(1000 * self._downloads.rebuild_s)}
+        took = {"bytes": self._agent.took_for(release), "rebuild_ms": round(1000 * rebuild_s)}
         self._agent.record("audit", "fetched", {"model": memory.model, "release": release, "way": kinds, **took})
         return Fetched(memory.epoch)
 
     async def _metered(
         self, model: str, manifest: Manifest, ways: tuple[Way, ...], grant: Grant | None
-    ) -> tuple[Way, ...]:
-        """Fetches, and says what is waited for while policy lets nothing come; returns the ways that were gone."""
-        work = asyncio.ensure_future(self._downloads.release(self._slots, manifest, ways, self._progress(model), grant))
+    ) -> tuple[tuple[Way, ...], float]:
+        """Fetches, and says what is waited for while policy lets nothing come.
+
+        Returns the ways that were gone, and for how many seconds deltas were being applied.
+        """
+
+        async def fetch() -> tuple[tuple[Way, ...], float]:
+            gone = await self._downloads.release(self._slots, manifest, ways, self._progress(model), grant)
+            return gone, self._downloads.rebuild_s  # before another fetch has its turn
+
+        work = asyncio.ensure_future(fetch())
         try:
             while not work.done():
                 if (wait := self._agent.why_not_fetch()) is not None:
