@@ -102,9 +102,11 @@ def test_tcp_gets_its_share_of_a_link_and_no_more(name: str, source: Source, tmp
         facts = road.facts()
     assert (road.kind, road.why) == ("namespaces", "")
     assert profile.rtt_s <= connect_s
-    share = count / took_s / profile.down.rate_bytes_per_s
-    floor = 0.15 if profile.down.loss_share else 0.5
-    assert floor < share <= 1.0, share
+    rate = profile.down.rate_bytes_per_s
+    # Nothing can come before the handshake is over, which takes a round trip; whoever looks may look late.
+    assert count / rate <= connect_s - profile.rtt_s + took_s
+    share = count / took_s / rate
+    assert share > (0.15 if profile.down.loss_share else 0.5), share
     assert facts["down"]["bytes"] > count and facts["up"]["packets"] > 5
     assert (facts["down"]["lost"] > 0) == (profile.down.loss_share > 0)
 
@@ -151,7 +153,7 @@ def test_a_cut_is_silence_and_after_it_the_same_connection_goes_on(
         argv = road.at_far_end([sys.executable, "-u", "-c", LISTEN, road.host, str(road.port)])
         listening = spawn(argv, tmp_path / "heard")
         try:
-            wait_until(lambda: len(listening.output()) > 20, 10, "bytes arrive")
+            wait_until(lambda: len(listening.output()) > 20, 30, "bytes arrive")
             road.cut()
             assert silent(listening, 0.5)
             heard = len(listening.output())
@@ -171,7 +173,7 @@ def test_outages_of_the_profile_come_and_go_by_themselves(
     profile = Profile("weather", "", Shape(), Shape(), Outages(first_s=0.6, every_s=1.2, length_s=0.6))
     with Road(profile, source.port, tmp_path / "log", kind=kind) as road:
         for expected in (False, True, False):
-            wait_until(lambda expected=expected: road.facts()["is_up"] is expected, 10, "the weather changes")  # type: ignore[misc]
+            wait_until(lambda expected=expected: road.facts()["is_up"] is expected, 30, "the weather changes")  # type: ignore[misc]
         assert not road.facts()["is_cut"]
         road.reshape(load_profile("lan"))
         assert road.facts()["is_up"]
@@ -182,10 +184,10 @@ def test_the_proxy_keeps_to_the_rate_and_to_the_delay(source: Source, tmp_path: 
     profile = load_profile("shop2m")
     with Road(profile, source.port, tmp_path / "log", kind="proxy") as road:
         assert (road.kind, road.why, road.host) == ("proxy", "asked for", "127.0.0.1")
-        _, count, took_s = fetched(road)
+        connect_s, count, took_s = fetched(road)
         assert count == 200_000
         # A quarter second's worth may be in its buffer at once.
-        assert took_s > 0.6 * count / profile.down.rate_bytes_per_s
+        assert connect_s + took_s > 0.6 * count / profile.down.rate_bytes_per_s
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
@@ -242,17 +244,17 @@ signal.pause()
     maker = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert maker.stdout is not None
     try:
-        assert select.select([maker.stdout], [], [], 20)[0]
+        assert select.select([maker.stdout], [], [], 60)[0]
         pids = [int(pid) for pid in maker.stdout.readline().split()]
         assert len(pids) == 3 and not any(map(is_gone, pids))
         both = [Path(f"/proc/{pid}/comm") for pid in pids[1:]]
-        wait_until(lambda: all(comm.read_text() == "sleep\n" for comm in both), 10, "both sleep")
+        wait_until(lambda: all(comm.read_text() == "sleep\n" for comm in both), 30, "both sleep")
     finally:
         maker.kill()
         maker.wait()
         maker.stdout.close()
     for pid, what in zip(pids, ("the emulator", "what ran at the far end", "what ran beside us"), strict=True):
-        wait_until(lambda pid=pid: is_gone(pid), 10, f"{what} is gone")  # type: ignore[misc]
+        wait_until(lambda pid=pid: is_gone(pid), 30, f"{what} is gone")  # type: ignore[misc]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -288,9 +290,9 @@ def test_a_lab_starts_is_cut_restored_and_killed_and_ends_with_ctrl_c(tmp_path: 
     folder = tmp_path / "lab"
     running = spawn([*CLI, "lab", "run", "--profile", "lan", "--dir", folder], tmp_path / "said")
     try:
-        running.wait_for_line("Ctrl-C ends everything", 60)
-        wait_until(lambda: lab(folder, "status").returncode == 0, 10, "it answers")
-        wait_until(lambda: node_facts(folder, "canary")["connected"], 30, "the canary is connected")
+        running.wait_for_line("Ctrl-C ends everything", 180)
+        wait_until(lambda: lab(folder, "status").returncode == 0, 30, "it answers")
+        wait_until(lambda: node_facts(folder, "canary")["connected"], 60, "the canary is connected")
         assert lab(folder, "cut", "canary").stdout == "the link of shop-1/till is down\n"
         assert [node_facts(folder, ring)["link"] for ring in ("canary", "early")] == ["cut", "up"]
         assert lab(folder, "restore", "shop-1/till").returncode == 0
@@ -308,9 +310,9 @@ def test_a_lab_starts_is_cut_restored_and_killed_and_ends_with_ctrl_c(tmp_path: 
         assert second.returncode == 4 and "a lab runs in" in second.stderr
     finally:
         running.process.send_signal(signal.SIGINT)
-        code = running.terminate(40) if running.process.poll() is None else running.process.returncode
+        code = running.terminate() if running.process.poll() is None else running.process.returncode
     assert code == 0, running.output()
-    wait_until(lambda: not processes_of(folder), 5, "every process has ended")
+    wait_until(lambda: not processes_of(folder), 30, "every process has ended")
 
 
 @pytest.mark.parametrize(
