@@ -194,6 +194,17 @@ class Denials:
         """Whether the recipe is offered no more."""
         return self._held.is_recipe_denied(recipe) is not None
 
+    def is_recipe(self, digest: bytes) -> bool:
+        """Whether a recipe of this hub has this digest."""
+        query = sa.select(blobs.c.kind).where(blobs.c.digest == digest)
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one_or_none() == "recipe"
+
+    def has_vouched(self, keyid: bytes) -> bool:
+        """Whether this key ever signed or approved a release here."""
+        with self._database.read() as connection:
+            return connection.execute(sa.select(vouchers.c.role).where(vouchers.c.keyid == keyid)).first() is not None
+
     def vouchers(self, model: str, release: bytes) -> frozenset[bytes]:
         """The keys that ever signed or approved a release."""
         with self._database.read() as connection:

@@ -1,5 +1,6 @@
 """What a hub announces first: denials, to nodes by hand over a real broker, and in its replies."""
 
+import asyncio
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from heliograph.errors import TrustError
 from heliograph.lab import free_port
 from heliograph.signing import PrivateKey
 from heliograph.statement import signed_bytes
+from heliograph_hub.api.denials import Denials
 from heliograph_hub.broker import Broker as BrokerProcess
 from heliograph_hub.founding import init_hub, init_realm
 from heliograph_hub.keys import load_key
@@ -108,6 +110,25 @@ async def test_a_stolen_signing_key_is_denied_and_what_it_signed_is_not_offered_
     for words in (("digits@9.9.9",), ("digits",), ("f" * 63,)):
         assert hub.command("release", "deny", *words, "--key", hub.key("deny-1"), code=3 if "@9" in words[0] else 2)
     assert "no key" in hub.command("key", "deny", "f" * 16, "--key", hub.key("deny-key-1"), code=3)
+    (weights, *_) = [file["sha256"] for file in hub.json("release", "show", "digits@1.0.0")["files"]]
+    told = hub.command("release", "deny", weights, "--key", hub.key("deny-1"), code=2)
+    assert f"{weights[:16]} is a part of digits@1." in told and "which no denial names: deny digits@1." in told
+
+
+def test_what_a_denial_names_and_nobody_here_knows_is_told_and_denied_all_the_same(tmp_path):
+    init_hub(tmp_path / "hub", "test", int(time.time()))
+    service = Service(tmp_path / "hub", free_port())
+    known = next(iter(service.denials.keyids("deny"))).hex()
+    api = Denials(service)
+
+    def unknown(**asked):
+        return asyncio.run(api.request_denial({"reason": "", "keep": []} | asked))["unknown"]
+
+    assert unknown(type="deny", releases=["f" * 64]) == ["f" * 64]
+    assert unknown(type="deny-key", keys=[known, "e" * 64], keep=["d" * 64]) == ["e" * 64, "d" * 64]
+    _denying(service, "deny-1")
+    assert service.denials.head.count == 1
+    service.database.close()
 
 
 def _denying(service: Service, *names: str) -> None:

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from heliograph.documents import Deny, DenyKey
 from heliograph.errors import ConfigError, HeliographError, NotFoundError
+from heliograph.names import Digest
 from heliograph.protocol import DENIALS
 from heliograph_hub.api.messages import Answer, Routes, bytes_of, hex_of, now, text, texts
 from heliograph_hub.api.part import Part
@@ -31,23 +32,31 @@ class Denials(Part):
         return [_denial(standing, names) for standing in self._service.denials.standings()]
 
     async def request_denial(self, body: dict[str, Any]) -> Answer:
-        """The payload to be signed, and which keys count: what there is of the same things, else a new one."""
+        """The payload to be signed, and which keys count: what there is of the same things, else a new one.
+
+        What is named and unknown here is told: it may be of another hub of the realm, or mistyped.
+        """
         service = self._service
+        unknown: list[bytes] = []
         reason = text(body, "reason")
         match body.get("type"):
             case "deny":
                 releases = tuple(dict.fromkeys(self._digest(name) for name in texts(body, "releases")))
                 document: Deny | DenyKey = _made(Deny, realm=service.realm, releases=releases, reason=reason)
+                unknown = [digest for digest in releases if not self._is_known(digest)]
             case "deny-key":
                 keys = tuple(dict.fromkeys(self._keyid(name) for name in texts(body, "keys")))
                 keep = tuple(dict.fromkeys(self._digest(name) for name in texts(body, "keep")))
                 document = _made(DenyKey, realm=service.realm, keys=keys, keep=keep, reason=reason)
+                unknown = [key for key in keys if key not in self._keyids() and not service.denials.has_vouched(key)]
+                unknown += [digest for digest in keep if not self._is_known(digest)]
             case other:
                 raise ConfigError(f"no denial of type {other!r}: types are {', '.join(DENIALS)}")
         standing = service.denials.request(document)
         return _denial(standing, self.names()) | {
             "payload": standing.payload.hex(),
             "keyids": sorted(keyid.hex() for keyid in service.denials.keyids(standing.type)),
+            "unknown": [what.hex() for what in unknown],
         }
 
     async def add_denial(self, body: dict[str, Any]) -> Answer:
@@ -69,22 +78,34 @@ class Denials(Part):
         return _denial(standing, self.names()) | {"denied": denied, "said": said}
 
     def _digest(self, name: str) -> bytes:
-        """A release by its name, or any release or recipe by its digest."""
+        """A release by its name, or any release or recipe by its digest; never what only a part of one has."""
         digest = bytes_of(name)
         if len(digest) == 32:
+            registry = self._service.registry
+            owners = [] if self._is_known(digest) else registry.owners(Digest(digest))
+            owned = next((release for release in map(registry.by_digest, owners) if release is not None), None)
+            if owned is not None:
+                raise ConfigError(f"{name[:16]} is a part of {owned.name}, which no denial names: deny {owned.name}")
             return digest
         if "@" not in name:
             raise ConfigError(f"{name!r} is neither MODEL@MAJOR.MINOR.PATCH nor a digest of 64 hex digits")
         return bytes(self.find(name).digest)
+
+    def _is_known(self, digest: bytes) -> bool:
+        """Whether a release or a recipe here has this digest."""
+        return self._service.registry.by_digest(digest) is not None or self._service.denials.is_recipe(digest)
+
+    def _keyids(self) -> set[bytes]:
+        """The keys of every role in force."""
+        authority = self._service.authority
+        return {keyid for role in authority.roles for keyid in authority.set.role_keys(role)[1]}
 
     def _keyid(self, name: str) -> bytes:
         """A key by its whole id, or by 16 or more of its first digits if this realm knows it."""
         keyid = bytes_of(name)
         if len(keyid) == 32:
             return keyid
-        roles = self._service.authority.roles
-        known = {known for role in roles for known in self._service.authority.set.role_keys(role)[1]}
-        found = [known_id for known_id in known if known_id.hex().startswith(name)]
+        found = [known for known in self._keyids() if known.hex().startswith(name)]
         if len(name) < 16 or len(found) != 1:
             raise NotFoundError(f"no key {name!r} in this realm: heliograph key list shows them; or give all 64 digits")
         return found[0]

@@ -16,6 +16,8 @@ def deny(type_: str, asked: dict[str, Any], what: str, files: list[str], where: 
     keys = open_keys(files)
     client = HubClient(where)
     request = client.post("/v1/denials/requests", {"type": type_, **asked})
+    for name in request["unknown"]:
+        say(f"this hub knows nothing by {name[:16]}…: if that is mistyped, deny what was meant as well")
     for file, key in zip(files, keys, strict=True):
         if key.keyid.hex() not in request["keyids"]:
             raise RefusedError(
