@@ -173,14 +173,16 @@ def test_a_body_without_stated_length_is_bounded_too(calm: Node) -> None:
 
 
 def test_an_answer_does_not_wait_for_a_delayed_acknowledgement(calm: Node) -> None:
-    took = []
+    """A body stays behind its head for it, whatever else the answer takes on a busy machine."""
+    behind = []
     with contextlib.closing(http.client.HTTPConnection(calm.address, timeout=PATIENCE_S)) as connection:
         for _ in range(60):  # the kernel acknowledges the first segments of a connection at once
-            began = time.perf_counter()
             connection.request("POST", INFER, json.dumps(bundles.sample_request()))
-            assert connection.getresponse().read()
-            took.append(time.perf_counter() - began)
-    assert sorted(took[-20:])[10] < 0.035, "Nagle's algorithm costs 40 ms"
+            answer = connection.getresponse()
+            began = time.perf_counter()
+            assert answer.read()
+            behind.append(time.perf_counter() - began)
+    assert sorted(behind[-20:])[10] < 0.02, "Nagle's algorithm costs 40 ms"
 
 
 def test_a_coded_body_is_refused(calm: Node) -> None:
