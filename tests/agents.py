@@ -24,11 +24,9 @@ from heliograph_site.joining import join
 from heliograph_site.serving.tuned import Tuned
 from heliograph_site.surroundings import Pace
 
-QUICK = Deadlines(
-    offer_s=5.0, activation_s=5.0, receipt_s=2.0, reply_s=2.0, check_in_s=30.0, enroll_s=3.0, chunk_base_s=1.0
-)
+QUICK = Deadlines(offer_s=5.0, activation_s=5.0, receipt_s=2.0, reply_s=2.0, check_in_s=30.0, chunk_base_s=1.0)
 PACE = Pace(poll_s=0.1, watch_s=0.2, metric_s=0.5, report_s=0.1, retry_s=0.2)
-TIMING = Timing(connect_s=5.0, first_retry_s=0.1, longest_retry_s=0.5)
+TIMING = Timing(connect_s=15.0, first_retry_s=0.1, longest_retry_s=0.5)
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.5]}
 BUNDLE = """
 model = "{model}"
@@ -42,7 +40,7 @@ inputs = "in.json"
 outputs = "out.json"
 [soak]
 min_s = {soak}
-max_s = 60
+max_s = 600
 """
 
 
@@ -67,7 +65,7 @@ class Hub:
         self._log = self.folder.with_name(f"hub-{self._lives}.log")
         self.process = warm.spawn("heliograph.cli", ["hub", "run", self.folder, *ports], self._log)
         try:
-            self.process.wait_for_line("link to the broker is up", 20.0)
+            self.process.wait_for_line("link to the broker is up")
         except WaitError:
             self.process.terminate()
             raise

@@ -21,6 +21,7 @@ from heliograph.lab import spawn
 from heliograph_site.folder import agent_lock
 from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
+from rigs import children, command_line
 from waits import until
 
 
@@ -38,7 +39,7 @@ def test_a_second_agent_on_the_same_folder_is_refused(
     node = enrol(quiet_hub, tmp_path, capsys, "twice")
     with agent_lock(node.folder):
         argv = [sys.executable, "-m", "heliograph_site.agent", str(node.folder)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "an agent runs on" in done.stderr and "already: stop it first" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -89,7 +90,7 @@ def test_the_key_is_the_owners_only_and_joining_twice_harms_nothing(
         ({"root": b"r" * 32}, IntegrityError, "the root of realm lab is not the one that the join string names"),
         ({"token": b"t" * 32}, RefusedError, "errs/n1 brought a token that is not its own; print a new one with"),
         ({"realm": "other"}, TransportError, "the broker holds nothing of realm other: check that its hub is running"),
-        ({"port": 1}, TransportError, "no hub answers at 127.0.0.1:1 within 3 s"),
+        ({"port": 1}, TransportError, "no hub answers at 127.0.0.1:1 within 5 s"),
     ],
 )
 def test_joining_fails_in_one_sentence_and_leaves_nothing(
@@ -101,8 +102,9 @@ def test_joining_fails_in_one_sentence_and_leaves_nothing(
     says: str,
 ) -> None:
     string = replace(quiet_hub.token(capsys, "errs/n1"), **change)
+    soon = QUICK if family is RefusedError else replace(QUICK, enroll_s=5.0)  # what never comes is waited for so long
     with pytest.raises(family) as failure:
-        asyncio.run(join(string, tmp_path / "node", 0, Random(1), QUICK))
+        asyncio.run(join(string, tmp_path / "node", 0, Random(1), soon))
     assert says in str(failure.value)
     assert "\n" not in str(failure.value)
     assert list(tmp_path.iterdir()) == []
@@ -123,10 +125,8 @@ def test_the_supervisor_restarts_a_killed_agent_and_stops_cleanly(
     running = spawn([sys.executable, "-m", "heliograph_site.supervisor", node.folder], tmp_path / "run.log")
 
     def agent_pid() -> int | None:
-        for path in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split():
-            if b"heliograph_site.agent" in Path(f"/proc/{path}/cmdline").read_bytes():
-                return int(path)
-        return None
+        mine = children(running.process.pid)
+        return next((pid for pid in mine if "heliograph_site.agent" in command_line(pid)), None)
 
     async def live() -> None:
         await until(lambda: "link is up" in running.output(), "the agent is up")
@@ -139,7 +139,7 @@ def test_the_supervisor_restarts_a_killed_agent_and_stops_cleanly(
     try:
         asyncio.run(live())
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(15) == 0
+        assert running.process.wait(60) == 0
     finally:
         running.kill()
     with Journal(node.folder / JOURNAL_FILE, read_only=True) as journal:

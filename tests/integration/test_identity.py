@@ -115,8 +115,8 @@ def test_a_token_that_is_no_good_is_told_at_once_and_why(hub: Hub, tmp_path: Pat
         string = replace(string, token=b"?" * 32)
     began = time.monotonic()
     with pytest.raises(RefusedError, match=f"brought a token that .*{why}; print a new one with `heliograph fleet tok"):
-        asyncio.run(join(string, tmp_path / "second", 0, Random(1), replace(QUICK, enroll_s=60.0)))
-    assert time.monotonic() - began < 30 and not (tmp_path / "second").exists()
+        asyncio.run(join(string, tmp_path / "second", 0, Random(1), replace(QUICK, enroll_s=300.0)))
+    assert time.monotonic() - began < 150 and not (tmp_path / "second").exists()
 
 
 def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
@@ -132,7 +132,7 @@ def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
         async with live.running(), watcher.running():
             await live.mqtt.publish(gone, b"", qos=1)
             await asyncio.to_thread(hub.operate, "fleet", "remove", "removed/n1")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while True:
                     try:
                         await live.mqtt.publish(gone, b"", qos=1)
@@ -144,7 +144,7 @@ def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
             assert live.heard == []
         again = Client(hub.port, tls)
         task = asyncio.ensure_future(again.mqtt.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await again.mqtt.turned_away.wait()  # its certificate is revoked
         assert not again.up.is_set()
         task.cancel()
@@ -155,7 +155,7 @@ def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
 
     async def live() -> None:
         async with node.running() as agent:
-            await until(lambda: agent._link._door_tries > 0, "turned away at the door too", 30)
+            await until(lambda: agent._link._door_tries > 0, "turned away at the door too")
             assert not (node.folder / CERTIFICATE_FILE).exists()
 
     asyncio.run(live())
@@ -166,7 +166,9 @@ def test_a_join_string_of_another_authority_is_refused_before_the_token_is_sent(
     with pytest.raises(TrustError, match="not of the authority that the join string names"):
         asyncio.run(join(replace(string, pin=b"p" * 32), tmp_path / "node", 0, Random(1), QUICK))
     with pytest.raises(IntegrityError, match="is not the one that the join string names"):
-        asyncio.run(join(replace(string, root=b"r" * 32), tmp_path / "node", 0, Random(1), QUICK))
+        asyncio.run(
+            join(replace(string, root=b"r" * 32), tmp_path / "node", 0, Random(1), replace(QUICK, enroll_s=5.0))
+        )
     assert not (tmp_path / "node").exists()
     asyncio.run(join(string, tmp_path / "node", 0, Random(1), QUICK))
 
@@ -187,7 +189,7 @@ def test_hardware_that_was_replaced_comes_in_no_more_and_its_successor_does(
     async def live() -> None:
         late = Client(hub.port, tls)
         task = asyncio.ensure_future(late.mqtt.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await late.mqtt.turned_away.wait()
         task.cancel()
         await asyncio.wait({task})
@@ -299,7 +301,7 @@ def test_connections_are_made_anew_every_day_and_by_then_with_the_newest_certifi
     node = enrol(hub, tmp_path, capsys, "daily")
 
     async def live() -> None:
-        async with node.running(replace(QUICK, session_s=0.4)) as agent:
+        async with node.running(replace(QUICK, session_s=2.0)) as agent:
             await until(lambda: agent.is_up, "inside")
             first = agent._link._mqtt
             await until(lambda: agent._link._mqtt not in (first, None) and agent.is_up, "inside again")
