@@ -86,17 +86,19 @@ def test_a_denial_of_one_models_release_leaves_the_other_models_alone(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def run() -> None:
-        async with Proxy(hub.port, rate_bytes_per_s=200_000) as proxy:
+        async with Proxy(hub.port) as proxy:
             node = await asyncio.to_thread(enrol, hub, tmp_path, capsys, "several", proxy.port)
             await asyncio.to_thread(hub.release, tmp_path, "calm", "1.0.0", b"one" * 3000)
             async with node.running() as agent:
                 await until(at_rest_with(agent, "calm", "1.0.0"), "calm is proven")
+                proxy.rate_bytes_per_s = 30_000  # so that the first is still on its way when the second is
                 await asyncio.to_thread(hub.release, tmp_path, "good", "1.0.0", Random(6).randbytes(600_000))
                 await asyncio.to_thread(hub.release, tmp_path, "bad", "1.0.0", Random(7).randbytes(600_000))
                 await until(lambda: phase(agent, "bad") == phase(agent, "good") == "fetching", "two at once")
                 calm, epoch = agent.memories["calm"], agent.memories["good"].epoch
                 await asyncio.to_thread(hub.deny, "bad@1.0.0", 1)
                 await until(lambda: phase(agent, "bad") == "idle", "the denied one is stopped")
+                proxy.rate_bytes_per_s = 0.0
                 assert agent.memories["good"].epoch >= epoch and not agent.memories["good"].refused
                 await until(at_rest_with(agent, "good", "1.0.0"), "the other arrives")
                 assert agent.memories["calm"] == calm
