@@ -125,8 +125,8 @@ def test_no_answer_is_of_one_release_with_the_config_of_another(node: Node, fold
     turns = ((new, 2), (old, 1), (new, 2), (old, 1), (new, 2))
     for release, number in turns:
         node.check(release)
-        count = len(seen)
         asyncio.run(node.control.serve("digits", release, tuned=tuned(number, number, config(number))))
+        count = len(seen)
         while len(seen) < count + 20 and all(thread.is_alive() for thread in threads):
             stop.wait(0.001)
     stop.set()
