@@ -31,6 +31,8 @@ Handle = Annotated[bytes, Field(min_length=4, max_length=4)]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 At = Annotated[int, Field(ge=0, lt=1 << 40)]
 """Seconds since 1970, UTC."""
+LAST_S = 253_402_300_799
+"""The last second of the year 9999: `datetime` goes no further, an `At` does."""
 Text = Annotated[str, Field(max_length=400), AfterValidator(shown)]
 """Words for people; read without control characters, whoever wrote them."""
 MAX_DENIAL_BYTES = 1024

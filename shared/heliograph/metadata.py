@@ -25,7 +25,7 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError, SerializationError
 
 from heliograph.blob import MAX_UNPAGED_BYTES
-from heliograph.documents import Heads
+from heliograph.documents import LAST_S, Heads
 from heliograph.errors import IntegrityError, TrustError
 from heliograph.names import NAME_PATTERN, VERSION_PATTERN
 from heliograph.signing import TufKey
@@ -267,5 +267,7 @@ def _is_name(value: str) -> bool:
 
 
 def time_text(at: int) -> str:
-    """A time in seconds as people and TUF write it."""
+    """A time in seconds as people and TUF write it; what no calendar here reaches is said so, whoever signed it."""
+    if not 0 <= at <= LAST_S:
+        return f"second {at}"
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from heliograph.documents import Lane
+from heliograph.documents import LAST_S, Lane
 from heliograph.manifest import Gate
 from heliograph.names import version_key
 from heliograph.policy import (
@@ -266,8 +266,8 @@ def limits(policy: Policy, work: WorkClass) -> Limits:
 
 
 def _day(at: int) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(min(at, LAST_S), UTC).strftime("%Y-%m-%d")
 
 
 def _time(at: int) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return datetime.fromtimestamp(min(at, LAST_S), UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -358,6 +358,15 @@ def test_a_stolen_ring_key_that_signed_the_highest_number_is_overruled_after_its
     assert node.wants() == node.release
 
 
+def test_attack_a_stolen_ring_key_that_signs_times_of_no_calendar_stops_no_node(node: Node) -> None:
+    last = (1 << 40) - 1
+    never = node.realm.directive(node.release, number=9, not_before=last, expires=last)
+    node.take("desired", RING, pack([signed(never, "directive", node.thief("ring-canary"))]))
+    assert node.wants() is None and "may be installed from second" in node.belief.why_not_yet(MODEL, node.release)
+    node.open()
+    assert node.wants() is None, "nor when it starts again"
+
+
 @pytest.mark.parametrize("kind", ["policy", "config"])
 def test_a_stolen_key_that_used_up_a_documents_numbers_is_overruled_after_its_rotation(node: Node, kind: str) -> None:
     role = "policy" if kind == "policy" else f"config-{MODEL}"

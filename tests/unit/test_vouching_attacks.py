@@ -158,6 +158,7 @@ def test_a_release_that_no_directive_names_is_not_admissible(realm: Realm) -> No
         ({"action": "hold"}, RefusedError, "says hold"),
         ({"action": "return"}, RefusedError, "says return"),
         ({"not_before": NOW + 1}, RefusedError, "may be installed from"),
+        ({"not_before": (1 << 40) - 1}, RefusedError, "may be installed from second 1099511627775 on"),
         ({"realm": "other"}, TrustError, "is for realm other"),
         ({"ring": "early"}, TrustError, "is for ring early"),
     ],

@@ -108,7 +108,10 @@ def when(at: int) -> str:
     """A time in UTC."""
     from datetime import UTC, datetime
 
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):  # a node may say any number
+        return f"second {at}"
 
 
 def show_making(rows: list[dict[str, Any]]) -> None:
