@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from heliograph.names import Digest, Ring
+from heliograph.names import Digest
 from heliograph_site.happenings import Event
-from heliograph_site.memory import UNDER_WAY, Memory
-from simulator import catalogue
+from heliograph_site.memory import Memory
+from simulator import catalogue, ending
 from simulator.clock import MAX_EVENTS, MAX_HOSTILE_EVENTS, Clock, RestlessError
 from simulator.hostile import Hostile
 from simulator.hub import Hub, can
 from simulator.machines import Machines
+from simulator.mishaps import MISHAPS, Mishaps
 from simulator.node import Node
+from simulator.operators import ACTS, Operators
 from simulator.oracle import BrokenError, Oracle
-from simulator.papers import RINGS
 from simulator.road import Link, Road, Weather
 from simulator.shell import Died
 
@@ -27,7 +28,6 @@ END_S = 6 * 3600.0
 LOOK_S = 20.0
 SHM = Path("/dev/shm")
 SMALL_CAP = 72 * 1024
-ORDERS = ("rollback", "abort", "drill")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class World:
                        seed)  # fmt: skip
         self.road.to_hub, self.road.is_hub_up = self.hub.on_message, lambda: self.hub.is_up
         self.nodes: dict[str, Node] = {}
+        self.papers_rng = Random(f"when {seed}")
+        self.operators, self.mishaps = Operators(self), Mishaps(self)
         for site, node_name in catalogue.NODES[: rng.choice([1, 2, 2, 3])]:
             name = f"{site}/{node_name}"
             place = folder / name.replace("/", "-")
@@ -93,19 +95,18 @@ class World:
             self.hub.enroll(name, "canary" if not self.nodes else rng.choice(("canary", "early")))
             node = self.nodes[name] = Node(self, name, place)
             self.road.links[name] = Link(node.on_message, node.on_link, topics=node.topics)
-            self.clock.after(rng.uniform(0.0, 5.0), lambda node=node: self._start(node))  # type: ignore[misc]
+            self.clock.after(rng.uniform(0.0, 5.0), lambda node=node: self.start(node))  # type: ignore[misc]
         self.has_calmed = False
         self.nights = self.clocks_rng.randint(1, 3) if self.has_clocks else 0
         if self.clocks_rng.random() < 0.3:
-            self.clock.after(self.clocks_rng.uniform(60.0, 1200.0), self._skip_a_night)
-        self.papers_rng = Random(f"when {seed}")
+            self.clock.after(self.clocks_rng.uniform(60.0, 1200.0), self.mishaps.skip_a_night)
         self.papers_to_come = 0
         self.outlaws = self.papers_rng.choice([0, 0, 3, 8])
         if self.papers_rng.random() < 0.6:
             within_s = self.papers_rng.choice([60.0, 600.0, 2400.0])
             for _ in range(self.papers_rng.randint(1, 10)):
                 self.papers_to_come += 1
-                self.clock.after(self.papers_rng.uniform(0.0, within_s), self._set_paper)
+                self.clock.after(self.papers_rng.uniform(0.0, within_s), self.operators.set_paper)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -127,13 +128,13 @@ class World:
         if self.nights and is_at_work and after.phase == "staging" and self.clocks_rng.random() < 0.6:
             # What it has is all that it is shown; when the night is over, that may have expired.
             self.road.cut(node.name)
-            self.clock.after(self.clocks_rng.uniform(0.0, 1.0), self._skip_a_night)
+            self.clock.after(self.clocks_rng.uniform(0.0, 1.0), self.mishaps.skip_a_night)
             self.clock.after(self.clocks_rng.uniform(60.0, 900.0), lambda: self.road.restore(node.name))
         if self.outlaws and is_at_work and self.papers_rng.random() < 0.3:
             self.outlaws -= 1
             self.papers_to_come += 1
             wait_s = self.papers_rng.uniform(0.0, self.papers_rng.choice([0.0, 2.0, 20.0]))
-            self.clock.after(wait_s, lambda: self._outlaw(node, after.model))
+            self.clock.after(wait_s, lambda: self.operators.outlaw(node, after.model))
         if after.phase == before.phase or self.has_calmed or not self.ambush:
             return
         chance = self.ambush
@@ -142,88 +143,7 @@ class World:
         if after.phase != "idle" and self.rng.random() < chance:
             for _ in range(self.rng.choice([1, 1, 2])):
                 wait_s = self.rng.choice([0.0, 0.5, 5.0, 20.0])
-                self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self._strike(node, after.model))
-
-    def _skip_a_night(self) -> None:
-        """Days pass in which nothing happens but that time does, for whoever has power; then the hub signs anew."""
-        if self.has_calmed or not self.nights:
-            return
-        self.nights -= 1
-        for node in self.nodes.values():
-            if self.clocks_rng.random() < 0.3:
-                self._node_dies(node, power=True)
-        days = self.clocks_rng.choice([1, 3, 6, 9])
-        self.met["nights"] += 1
-        self.tell("sun", f"{days} days pass")
-        self.clock.skipped_s += days * 86_400
-        if self.hub.is_up:
-            self.hub.republish()
-
-    def _outlaw(self, node: Machines, model: str) -> None:
-        """A policy forbids what a machine at work serves, and often a later one doesn't any more."""
-        self.papers_to_come -= 1
-        memory = node.memories.get(model)
-        if memory is None:
-            return
-        known = [pointer for pointer in (memory.active, memory.unfit, *memory.line) if pointer is not None]
-        several = self.papers_rng.choice([1, 1, 3])
-        versions = [catalogue.releases()[Digest(pointer.release)].version for pointer in known[:several]]
-        ring = self.hub.rings[node.name]
-        self.met["policy at a bad moment"] += 1
-        self.tell("operator", f"{ring}: {model} {versions} may serve no more")
-        self.hub.outlaw(ring, model, versions)
-        if self.papers_rng.random() < 0.7:
-            self.papers_to_come += 1
-            self.clock.after(self.papers_rng.uniform(0.5, 40.0), lambda: self._allow(ring, model))
-
-    def _allow(self, ring: Ring, model: str) -> None:
-        self.papers_to_come -= 1
-        self.tell("operator", f"{ring}: {model} may serve again")
-        self.hub.outlaw(ring, model, [])
-
-    def _set_paper(self) -> None:
-        """An operator sets a policy or a config."""
-        self.papers_to_come -= 1
-        if self.papers_rng.random() < 0.5:
-            ring = self.papers_rng.choice(RINGS)
-            policy = self.hub.set_policy(ring, self.papers_rng)
-            self.met["policy"] += 1
-            self.tell("operator", f"policy {policy.number} of {ring}, held {policy.hold_max_s} s: {policy.models}")
-            return
-        model = self.papers_rng.choice(self.models)
-        config = self.hub.set_config(model, self.papers_rng)
-        self.met["config"] += 1
-        self.tell("operator", f"config {config.number} of {model}, generation {config.generation}")
-
-    def _strike(self, node: Machines, model: str) -> None:
-        """What seldom meets a machine at work, or one that is stuck, is made to meet it."""
-        memory = node.memories.get(model)
-        if memory is None or self.has_calmed:
-            return
-        pointers = self.rng.choice([memory.kept[1:], memory.kept[1:], memory.kept[:1], (memory.target,)])
-        releases = [pointer.release for pointer in pointers if pointer is not None]
-        what = self.rng.randrange(7)
-        if what < 2 and releases:
-            self.met["denial at a bad moment"] += 1
-            self.hub.deny(releases[0], self.rng.randrange(2))
-        elif what == 2:
-            self.met["worker breaks at a bad moment"] += 1
-            node.server.breaks(model, self.rng.choice(memory.kept).release if memory.kept else b"")
-        elif what == 3 and memory.phase in ("fetching", "staging"):
-            self._spoil_disk(node)
-        elif what == 3:
-            self.road.cut(node.name)
-            self.clock.after(self.rng.uniform(0.2, 3.0), lambda: self.road.restore(node.name))
-        elif what == 5 and memory.phase in UNDER_WAY:
-            self.met["assignment at a bad moment"] += 1
-            self.hub.assign(node.name, "early" if self.hub.rings[node.name] == "canary" else "canary")
-        elif what == 6:
-            self.met["order at a bad moment"] += 1
-            self.hub.order(node.name, self.rng.choice(ORDERS), model)
-        elif memory.active is not None:
-            self.met["directive at a bad moment"] += 1
-            action = self.rng.choice(("hold", "return", "return"))
-            self.hub.direct(self.hub.rings[node.name], model, memory.active.release, action)
+                self.clock.after(self.rng.uniform(0.0, wait_s), lambda: self.mishaps.strike(node, after.model))
 
     # --- dying --------------------------------------------------------------------------------------------------------
 
@@ -243,18 +163,18 @@ class World:
 
     def _bury(self, died: Died) -> None:
         if died.who == "hub":
-            self._hub_dies()
+            self.hub_dies()
         else:
-            self._node_dies(self.nodes[died.who], power=died.power)
+            self.node_dies(self.nodes[died.who], power=died.power)
 
-    def _node_dies(self, node: Node, *, power: bool) -> None:
+    def node_dies(self, node: Node, *, power: bool) -> None:
         if node.is_alive:
             self.tell(node.name, "loses power" if power else "agent killed")
             self.met["power cut" if power else "agent killed"] += 1
             node.die(power=power)
-            self.clock.after(self.rng.uniform(0.5, 60.0), lambda: self._start(node))
+            self.clock.after(self.rng.uniform(0.5, 60.0), lambda: self.start(node))
 
-    def _start(self, node: Node) -> None:
+    def start(self, node: Node) -> None:
         if node.is_alive:
             return
         if not node.server.is_up or not node.life:
@@ -263,179 +183,22 @@ class World:
         try:
             node.start()
         except Died as died:
-            self._node_dies(node, power=died.power)
+            self.node_dies(node, power=died.power)
             if not node.is_alive:
                 return
         self.clock.after(0.0, lambda: None)
 
-    def _hub_dies(self) -> None:
+    def hub_dies(self) -> None:
         if self.hub.is_up:
             self.tell("hub", "dies")
             self.met["hub restart"] += 1
             self.hub.die()
-            self.clock.after(self.rng.uniform(1.0, 120.0), self._hub_starts)
+            self.clock.after(self.rng.uniform(1.0, 120.0), self.hub_starts)
 
-    def _hub_starts(self) -> None:
+    def hub_starts(self) -> None:
         if not self.hub.is_up:
             self.tell("hub", "starts")
             self.hub.start_up()
-
-    # --- what operators do --------------------------------------------------------------------------------------------
-
-    def _release(self, model: str) -> bytes:
-        return catalogue.of(model, self.rng.randint(1, min(self.hub.step + 2, len(catalogue.KINDS)))).digest
-
-    def _known(self, model: str) -> bytes:
-        """A release that matters somewhere."""
-        memories = [node.memories.get(model) for node in self.nodes.values()]
-        releases = [release for memory in memories if memory is not None for release in memory.releases]
-        return self.rng.choice(releases) if releases and self.rng.random() < 0.8 else self._release(model)
-
-    def _active(self, model: str) -> bytes:
-        """A release that is active somewhere."""
-        memories = [node.memories.get(model) for node in self.nodes.values()]
-        active = [memory.active.release for memory in memories if memory is not None and memory.active is not None]
-        return self.rng.choice(active) if active else self._release(model)
-
-    def op_start(self, model: str) -> str:
-        release = self._release(model)
-        done = can(lambda: self.hub.start(model, release))
-        return f"rollout of {catalogue.releases()[Digest(release)]} {'started' if done else 'refused'}"
-
-    def op_promote(self, model: str) -> str:
-        return f"promote {model}: {can(lambda: self.hub.promote(model))}"
-
-    def op_premature(self, model: str) -> str:
-        release = catalogue.of(model, self.rng.randint(1, len(catalogue.KINDS))).digest
-        self.met["directive without duties"] += 1
-        self.hub.start(model, release, is_premature=True)
-        return f"directive for {catalogue.releases()[Digest(release)]}, whatever the duties say"
-
-    def op_direct(self, model: str) -> str:
-        ring: Ring = self.rng.choice(("canary", "early"))
-        action = self.rng.choice(("hold", "return", "return", "install"))
-        release = self._active(model) if action == "return" and self.rng.random() < 0.8 else self._known(model)
-        self.hub.direct(ring, model, release, action)
-        self.met[f"directive {action}"] += 1
-        return f"{ring}: {action} {catalogue.releases()[Digest(release)]}"
-
-    def op_deny(self, model: str) -> str:
-        release, by = self._known(model), self.rng.randrange(2)
-        self.met["denial"] += 1
-        self.hub.deny(release, by)
-        return f"deny {catalogue.releases()[Digest(release)]} by key {by}"
-
-    def op_deny_key(self, model: str) -> str:
-        keep = (self._known(model),) if self.rng.random() < 0.5 else ()
-        self.met["denial of a key"] += 1
-        self.hub.deny_key(model, keep)
-        return f"deny an approver of {model}"
-
-    def op_publish(self, model: str) -> str:
-        self.hub.publish_step()
-        return f"metadata step {self.hub.step}, form {self.hub.form}"
-
-    def op_assign(self, model: str) -> str:
-        name = self.rng.choice(list(self.nodes))
-        ring: Ring = self.rng.choice(("canary", "early"))
-        self.hub.assign(name, ring)
-        self.met["assignment"] += 1
-        return f"{name} to ring {ring}"
-
-    def op_order(self, model: str) -> str:
-        name, kind = self.rng.choice(list(self.nodes)), self.rng.choice(ORDERS)
-        self.met[f"order {kind}"] += 1
-        self.hub.order(name, kind, model)
-        return f"{name}: {kind} {model}"
-
-    # --- what the weather does ----------------------------------------------------------------------------------------
-
-    def _any(self) -> Node:
-        return self.rng.choice(list(self.nodes.values()))
-
-    def w_cut(self) -> str:
-        node = self._any()
-        self.road.cut(node.name)
-        for_s = self.rng.choice([3.0, 30.0, 300.0, 2000.0])
-        self.clock.after(for_s, lambda: self.road.restore(node.name))
-        return f"cuts {node.name} off for {for_s:.0f} s"
-
-    def w_power(self) -> str:
-        node = self._any()
-        self._node_dies(node, power=self.rng.random() < 0.7)
-        return f"takes {node.name} down"
-
-    def w_stop(self) -> str:
-        node = self._any()
-        if node.is_alive:
-            self.met["orderly stop"] += 1
-            node.stop()
-            self.clock.after(self.rng.uniform(0.5, 30.0), lambda: self._start(node))
-        return f"has {node.name} stopped"
-
-    def w_server(self) -> str:
-        node = self._any()
-        if node.server.is_up:
-            self.met["server died"] += 1
-            node.server.die()
-            self.clock.after(self.rng.uniform(1.0, 90.0), lambda: node.server.is_up or node.server.boot())
-        return f"kills the server of {node.name}"
-
-    def w_broker(self) -> str:
-        if self.road.is_broker_up:
-            self.road.broker_dies(loses=self.rng.random() < 0.6)
-            self.clock.after(self.rng.uniform(1.0, 60.0), self._broker_starts)
-        return "kills the broker"
-
-    def _broker_starts(self) -> None:
-        if not self.road.is_broker_up:
-            self.road.is_broker_up = True
-            if self.hub.is_up:
-                self.road.hub_is_back()
-                self.hub.announce()
-
-    def w_hub(self) -> str:
-        self._hub_dies()
-        return "kills the hub"
-
-    def w_replay(self) -> str:
-        node = self._any()
-        self.guard(lambda: self.road.replay(node.name))
-        return f"replays something to {node.name}"
-
-    def w_break(self) -> str:
-        node, model = self._any(), self.rng.choice(self.models)
-        if model not in node.server.serving:
-            return "breaks nothing"
-        self.met["worker breaks"] += 1
-        name = catalogue.releases()[Digest(node.server.serving[model])]
-        node.server.breaks(model, node.server.serving[model])
-        return f"breaks {name} on {node.name}"
-
-    def w_rot(self) -> str:
-        node, model = self._any(), self.rng.choice(self.models)
-        memory = node.memories.get(model)
-        if memory is None or not memory.releases:
-            return "rots nothing"
-        manifest = node.slots.manifest(self.rng.choice(memory.releases))
-        if manifest is not None:
-            node.rot(manifest)
-        return f"rots a file on {node.name}"
-
-    def w_disk(self) -> str:
-        node = self._any()
-        self._spoil_disk(node)
-        return f"{node.name} has a {'full' if node.is_disk_full else 'bad'} disk"
-
-    def _spoil_disk(self, node: Machines) -> None:
-        node.had_bad_disk = True
-        node.is_disk_full = self.rng.random() < 0.5
-        node.is_disk_bad = not node.is_disk_full
-
-        def heal() -> None:
-            node.is_disk_full = node.is_disk_bad = False
-
-        self.clock.after(self.rng.choice([60.0, 600.0, 5000.0]), heal)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -454,30 +217,30 @@ class World:
             if len(self.first_releases) > 1:
                 self._run(self.clock.now + rng.choice([20.0, 60.0, 120.0]))
         self._turn_bad()
-        ops = [getattr(self, name) for name in dir(self) if name.startswith("op_")]
-        op_weights = [OP_WEIGHTS[op.__name__] * rng.choice([0.3, 1.0, 4.0]) for op in ops]
-        weathers = [getattr(self, name) for name in dir(self) if name.startswith("w_")]
-        weather_weights = [WEATHER_WEIGHTS[w.__name__] * rng.choice([0.0, 1.0, 3.0, 8.0]) for w in weathers]
-        op_share = rng.uniform(0.3, 0.8) if any(weather_weights) else 1.0
+        acts = [getattr(self.operators, name) for name in ACTS]
+        act_weights = [weight * rng.choice([0.3, 1.0, 4.0]) for weight in ACTS.values()]
+        mishaps = [getattr(self.mishaps, name) for name in MISHAPS]
+        mishap_weights = [weight * rng.choice([0.0, 1.0, 3.0, 8.0]) for weight in MISHAPS.values()]
+        act_share = rng.uniform(0.3, 0.8) if any(mishap_weights) else 1.0
         gap_s = rng.choice([4.0, 15.0, 40.0, 120.0])
         at = self.clock.now + rng.uniform(5.0, 60.0)
         for _ in range(rng.randint(5, 40)):
             self._run(at)
-            if rng.random() < op_share:
-                op = rng.choices(ops, op_weights)[0]
-                self.tell("operator", op(rng.choice(self.models)))
+            if rng.random() < act_share:
+                act = rng.choices(acts, act_weights)[0]
+                self.tell("operator", act(rng.choice(self.models)))
             else:
-                weather = rng.choices(weathers, weather_weights)[0]
-                self.tell("weather", weather())
+                mishap = rng.choices(mishaps, mishap_weights)[0]
+                self.tell("weather", mishap())
             at += rng.expovariate(1.0 / gap_s)
         self._run(at + rng.choice([0.0, 0.0, 600.0]))
         self._calm()
         deadline = self.clock.now + END_S
-        while why := self.oracle.unsettled():
+        while why := ending.unsettled(self):
             if self.clock.now >= deadline:
                 raise BrokenError("end", why)
             self._run(self.clock.now + LOOK_S)
-        self.oracle.settled()
+        ending.settled(self)
 
     def _run(self, until: float) -> None:
         nodes = tuple(self.nodes.values())
@@ -509,25 +272,16 @@ class World:
             node.is_disk_full = node.is_disk_bad = False
             if not node.server.is_up:
                 node.server.boot()
-            self._start(node)
-        self._broker_starts()
-        self._hub_starts()
+            self.start(node)
+        self.mishaps.broker_starts()
+        self.hub_starts()
         self.hub.republish()
 
     def fall_apart(self) -> None:
         """Frees all of it at once, circles and all, so that the next world is built in the same memory."""
-        for part in (*self.nodes.values(), self.hub, self.road, self.oracle, self.clock, self):
+        parts = (self.hub, self.road, self.oracle, self.operators, self.mishaps, self.clock)
+        for part in (*self.nodes.values(), *parts, self):
             vars(part).clear()
-
-
-OP_WEIGHTS = {
-    "op_start": 5.0, "op_promote": 3.0, "op_premature": 1.0, "op_direct": 2.0, "op_deny": 2.0, "op_deny_key": 0.3,
-    "op_publish": 2.0, "op_assign": 0.7, "op_order": 3.0,
-}  # fmt: skip
-WEATHER_WEIGHTS = {
-    "w_cut": 3.0, "w_power": 3.0, "w_stop": 0.7, "w_server": 1.0, "w_broker": 1.0, "w_hub": 1.0, "w_replay": 1.0,
-    "w_break": 2.0, "w_rot": 0.2, "w_disk": 1.0,
-}  # fmt: skip
 
 
 def run(seed: int, *, is_told: bool = False, is_hostile: bool = False) -> Outcome:
