@@ -71,7 +71,7 @@ class Client:
     async def running(self) -> AsyncIterator["Client"]:
         task = asyncio.ensure_future(self.mqtt.run())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await self.up.wait()
             yield self
         finally:

@@ -31,7 +31,7 @@ from terminals import Typed, typed
 from waits import turns
 
 CLI = [sys.executable, "-m", "heliograph.cli"]
-STEP_S = 20.0
+STEP_S = 60.0
 HARDWARE = doc.Hardware(arch="x86_64", memory_bytes=1 << 30)
 
 

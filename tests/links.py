@@ -8,7 +8,7 @@ from random import Random
 from heliograph.connection import Broker, Timing
 from heliograph.mqtt import Mqtt
 
-QUICK = Timing(connect_s=3.0, publish_s=5.0, first_retry_s=0.05, longest_retry_s=0.2)
+QUICK = Timing(connect_s=15.0, publish_s=30.0, first_retry_s=0.05, longest_retry_s=0.2)
 
 
 class Client:
@@ -35,7 +35,7 @@ class Client:
             self.links.append(up)
             self.changed.notify_all()
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s), self.changed:
             await self.changed.wait_for(condition)
 

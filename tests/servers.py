@@ -21,7 +21,7 @@ from heliograph_site.memory import Memory, Pointer
 from heliograph_site.serving.control import ServerControl
 from waits import eventually
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 INFER = "/v2/models/digits/infer"
 
 

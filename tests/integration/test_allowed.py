@@ -98,7 +98,7 @@ def test_policy_budget_day_bytes_that_end_in_mid_fetch_stop_it_through_kills_unt
         came = proxy.bytes_down
         killed = spawn([sys.executable, "-m", "heliograph_site.agent", node.folder], tmp_path / "agent.log")
         try:
-            await asyncio.to_thread(killed.wait_for_line, "link is up", 20.0)
+            await asyncio.to_thread(killed.wait_for_line, "link is up")
         finally:
             killed.kill()
         async with node.running() as agent:

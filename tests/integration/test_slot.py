@@ -20,7 +20,7 @@ from heliograph_site.serving.slot import Slot, UnavailableError
 from heliograph_site.serving.spawn import Forks
 from waits import until
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @asynccontextmanager
@@ -56,11 +56,11 @@ async def until_restarted(slot: Slot, restarts: int) -> int:
 
 def test_a_worker_that_hangs_is_killed_and_its_caller_told_in_time(tmp_path: Path) -> None:
     async def story() -> None:
-        async with a_slot(tmp_path, Limits(request_s=0.3)) as slot:
+        async with a_slot(tmp_path, Limits(request_s=2.0)) as slot:
             stuck = slot.pid
             assert stuck is not None
             os.kill(stuck, signal.SIGSTOP)
-            with pytest.raises((WaitError, UnavailableError), match=r"0\.3 s"):
+            with pytest.raises((WaitError, UnavailableError), match=r" 2 s"):
                 await slot.infer(inputs(slot))
             assert await until_restarted(slot, 1) != stuck
             (output,) = await slot.infer(inputs(slot))

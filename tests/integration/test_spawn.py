@@ -10,7 +10,7 @@ from heliograph.errors import TransportError
 from heliograph_site.serving.spawn import Forks, Reply, Worker, WorkerDiedError
 from waits import turns
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 LOAD = {"op": "load", "path": "/nowhere", "key": b"", "sha256": bytes(32), "length": 1, "threads": 1}
 
 

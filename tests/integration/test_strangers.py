@@ -91,7 +91,7 @@ def test_the_tools_of_a_stranger_with_a_nodes_certificate_get_no_further(
     mine = [*where, "--cert", str(tmp_path / "crt"), "--key", str(tmp_path / "key"), "-i", "h.tool"]
 
     def run(*argv: str) -> tuple[int, str]:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout + done.stderr
 
     for below in ("node/lab/lathe/up/hello", "node/lab/lathe/down/assigned", "desired/canary", "deny/all", "tuf/set"):
@@ -126,16 +126,16 @@ def test_the_tools_of_a_stranger_kick_nobody_out_by_client_id(
     listens = at(hub.port, *of(lathe), "-i", "h.victim", "-d", "-q", "1", "-t", f"{BASE}node/lab/lathe/down/#")
     with log.open("w") as out, subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", *listens], stdout=out) as victim:
         try:
-            wait_until(lambda: "received SUBACK" in log.read_text(errors="replace"), 10, "the victim listens")
+            wait_until(lambda: "received SUBACK" in log.read_text(errors="replace"), 60, "the victim listens")
             hello = ["-q", "1", "-t", f"{BASE}node/lab/press/up/gone", "-m", "x"]
             for name in ("lab/lathe", "h.victim", "h.lab/lathe", "hub", "h.hub-lab"):
                 for port, shown in ((hub.port, of(press)), (hub.enroll_port, ["-u", "lab/lathe"])):
                     argv = ["mosquitto_pub", *at(port, *shown, "-i", name, *hello)]
-                    subprocess.run(argv, capture_output=True, timeout=20, check=False)
+                    subprocess.run(argv, capture_output=True, timeout=60, check=False)
             hub.operate("fleet", "assign", "lab", "early")
             wait_until(
                 lambda: "received PUBLISH" in log.read_text(errors="replace"),
-                20,
+                60,
                 "the victim hears what the hub assigns",
             )
             assert victim.poll() is None and log.read_text(errors="replace").count("received CONNACK") == 1, (

@@ -30,7 +30,7 @@ async def read_all(port: int, *, retained: bool = False) -> dict[str, bytes]:
     client = aiomqtt.Client(
         "127.0.0.1", port, username="shop/till", identifier="reader", protocol=aiomqtt.ProtocolVersion.V311
     )
-    async with asyncio.timeout(10), client:
+    async with asyncio.timeout(60), client:
         await client.subscribe(f"{PREFIX}/{REALM}/#", qos=1)
         async for message in client.messages:
             assert isinstance(message.payload, bytes)

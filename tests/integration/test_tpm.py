@@ -46,7 +46,7 @@ def machine(folder: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         del os.environ["TPM2TOOLS_TCTI"]
         if before is not None:
             os.environ["TPM2TOOLS_TCTI"] = before

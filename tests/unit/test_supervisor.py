@@ -21,7 +21,7 @@ def test_a_folder_that_can_not_be_run_is_told_in_one_sentence(
             (tmp_path / "node.toml").touch()
             fcntl.flock(lock, fcntl.LOCK_EX)
         command = [sys.executable, "-m", "heliograph_site.supervisor", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code
     assert says in done.stderr
     assert done.stderr.count("\n") == 1

@@ -38,7 +38,7 @@ def served(service: Service) -> Iterator[str]:
     thread = Thread(target=server.run)
     thread.start()
     try:
-        wait_until(lambda: server.started, 10.0, "the API listens")
+        wait_until(lambda: server.started, 60.0, "the API listens")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
@@ -112,6 +112,8 @@ def test_into_protected_and_a_rollout_there_each_step_names_the_next(say: Say, h
     assert (code, err.count("\n")) == (4, 1)
     assert "sign what heliograph fleet request lab/pi-1 writes anew, by those alone" in err
     say("fleet", "request", "lab", "--out", file)
+    shown = say("key", "sign", file, *signed[:2])[1]
+    assert "lab/pi-1" in shown and "protected" in shown and "1 thing signed" in shown, "who signs sees what"
     say("fleet", "sign", file, *signed)
     assert "into ring protected: in force" in say("fleet", "add", file)[1]
 
@@ -125,6 +127,12 @@ def test_into_protected_and_a_rollout_there_each_step_names_the_next(say: Say, h
     say("rollout", "start", name)
     say("rollout", "promote", name, "--to", "general")
     assert f"heliograph rollout sign {file} --key FILE" in say("rollout", "request", name, "--out", file)[1]
+    (digest,) = (row.digest.hex() for row in hub[0].registry.all())
+    forged = folder / "forged.json"
+    forged.write_text(file.read_text().replace(name, "digits@9.9.9"))
+    for command in ("key", "rollout"):
+        said = say(command, "sign", forged, *signed[:2])[2]
+        assert f"  install, digest {digest}\n" in said and "  the file calls it digits@9.9.9\n" in said
     assert (
         f"1 signature: heliograph rollout add {file}" in say("rollout", "sign", file, "--key", keys / "deny-1.key")[1]
     )
@@ -211,7 +219,7 @@ def test_whoever_leaves_the_question_has_signed_nothing_and_is_told_so(leave: st
             asking.send_signal(signal.SIGINT)
         else:
             os.write(ours, {"ctrl-d": b"\x04", "n": b"n\n"}[leave])
-        out, _ = asking.communicate(timeout=20)
+        out, _ = asking.communicate(timeout=60)
     finally:
         asking.kill()
         asking.wait()

@@ -134,7 +134,7 @@ class Realm:
                 return False
             return True
 
-        wait_until(answers, 30.0, "the hub answers")
+        wait_until(answers, 90.0, "the hub answers")
 
     def kill_hub(self) -> None:
         """SIGKILL to the hub and its broker: a power cut."""
