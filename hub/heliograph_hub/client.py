@@ -100,6 +100,11 @@ class HubClient:
                 connection.request(method, quote(path, safe="/?&=%:@,+~"), data, headers)
                 answer = connection.getresponse()
                 content = answer.read()
+        except ssl.SSLCertVerificationError as error:
+            raise TransportError(
+                f"what answers at {self.where} can't show that it is the hub ({error.verify_message}): set "
+                f"{CA_ENVIRONMENT} to a copy of that hub's DIR/tls/ca.crt"
+            ) from error
         except TimeoutError as error:
             raise TransportError(f"the hub at {self.where} did not answer within {self._timeout_s:g} s") from error
         except (OSError, http.client.HTTPException) as error:

@@ -17,7 +17,7 @@ from typing import Any
 from tuf.api.metadata import Metadata, Root, Signature, Targets
 
 from heliograph.documents import Deny, DenyKey, Directive, Document
-from heliograph.errors import ConfigError, IntegrityError, TrustError
+from heliograph.errors import ConfigError, IntegrityError, TrustError, shown
 from heliograph.metadata import delegations, expiry, load, realm_and_kind, signed_bytes, time_text
 from heliograph.names import check_name
 from heliograph.objects import write_durably
@@ -100,11 +100,14 @@ class Ask:
         return replace(self, signatures={**self.signatures, key.keyid: key.sign(self.message)})
 
     def words(self) -> list[str]:
-        """What a signature on it says, read from the content alone.
+        """What a signature on it says, read from the content alone; a name in it can't move a terminal's cursor.
 
         Raises:
             IntegrityError: the content isn't what its kind says.
         """
+        return [shown(line) for line in self._words()]
+
+    def _words(self) -> list[str]:
         if self.kind != METADATA:
             return _statement_words(self.kind, STATEMENT_KINDS[self.kind].decode(self.content))
         signed = self.metadata().signed
@@ -227,7 +230,7 @@ def read(path: Path) -> tuple[str, list[Ask]]:
         realm = check_name(value["realm"], "realm")
         for ask in asks:
             ask.words()
-    except (ValueError, KeyError, TypeError, AttributeError, IntegrityError, TrustError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IntegrityError, TrustError) as error:
         raise ConfigError(f"{path} is not what heliograph hub sign-request writes: {type(error).__name__}") from error
     if len(asks) > MAX_ASKS:
         raise ConfigError(f"{path} asks for {len(asks)} signatures, a file has at most {MAX_ASKS}")
@@ -263,6 +266,15 @@ def _json(path: Path) -> Any:
         raise ConfigError(f"{path} is not JSON: name what hub sign-request wrote") from error
 
 
+def directive_words(document: Directive) -> list[str]:
+    """What a signature on a directive says."""
+    return [
+        f"directive {document.number} of realm {document.realm}, ring {document.ring}, model {document.model}:",
+        f"  {document.action}, digest {document.release.hex()}",
+        f"  to be obeyed until {time_text(document.expires)} by who hasn't yet",
+    ]
+
+
 def _role_lines(roles: Iterable[tuple[str, int, list[str]]]) -> list[str]:
     return [
         f"  {name}: {need} of {len(keyids)}: {', '.join(keyid[:16] for keyid in keyids)}"
@@ -279,11 +291,11 @@ def _statement_words(kind: str, document: Document) -> list[str]:
             keys = [f"  all that key {k.hex()} signed or approved" for k in document.keys]
             return [f"{kind}, {document.reason or 'no reason given'}", *keys, *keep]
         case Directive():
-            return [f"directive {document.number} of ring {document.ring}: {document.action} {document.release.hex()}"]
+            return directive_words(document)
         case Policy() | Config():
             scope = document.ring if isinstance(document, Policy) else document.model
             fields = document.model_dump(mode="json", exclude_defaults=True)
-            shown = {k: v for k, v in fields.items() if k not in ("realm", "ring", "model", "number", "at")}
-            return [f"{kind}/{scope} {document.number}", *(f"  {k} = {json.dumps(v)}" for k, v in shown.items())]
+            told = {k: v for k, v in fields.items() if k not in ("realm", "ring", "model", "number", "at")}
+            return [f"{kind}/{scope} {document.number}", *(f"  {k} = {json.dumps(v)}" for k, v in told.items())]
         case _:
             return [kind]

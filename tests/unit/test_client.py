@@ -2,14 +2,18 @@
 
 import http.server
 import socketserver
+import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from heliograph.errors import ConfigError, NotFoundError, TransportError
-from heliograph_hub.client import HUB_FILE, SOCKET_NAME, TOKEN_ENVIRONMENT, HubClient
+from heliograph.signing import PrivateKey
+from heliograph_hub.certificates import CertificateAuthority, make_ca
+from heliograph_hub.client import CA_ENVIRONMENT, HUB_FILE, SOCKET_NAME, TOKEN_ENVIRONMENT, HubClient
 
 ANSWERS = {
     "/v1/hub": (200, b'{"realm": "lab"}'),
@@ -82,3 +86,25 @@ def test_a_token_that_no_header_can_carry_is_refused_without_showing_it(
 def test_an_address_that_is_none_is_said_to_name_no_hub(where: str) -> None:
     with pytest.raises(ConfigError, match="names no hub"):
         HubClient(where).get("/v1/hub")
+
+
+def test_a_hub_whose_authority_was_not_given_is_said_to_be_unknown_not_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem, key = make_ca("lab", b"c" * 32, int(time.time()), b"n" * 16)
+    (tmp_path / "ca.crt").write_bytes(pem)
+    public = PrivateKey.generate(b"b" * 32)
+    made = CertificateAuthority(pem, key).certify_broker(public.public.raw, ["127.0.0.1"], int(time.time()), b"m" * 16)
+    (tmp_path / "both.pem").write_bytes(made.pem + public.to_pem())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # whoever hangs up is no fault
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        client = HubClient(f"https://127.0.0.1:{server.server_port}")
+        with pytest.raises(TransportError, match=rf"can't show that it is the hub .*: set {CA_ENVIRONMENT} to a copy"):
+            client.get("/v1/hub")
+        monkeypatch.setenv(CA_ENVIRONMENT, str(tmp_path / "ca.crt"))
+        assert client.get("/v1/hub") == {"realm": "lab"}
+        server.shutdown()

@@ -260,6 +260,10 @@ def test_what_is_wrong_in_a_ceremony_is_said_in_one_sentence(
     refused(2, "holds the unfinished realm", "hub", "init", hub, "--realm", "dev2", "--offline-keys", keys.public)
     refused(2, "holds the unfinished realm", "hub", "init", hub, "--realm", "prod")
     refused(4, "asks nothing of", "key", "sign", ask, "--key", other.key("root-1"))
+    refused(2, "is not ROLE=N", "hub", "init", hub, "--offline-keys", keys.public, "--threshold", "root=" + "9" * 5000)
+    endless = tmp_path / "endless.json"
+    endless.write_text(ask.read_text().replace('"need": 2', '"need": 1e999'))
+    refused(2, "is not what heliograph hub sign-request writes", "key", "sign", endless, "--key", keys.key("root-1"))
     refused(2, "carries nothing to sign", "key", "sign", keys.public / "root-1.pub", "--key", keys.key("root-1"))
     refused(2, "is not a file", "key", "sign", ask, "--key", tmp_path)
     value = json.loads(ask.read_bytes())

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Key, SecretsHandler, Signature, Signer
+from tuf.api.metadata import Metadata
 
 from heliograph import trust
 from heliograph.blob import sha256
@@ -15,7 +16,7 @@ from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph.statement import Statement, encode, parse
 from heliograph.vouching import counted
-from heliograph_hub import request
+from heliograph_hub import ceremony, request
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import SIGNERS, load_key, make_key, open_key, public_json
 from heliograph_hub.request import Ask, Group
@@ -190,3 +191,13 @@ def test_a_rotation_of_a_development_realm_goes_by_the_same_files(tmp_path: Path
     first = out[topic("root").build("demo", number=1)]
     held = trust.with_root(trust.bootstrap(first, sha256(first)), out[topic("root").build("demo", number=2)])
     assert trust.with_set(held, out[topic("set").build("demo")], NOW).role_keys("root")[1].keys() >= {new.keyid}
+
+
+def test_attack_nothing_that_is_to_be_signed_moves_the_terminal_of_who_signs_it() -> None:
+    targets = ceremony.make_targets(1, NOW).signed
+    ceremony.delegate(targets, "sign-\x1b[1A\x1b[2K", [PrivateKey.generate(b"a" * 32).public], 1, [])
+    targets.targets["digits/1.0.0\r\x1b[8m"] = ceremony.make_target("digits/1.0.0", 1, sha256(b"x"))
+    ask = Ask("targets", request.METADATA, "targets", Metadata(targets).to_bytes(), (), {})
+    lines = ask.words()
+    assert any("digits/1.0.0  [8m" in line for line in lines), "it is shown, as it is written"
+    assert all(line.isprintable() for line in lines)

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from heliograph.documents import Assignment
 from heliograph.errors import ConfigError, RefusedError
 from heliograph.names import RINGS, check_name, parse_node, parse_release
 from heliograph_hub.assignment import check_relay, command_kind
@@ -220,7 +219,7 @@ def request(
     say(f"{answer['need']} of these keys have to sign: {', '.join(keyid[:16] for keyid in answer['keyids'])}")
     if answer["more"]:
         say(f"{answer['more']} more wait: ask again once these are signed")
-    _show([row.document for row in rows])
+    carried.show(rows)
     print(f"{out}: {count(len(rows), 'assignment')} of {name} to sign: heliograph fleet sign {out} --key FILE")
 
 
@@ -243,7 +242,7 @@ def sign(
     if as_json:
         print_json({"signed": len(rows), "keys": [one.keyid.hex() for one in keys]})
         return
-    _show([row.document for row in rows])
+    carried.show(rows)
     print(f"{file}: {count(len(rows), 'assignment')} signed: heliograph fleet add {file}")
 
 
@@ -287,18 +286,6 @@ def _say_changed(answer: dict[str, Any], done: str, as_json: bool) -> None:
     if waiting:
         ask = f"heliograph fleet request {answer['site']} --out FILE"
         print(f"{done} once ring protected's keys have signed for {count(len(waiting), 'node')}: {ask}")
-
-
-def _show(documents: list[Assignment]) -> None:
-    rows = []
-    for one in documents:
-        said = [f"{key}={value}" for key, value in sorted(one.labels.items())]
-        said += [f"pin {model}@{version}" for model, version in sorted(one.pins.items())]
-        said += [f"{c.kind} {c.model or ''}".strip() for c in one.commands] + (
-            [f"relay {one.relay}"] if one.relay else []
-        )
-        rows.append((f"{one.site}/{one.node}", one.ring, f"{one.number}", one.key.hex()[:16], ", ".join(said)))
-    table(("node", "ring", "number", "its key", "and"), rows)
 
 
 def _place(name: str) -> tuple[str, str | None]:

@@ -14,6 +14,7 @@ from heliograph.errors import ConfigError, IntegrityError
 from heliograph.names import check_name
 from heliograph.objects import write_durably
 from heliograph.statement import MAX_SIGNATURES, signed_bytes
+from heliograph_hub.commands.terminal import table
 from heliograph_hub.keys import SigningKey
 
 MAX_FILE_BYTES = 8 << 20
@@ -86,3 +87,16 @@ def read(path: Path) -> tuple[str, list[Carried]]:
             f"{path} holds more than {MAX_ASSIGNMENTS} assignments, or {MAX_SIGNATURES} signatures of one"
         )
     return site, found
+
+
+def show(rows: list[Carried]) -> None:
+    """Prints what a signature on each says."""
+    cells = []
+    for one in (row.document for row in rows):
+        said = [f"{key}={value}" for key, value in sorted(one.labels.items())]
+        said += [f"pin {model}@{version}" for model, version in sorted(one.pins.items())]
+        said += [f"{c.kind} {c.model or ''}".strip() for c in one.commands] + (
+            [f"relay {one.relay}"] if one.relay else []
+        )
+        cells.append((f"{one.site}/{one.node}", one.ring, f"{one.number}", one.key.hex()[:16], ", ".join(said)))
+    table(("node", "ring", "number", "its key", "and"), cells)

@@ -76,8 +76,8 @@ def _hold_ceremony(
     thresholds = {}
     for one in given:
         role, equals, number = one.partition("=")
-        if not equals or not number.isdecimal():
-            raise ConfigError(f"--threshold {one} is not ROLE=N, such as root=2")
+        if not equals or not number.isdecimal() or len(number) > 3:
+            raise ConfigError(f"--threshold {one[:60]} is not ROLE=N, such as root=2")
         thresholds[role] = int(number)
     begun = init_ceremony(folder, realm, key_folders, thresholds, signed, int(time.time()), ca)
     for line in begun.said:

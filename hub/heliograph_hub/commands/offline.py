@@ -15,6 +15,7 @@ from heliograph.names import parse_release
 from heliograph.objects import write_durably
 from heliograph.statement import MAX_SIGNATURES, signed_bytes
 from heliograph_hub.keys import SigningKey
+from heliograph_hub.request import directive_words
 
 MAX_FILE_BYTES = 64 * 1024
 
@@ -35,6 +36,10 @@ class File:
             IntegrityError: not a directive.
         """
         return Directive.decode(self.payload)
+
+    def words(self) -> list[str]:
+        """What a signature on it says, by what is signed; the release's name is only what the file says."""
+        return [*directive_words(self.directive), f"  the file calls it {self.release}"]
 
     def signed_by(self, key: SigningKey) -> "File":
         """The same, with the key's signature.

@@ -56,14 +56,16 @@ def sign_file(path: Path, named: list[str], as_json: bool) -> None:
             for key in keys:
                 held = held.signed_by(key)
             offline.write(path, held)
-            say(f"signed: {held.directive.action} {held.release} in ring {held.directive.ring}")
+            for line in held.words():
+                say(line)
             signed = 1
         case "assignments":
             site, rows = carried.read(path)
             for key in keys:
                 rows = [row.signed_by(key) for row in rows]
             carried.write(path, site, rows)
-            say(f"signed: {count(len(rows), 'assignment')} of site {site}")
+            if not as_json:
+                carried.show(rows)
             signed = len(rows)
         case _:
             signed = _sign_request(path, keys, named)

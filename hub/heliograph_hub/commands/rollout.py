@@ -20,7 +20,6 @@ from heliograph_hub.commands.terminal import (
     say,
     show_making,
     table,
-    when,
 )
 
 app = group("Take a release through the rings.")
@@ -113,6 +112,8 @@ def rollout_return(
 def rollout_status(name: ReleaseName, where: Hub = "", as_json: Json = False) -> None:
     """Show each ring of a rollout: its state, which nodes serve, refused, are silent or wait and for what, and bytes.
 
+    Proven, of those that serve it, is where it came through its probation: only that is success.
+
     Example: heliograph rollout status digits@1.0.0 --hub ./hub
     """
     model, version = parse_release(name)
@@ -160,16 +161,14 @@ def rollout_sign(
     from heliograph_hub.keys import open_keys
 
     held = offline.read(file)
-    directive = held.directive
     for one in open_keys(key):
         held = held.signed_by(one)
     offline.write(file, held)
     if as_json:
         print_json({"signatures": [keyid.hex() for keyid in held.signatures]})
         return
-    say(f"signed: {directive.action} {held.release}, digest {directive.release.hex()}")
-    say(f"  in realm {directive.realm}, ring {directive.ring}, directive {directive.number}")
-    say(f"  to be obeyed until {when(directive.expires)} UTC by who hasn't yet")
+    for line in held.words():
+        say(line)
     print(f"{file} has {count(len(held.signatures), 'signature')}: heliograph rollout add {file}")
 
 
@@ -219,13 +218,13 @@ def _show_rollout(answer: dict[str, Any], as_json: bool) -> None:
     if answer["paused"] and any(ring["state"] == "paused" for ring in answer["rings"]):
         print(f"{answer['release']} is PAUSED" + (", who had begun may end" if answer["paused"]["let_running"] else ""))
     table(
-        ("ring", "state", "number", "serving", "refused", "silent", "under way"),
+        ("ring", "state", "number", "serving", "proven", "refused", "silent", "under way"),
         [
             (
                 r["ring"],
                 _state(r),
                 "" if r["number"] is None else str(r["number"]),
-                *(str(len(r[key])) for key in ("serving", "refused", "silent", "under_way")),
+                *(str(len(r[key])) for key in ("serving", "proven", "refused", "silent", "under_way")),
             )
             for r in answer["rings"]
         ],
