@@ -96,11 +96,13 @@ class Standing:
             still; `aborted`, `returned`: stopped here; `superseded` by a newer rollout; `offline`: protected, and
             nobody has worded its directive.
         number: of the ring's newest directive of this release.
-        serving: nodes that said they serve the release.
-        refused: nodes that said they will not run it under this number, with their reasons.
+        serving: nodes that said they serve the release, and not that it failed there.
+        refused: nodes that said they will not run it under this number, with their reasons; also if it failed there and
+            serves on for want of another.
         silent: nodes unheard past their deadline, whatever they said before, unless they had refused.
         under_way: the rest.
         waiting: of `under_way`, what each said it waits for.
+        proven: of `serving`, where it came through its probation. Only this is success.
     """
 
     ring: Ring
@@ -111,6 +113,7 @@ class Standing:
     silent: tuple[str, ...]
     under_way: tuple[str, ...]
     waiting: tuple[tuple[str, str], ...] = ()
+    proven: tuple[str, ...] = ()
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -371,6 +374,7 @@ def _standing(ring: Ring, state: RingState, own: Signed | None, members: list[Me
     silent: list[str] = []
     under_way: list[str] = []
     waiting: list[tuple[str, str]] = []
+    proven: list[str] = []
     for member in members:
         name, report = f"{member.site}/{member.node}", member.report
         active = report is not None and report.tuple is not None and report.tuple.release == release
@@ -379,19 +383,30 @@ def _standing(ring: Ring, state: RingState, own: Signed | None, members: list[Me
             (r.reason for r in report.refused if r.release == release and r.number in numbers) if report else iter(()),
             None,
         )
-        if reason is not None and not active:
+        verdict = report.verdict if report is not None and active else None
+        if reason is not None and (not active or verdict == "failed"):
             refused.append((name, reason))
         elif member.silent:
             silent.append(name)
         elif active:
             serving.append(name)
+            if verdict == "proven":
+                proven.append(name)
         else:
             under_way.append(name)
             if report is not None and report.waiting:
                 waiting.append((name, report.waiting))
     number = own.number if own else None
     return Standing(
-        ring, state, number, tuple(serving), tuple(refused), tuple(silent), tuple(under_way), tuple(waiting)
+        ring,
+        state,
+        number,
+        tuple(serving),
+        tuple(refused),
+        tuple(silent),
+        tuple(under_way),
+        tuple(waiting),
+        tuple(proven),
     )
 
 

@@ -116,11 +116,12 @@ def test_a_release_without_a_rollout_has_no_promotion_and_no_status():
         standings(_rows(_start([], ONE)), [], model="digits", release=TWO)
 
 
-def _member(name, *, active=None, refused=(), silent=False, heard=True):
+def _member(name, *, active=None, refused=(), silent=False, heard=True, verdict=None):
     report = ModelReport(
         phase="idle",
         tuple=Tuple(release=active) if active else None,
         refused=tuple(Refusal(release=r, number=n, reason="golden outputs differ") for r, n in refused),
+        verdict=verdict,
     )
     return Member("lab", name, "canary", silent, report if heard else None)
 
@@ -142,6 +143,24 @@ def test_each_node_of_a_ring_is_counted_exactly_once_by_what_it_said():
     assert canary.silent == ("lab/silent",)
     assert canary.under_way == ("lab/refused-before", "lab/other", "lab/never-reported")
     assert (early.serving, early.under_way) == ((), ())
+
+
+def test_only_what_came_through_its_probation_counts_as_proven_and_what_failed_does_not_count_as_serving():
+    """Also where it failed and serves on, because nothing else is left."""
+    members = [
+        _member("on-probation", active=ONE, verdict="unproven"),
+        _member("proven", active=ONE, verdict="proven"),
+        _member("proven-and-silent", active=ONE, verdict="proven", silent=True),
+        _member("proven-another", active=TWO, verdict="proven"),
+        _member("failed", active=ONE, verdict="failed", refused=[(ONE, 1)]),
+        _member("failed-under-an-older-number", active=ONE, verdict="unproven", refused=[(ONE, 7)]),
+        _member("refused-and-told-again", active=ONE, verdict="proven", refused=[(ONE, 1)]),
+    ]
+    canary, *_ = standings([Signed("canary", "digits", 1, ONE, "install", True)], members, model="digits", release=ONE)
+    assert canary.proven == ("lab/proven", "lab/refused-and-told-again")
+    unjudged = ("lab/on-probation", "lab/failed-under-an-older-number")
+    assert sorted(canary.serving) == sorted((*canary.proven, *unjudged))
+    assert [name for name, _ in canary.refused] == ["lab/failed"]
 
 
 @pytest.mark.parametrize("count", range(1, 4))

@@ -64,7 +64,6 @@ class Fleet(Part):
                     }
                     for refusal in report.refused
                 ],
-                "verdict": report.verdict,
                 "waiting": report.waiting,
                 "stale": list(report.stale),
             }
@@ -167,7 +166,11 @@ def _alarm(alarms: Mapping[tuple[str, str], tuple[int, str]], node: Node) -> dic
 
 
 def _model(report: ModelReport, names: dict[bytes, str]) -> dict[str, Any]:
-    return {"phase": report.phase, "active": _tuple(report.tuple, report.since, names)}
+    return {
+        "phase": report.phase,
+        "active": _tuple(report.tuple, report.since, names),
+        "verdict": report.verdict,
+    }
 
 
 def _tuple(value: Any, since: int | None, names: dict[bytes, str]) -> dict[str, Any] | None:

@@ -174,6 +174,7 @@ class Rollouts(Part):
                     "expires": None if ring.number is None else ends[ring.ring, ring.number],
                     "signatures": asked if ring.ring == "protected" else None,
                     "serving": list(ring.serving),
+                    "proven": list(ring.proven),
                     "refused": [{"node": node, "reason": reason} for node, reason in ring.refused],
                     "silent": list(ring.silent),
                     "under_way": list(ring.under_way),

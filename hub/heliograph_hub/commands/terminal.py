@@ -101,7 +101,7 @@ def model_line(model: str, report: dict[str, Any]) -> str:
     """What a node has of a model, in a line."""
     active = report["active"]
     name = (active["release"] or active["digest"][:16]) if active else "nothing"
-    return f"{model}: {name} ({report['phase']})"
+    return f"{model}: {name} ({', '.join(word for word in (report['phase'], report['verdict']) if word)})"
 
 
 def when(at: int) -> str:
