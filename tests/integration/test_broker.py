@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from heliograph.connection import Broker as Address
 from heliograph.errors import ConfigError
-from heliograph.lab import free_port, is_listening, wait_until
+from heliograph.lab import Realm, free_port, is_listening, wait_until
 from heliograph.mosquitto import Listener
 from heliograph.mqtt import Mqtt
 from heliograph_hub.broker import Broker
@@ -105,6 +106,28 @@ def test_a_process_that_has_the_old_number_by_chance_is_left_alone(tmp_path: Pat
     async def main() -> None:
         async with supervised(Broker(tmp_path, free_port())):
             assert bystander.poll() is None
+
+    try:
+        asyncio.run(main())
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.communicate()
+
+
+@EITHER
+def test_a_realm_kills_the_broker_that_runs_and_not_what_has_the_number_of_another(tmp_path: Path, kind: Kind) -> None:
+    realm = Realm(tmp_path / "realm")
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    async def main() -> None:
+        async with Broker(realm.hub_dir, realm.port, kind=kind) as broker:
+            assert broker.pid is not None
+            running = os.pidfd_open(broker.pid)
+            (realm.hub_dir / "broker" / "pid").write_text(f"{bystander.pid}\n")  # of one that ended long ago
+            realm.kill_broker()
+            assert (await asyncio.to_thread(select.select, [running], [], [], 60))[0], "it has ended"
+            os.close(running)
 
     try:
         asyncio.run(main())

@@ -139,13 +139,17 @@ class Realm:
     def kill_hub(self) -> None:
         """SIGKILL to the hub and its broker: a power cut."""
         assert self._hub is not None, "start_hub first"
+        self._hub.kill()  # first, or it might start another meanwhile
         self.kill_broker()
-        self._hub.kill()
 
     def kill_broker(self) -> None:
-        """SIGKILL to the broker; the hub starts it again."""
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            os.kill(int((self.hub_dir / "broker" / "pid").read_text()), signal.SIGKILL)
+        """SIGKILL to the broker, if it runs just now; the hub starts it again."""
+        folder = self.hub_dir.absolute() / "broker"
+        its_last = [os.fsencode(folder / "mosquitto.conf")], [os.fsencode(folder)]  # argument, of either broker
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                if (process / "cmdline").read_bytes().split(b"\0")[-2:-1] in its_last:
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def fleet(self) -> list[dict[str, Any]]:
         """`fleet list`."""
