@@ -1,5 +1,9 @@
 """A delta whose result is sealed as it grows: the hub's very bytes, in any order, after any kill, nothing plain."""
 
+import os
+import select
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 
 from heliograph.blob import LEAF_BYTES, PAGE_SPAN_BYTES, describe, page_of, sha256, short_digest
 from heliograph.delta.patch import rebuild_segment
-from heliograph.delta.recipe import COPY, FULL, Recipe, Segment
+from heliograph.delta.recipe import COPY, FULL, Recipe, Segment, encode, with_patch
 from heliograph.documents import Chunk
 from heliograph.errors import IntegrityError
 from heliograph.sealing import PLAIN_LEAF_BYTES, describe_sealed, leaf_key
@@ -21,7 +25,7 @@ from heliograph.source import Source
 from heliograph.transfer import Arrival, BlobFetch
 from heliograph_site.holdings import Holdings
 from heliograph_site.rebuilding import MAX_WAITING, Rebuild, SealedTarget
-from heliograph_site.slots import PartialBlob
+from heliograph_site.slots import PartialBlob, Slots
 from sealed import NODE_KEY, Vault, leaks, noise, put
 
 HANDLE = b"hndl"
@@ -36,7 +40,7 @@ class Joined:
     def __init__(self, base: Source, patch: Source | None) -> None:
         self._base, self._patch = base, patch
 
-    def rebuild(self, segment: Segment) -> bytes:
+    def rebuild(self, segment: Segment) -> bytes | bytearray:
         data = b"" if self._patch is None or not segment.patch[1] else self._patch.read(*segment.patch)
         return rebuild_segment(segment, self._base.read, data)
 
@@ -229,3 +233,51 @@ def test_a_base_that_is_gone_is_told_clearly(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"base .* is gone"):
         rebuild.make(0, None)
     rebuild.close()
+
+
+REBUILDS = """
+import os, sys
+from pathlib import Path
+from heliograph.delta.recipe import parse
+from heliograph_site.rebuilding import Rebuild
+from heliograph_site.slots import Slots
+slots, recipe = Slots(Path(sys.argv[1])), parse(Path(sys.argv[2]).read_bytes())
+rebuild = Rebuild(slots.path(recipe.target, "out"), recipe, slots.holdings)
+rebuild.open()
+for index in rebuild.ready(None):
+    rebuild.make(index, None)
+    print(index, Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_after_kill_9_only_what_was_not_written_is_rebuilt_and_no_process_is_left(tmp_path: Path) -> None:
+    delta = delta_of([300] * 20, [number % 2 == 0 for number in range(20)])
+    recipe, _ = with_patch(delta.recipe, delta.patch)
+    (tmp_path / "recipe").write_bytes(encode(recipe))
+    slots = Slots(tmp_path / "site")
+    slots.store.put(OLD)
+    command = [sys.executable, "-c", REBUILDS, str(tmp_path / "site"), str(tmp_path / "recipe")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:
+        assert node.stdin is not None and node.stdout is not None
+        for number in range(7):
+            index, *children = map(int, node.stdout.readline().split())
+            assert index == number
+            if number < 6:
+                node.stdin.write("\n")
+                node.stdin.flush()
+        (child,) = map(os.pidfd_open, children)
+        node.kill()
+    ended = select.poll()
+    ended.register(child, select.POLLIN)
+    assert ended.poll(30_000), "the child ends with the node"
+    os.close(child)
+    rebuild = Rebuild(slots.path(recipe.target, "out"), recipe, slots.holdings)
+    rebuild.open()
+    left = rebuild.ready(None)
+    assert left == list(range(7, 20))
+    for index in left:
+        rebuild.make(index, None)
+    rebuild.close()
+    slots.settle(recipe.target, rebuild.path)
+    assert slots.store.read(recipe.target) == delta.new and list(slots.incoming.iterdir()) == []
