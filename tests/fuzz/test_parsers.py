@@ -119,7 +119,7 @@ def fuzzed(*args: object, timeout_s: float) -> list[Tried]:
 
 
 def test_spoilt_inputs_give_only_errors_of_ours_in_bounded_time_and_memory(seed: int) -> None:
-    tried = fuzzed(CI_INPUTS, seed, timeout_s=150)
+    tried = fuzzed(CI_INPUTS, seed, timeout_s=550)
     assert [one.parser for one in tried] == list(PARSERS)
     tell(tried)
 
@@ -131,7 +131,7 @@ def has_guide() -> bool:
 @pytest.mark.skipif(not has_guide(), reason="there is no wheel of atheris for this machine")
 @pytest.mark.parametrize("name", GUIDED_IN_CI)
 def test_inputs_that_reach_new_lines_give_only_errors_of_ours(name: str, seed: int) -> None:
-    tell(fuzzed("--guided", 1500, seed, name, timeout_s=150))
+    tell(fuzzed("--guided", 1500, seed, name, timeout_s=550))
 
 
 @pytest.mark.full
@@ -218,8 +218,8 @@ def test_memory_beyond_the_bound_is_found_though_it_is_given_back() -> None:
 
 def test_time_beyond_the_bound_is_found() -> None:
     def slow(data: bytes) -> None:
-        until = time.perf_counter() + 0.03
-        while time.perf_counter() < until:
+        until = time.process_time() + 0.03
+        while time.process_time() < until:
             pass
 
     assert "took 0.0 s" in mutated("planted", 2, 1, planted(slow), max_seconds=0.01).found

@@ -68,11 +68,11 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs_of_keys_brackets_and_maps_are_refused_at_once(bomb: str) -> None:
     name, data = BOMBS[bomb]
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(HeliographError) as refused:
         PARSERS[name].parse(data)
     assert isinstance(refused.value, PARSERS[name].errors)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_key_of_many_parts_is_refused_and_text_with_many_dots_is_not() -> None:
