@@ -289,7 +289,11 @@ def test_the_table_of_threats_at_the_broker_names_tests_that_exist() -> None:
         ("says not how nodes reach the hub: name it with --host", ["hub", "run", "DIR", "--listen", "::"]),
         ("--api-port needs TLS", ["hub", "run", "DIR", "--plain-port", "1", "--api-port", "2"]),
         ("--ca and --ca-key go together", ["hub", "init", "DIR", "--ca", "ca.crt"]),
+        ("for this machine alone", ["hub", "run", "DIR", "--plain-port", "1", "--listen", "::"]),
+        ("for this machine alone", ["hub", "run", "DIR", "--plain-port", "1", "--host", "hub.example.org"]),
         ("no host name", ["hub", "run", "DIR", "--host", "hub.exämple"]),
+        ("no host name", ["hub", "run", "DIR", "--host", "my hub"]),
+        ("no host name", ["hub", "run", "DIR", "--host", "https://hub.example.org"]),
     ],
 )
 def test_what_can_not_be_served_is_refused_in_one_sentence(

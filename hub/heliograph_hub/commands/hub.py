@@ -211,6 +211,8 @@ def hub_run(
 
     if plain_port is not None and api_port is not None:
         raise ConfigError("--api-port needs TLS, which --plain-port does without: leave one of them out")
+    if plain_port is not None and (host or enroll_port is not None or listen != "127.0.0.1"):
+        raise ConfigError("--plain-port is a broker for this machine alone: leave out --listen, --host, --enroll-port")
     if plain_port is not None:
         run(folder, plain_port, rate, node_rate, say)
         return
