@@ -513,6 +513,7 @@ class Agent:
     async def _consume(self) -> None:
         started = Started(self.journal.was_orderly())
         self.journal.save_life(True)
+        self.journal.save_link(False)  # if the power failed it says what was before
         await self._machines.begin(started)
         while True:
             self.outbox.telemetry = self.policy.telemetry

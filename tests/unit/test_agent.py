@@ -231,6 +231,19 @@ def test_of_the_lists_that_wait_for_the_reply_only_the_newest_of_the_own_ring_is
     asyncio.run(scenario())
 
 
+def test_a_link_that_was_up_when_the_power_failed_is_down_until_it_is_up_again(agent: Agent) -> None:
+    agent.journal.save_link(True)
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as agent._group:
+            consuming = agent._group.create_task(agent._consume())
+            await turns(10)  # until it has begun
+            assert agent.journal.link() == "down"
+            consuming.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_a_reply_is_late_by_the_connection_that_is_up_and_by_no_earlier_one(agent: Agent) -> None:
     async def scenario() -> None:
         async with asyncio.TaskGroup() as agent._group:
