@@ -85,10 +85,12 @@ async def test_a_release_goes_from_a_folder_to_a_node_that_rebuilds_it_in_full_t
         assert listed["last_heard"] > 1_700_000_000 and listed["bytes_received"] > 3_000_000
         assert {key: listed[key] for key in ("site", "node", "ring", "link", "models")} == {
             "site": "lab", "node": "pi-1", "ring": "canary", "link": "up",
-            "models": {"digits": {"phase": "idle", "active": {
+            "models": {"digits": {"phase": "idle", "verdict": "proven", "active": {
                 "release": "digits@1.0.0", "digest": old.hex(), "config": 0, "policy": 0, "since": 77}}},
         }  # fmt: skip
-        assert hub.json("rollout", "status", "digits@1.0.0")["rings"][0]["serving"] == ["lab/pi-1"]
+        canary = hub.json("rollout", "status", "digits@1.0.0")["rings"][0]
+        assert canary["serving"] == canary["proven"] == ["lab/pi-1"]
+        assert "digits: digits@1.0.0 (idle, proven)" in hub.command("fleet", "list")
 
         hub.publish(releases["1.1.0"], "digits@1.1.0")
         hub.command("rollout", "start", "digits@1.1.0")
