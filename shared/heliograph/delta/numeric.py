@@ -7,6 +7,7 @@ end stands behind the elements as it is.
 import numpy as np
 
 from heliograph.delta import rans
+from heliograph.delta.contexts import Shape
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.elements import (
     Bytes,
@@ -88,14 +89,14 @@ def rans_patch(
     """The patch bytes of `sub+rans`, and in them what comes behind."""
     before, after = elements_from(old, dtype), elements_from(new, dtype)
     folded = residuals(before, after, dtype, is_along=dtype.is_float)
-    shape = rans.Shape(len(before), _bits(dtype), lanes_log2, dtype.is_float)
+    shape = Shape(len(before), _bits(dtype), lanes_log2, dtype.is_float)
     return bytes(new[_whole(len(new), dtype) :]) + rans.encode(folded, depths(before, dtype), shape, behind)
 
 
 def rans_rebuilt(old: bytes | bytearray, patch: bytes, length: int, dtype: Dtype, lanes_log2: int) -> bytearray:
     """The inverse of `rans_patch`, nothing behind."""
     out, behind = rans_opened(old, patch, length, dtype, lanes_log2)
-    shape = rans.Shape(dtype.count(length), _bits(dtype), lanes_log2, dtype.is_float)
+    shape = Shape(dtype.count(length), _bits(dtype), lanes_log2, dtype.is_float)
     rans.check_end(memoryview(patch)[length % dtype.item_bytes :], behind, shape)
     return out
 
@@ -108,7 +109,7 @@ def rans_opened(
     count = dtype.count(length)
     if count == 0 or len(patch) < tail:
         raise IntegrityError(f"no coded stream of {length} bytes")
-    shape = rans.Shape(count, _bits(dtype), lanes_log2, dtype.is_float)
+    shape = Shape(count, _bits(dtype), lanes_log2, dtype.is_float)
     depth = depths(elements_from(old, dtype), dtype) if dtype.is_float else None
     runs, behind = rans.opened(memoryview(patch)[tail:], depth, shape)
     out = bytearray(length)
@@ -118,7 +119,7 @@ def rans_opened(
     for values in runs:
         end = at + (len(values) // 2 if dtype == Dtype.I4 else len(values) * dtype.item_bytes)
         before = elements_from(memoryview(old)[at:end], dtype)
-        after = restored(before, values.astype(before.dtype), dtype, is_along=dtype.is_float)
+        after = restored(before, values, dtype, is_along=dtype.is_float)
         target[at:end] = bytes_from(after, dtype)
         at = end
     return out, behind
