@@ -12,6 +12,7 @@ Rule 3: what a scheme needs is imported when a key of it is asked for.
 
 import json
 import stat
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -137,9 +138,10 @@ class RemoteKey:
         Raises:
             TrustError: it isn't the key's.
         """
+        refusals = (OSError, ValueError, UnsupportedLibraryError, VerificationError, *_vault_errors())
         try:
             signature = bytes.fromhex(self._signer.sign(data).signature)
-        except (OSError, ValueError, UnsupportedLibraryError, VerificationError) as error:
+        except refusals as error:
             raise TrustError(f"{self._where} did not sign: {error}") from error
         if not self.public.is_signature(data, signature):
             raise TrustError(f"{self._where} gave a signature that is not of key {self.keyid.hex()[:16]}")
@@ -178,6 +180,12 @@ def open_key(where: str) -> SigningKey:
     except (OSError, ValueError, TypeError, KeyError) as error:  # a PEM file with a password is a TypeError
         raise ConfigError(f"{uri[:100]} can't be used: {error}") from error
     return RemoteKey(signer, public, uri)
+
+
+def _vault_errors() -> tuple[type[Exception], ...]:
+    """What Vault's client raises when Vault refuses, once it is loaded: it is no error of the system's kinds."""
+    loaded = sys.modules.get("hvac.exceptions")
+    return (loaded.VaultError,) if loaded is not None else ()
 
 
 def _is_ed25519(scheme: str, made_by: type[Signer]) -> bool:

@@ -1,6 +1,8 @@
 """Keys as operators name them: files, and by URI whatever securesystemslib reaches."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
@@ -105,6 +107,24 @@ def test_a_token_that_signs_with_another_key_is_found_out(token: str, monkeypatc
     monkeypatch.delitem(Token.held, "release-1")
     with pytest.raises(ConfigError, match="no key release-1 in this token"):
         open_key(token)
+
+
+class SealedError(Exception):
+    """As Vault's client says that Vault refuses."""
+
+
+class SealedToken(Token):
+    def sign(self, payload: bytes) -> Signature:
+        raise SealedError("permission denied")
+
+
+def test_what_vault_refuses_is_told_in_a_sentence(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, "token", SealedToken)
+    client = ModuleType("hvac.exceptions")
+    vars(client)["VaultError"] = SealedError
+    monkeypatch.setitem(sys.modules, "hvac.exceptions", client)
+    with pytest.raises(TrustError, match="token:release-1 did not sign: permission denied"):
+        open_key(token).sign(b"anything")
 
 
 def test_a_file_is_named_by_its_path_or_as_a_uri(tmp_path: Path) -> None:

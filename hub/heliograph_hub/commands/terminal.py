@@ -29,7 +29,7 @@ Keys = Annotated[
     typer.Option(
         "--key",
         metavar="FILE|URI",
-        help="A key of this duty, repeatable: a file, or SCHEME:…#FILE.pub of an HSM or KMS.",
+        help="A key of this duty, repeatable: a file, or SCHEME:…#FILE.pub of a key elsewhere (FORMATS).",
     ),
 ]
 DenyKeys = Annotated[
@@ -37,7 +37,7 @@ DenyKeys = Annotated[
     typer.Option(
         "--key",
         metavar="FILE|URI",
-        help="A key of the role, repeatable: a file, or SCHEME:…#FILE.pub of an HSM or KMS.",
+        help="A key of the role, repeatable: a file, or SCHEME:…#FILE.pub of a key elsewhere (FORMATS).",
     ),
 ]
 DocumentKeys = Annotated[
