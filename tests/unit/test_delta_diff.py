@@ -86,13 +86,13 @@ NOISE = random.Random(3).randbytes(9 * MIB)
 @pytest.mark.parametrize(
     ("new", "kinds", "most"),
     [
-        (b"header" + NOISE, "full copy copy copy", 40),
+        (b"header" + NOISE, "edits copy copy", 40),
         (NOISE[11:], "copy copy copy", 0),
-        (NOISE[: 2 * MIB] + b"!" + NOISE[2 * MIB :], "copy full copy copy", 40),
+        (NOISE[: 2 * MIB] + b"!" + NOISE[2 * MIB :], "edits copy copy", 40),
         (NOISE[: 2 * MIB] + NOISE[2 * MIB + 7 :], "copy copy copy", 0),
         (NOISE[5 * MIB :] + NOISE[: 3 * MIB], "copy copy", 0),
         (NOISE[MIB : 2 * MIB] * 3, "copy copy copy", 0),
-        (NOISE[: 3 * MIB] + random.Random(4).randbytes(100) + NOISE[3 * MIB + 100 :], "copy full copy copy", 200),
+        (NOISE[: 3 * MIB] + random.Random(4).randbytes(100) + NOISE[3 * MIB + 100 :], "edits copy copy", 200),
     ],
     ids=["prepended", "cut from the front", "inserted", "deleted", "swapped", "repeated", "overwritten"],
 )
@@ -104,8 +104,28 @@ def test_content_that_moved_is_copied(new: bytes, kinds: str, most: int) -> None
 
 def test_content_without_any_anchor_is_found_from_the_front_and_from_the_back() -> None:
     quiet = bytes(byte & 3 for byte in NOISE[:MIB])
-    made, _ = remade(quiet, quiet[: MIB // 2] + b"in between" + quiet[MIB // 2 :])
-    assert ops(made) == ["copy", "full", "copy"]
+    made, patch = remade(quiet, quiet[: MIB // 2] + b"in between" + quiet[MIB // 2 :])
+    assert ops(made) == ["edits"] and len(made.segments[0].old) == 1
+    assert len(patch) < 50
+
+
+def test_few_changes_far_apart_cost_a_few_bytes_each_and_no_segment_of_their_own() -> None:
+    old, places = NOISE[: 3 * MIB], random.Random(7)
+    new = bytearray(old)
+    for at in places.sample(range(len(new)), 40):
+        new[at] ^= 1 << places.randrange(8)
+    made, patch = remade(old, bytes(new))
+    assert ops(made) == ["edits"]
+    assert len(patch) < 40 * 8, "three for where it is, one for what"
+
+
+def test_a_change_that_costs_much_is_not_packed_with_the_few_about_it() -> None:
+    old = NOISE[:MIB]
+    new = bytearray(old)
+    new[400 * KIB : 464 * KIB] = random.Random(8).randbytes(64 * KIB)
+    new[700 * KIB] ^= 1
+    made, _ = remade(old, bytes(new))
+    assert ops(made) == ["copy", "full", "edits"]
 
 
 def test_a_run_is_found_to_the_byte_in_both_directions() -> None:

@@ -444,7 +444,7 @@ def test_ranges_and_parameters_of_another_shape_are_refused(op: int, old: int, p
 def test_more_lanes_are_taken_only_where_they_cost_little() -> None:
     assert [rans.lanes_log2_for(1 << 22, cost) for cost in (0, 1000, 96 * KIB, MIB)] == [8, 8, 8, 10]
     assert [rans.lanes_log2_for(1 << 14, cost) for cost in (0, 1000, 8 * KIB)] == [0, 1, 5]
-    assert rans.lanes_log2_for(16, MIB) == 2
+    assert [rans.lanes_log2_for(count, MIB) for count in (16, 4096, 3 << 11)] == [0, 4, 5]
 
 
 def test_copies_dictionaries_tuples_and_packed_segments_need_no_numpy() -> None:

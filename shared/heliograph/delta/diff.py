@@ -6,7 +6,8 @@ How it decides, in four steps:
 2. *Parts*: `heliograph.delta.cuts` finds what is unchanged, and cuts the rest into segments of up to 4 MiB.
 3. *Operations*: `heliograph.delta.trial` makes each segment in the ways that may win, and checks the smallest.
 4. *Tuples*: where the old blob has more of the segments than they were made of, `heliograph.delta.merging` lets
-   bsdiff4, if that is installed, look at them as a whole, and makes neighbours of control tuples if that is smaller.
+   bsdiff4, if that is installed, look at them as a whole, and makes neighbours of control tuples if that is smaller;
+   likewise copies and what changed little among them, where they stand.
 
 Memory: the two buffers (may be mmaps), what aligning takes, 96 MiB for the segment in hand, and the patch. bsdiff4
 takes 17 bytes for each byte of the old blob, of which it gets 32 MiB at most.

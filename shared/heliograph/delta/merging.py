@@ -7,6 +7,8 @@ as long as sorting allows, and if anything shows that there are such bytes:
 1. *Edits*: bsdiff4 finds them for the whole stretch, in all of the old blob or 32 MiB of it.
 2. Neighbours that one segment could hold are a group. The smallest is taken of each part in its best way, runs of those
    parts that tuples suit as one segment, and all the group as one.
+3. *Few changes*: parts that cost little, and copies among them, become one segment of tuples where they stand, if that
+   is smaller: a segment costs as much as many changed bytes.
 
 Memory: 17 bytes for each byte of the old blob that bsdiff4 is given, and as many for each of the new one.
 """
@@ -14,11 +16,19 @@ Memory: 17 bytes for each byte of the old blob that bsdiff4 is given, and as man
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from heliograph.blob import SHORT_DIGEST_BYTES
 from heliograph.delta import edits, trial
 from heliograph.delta.buffer import Buffer
 from heliograph.delta.cuts import Part, Range
 from heliograph.delta.edits import Edit
-from heliograph.delta.recipe import COPY, EDITS, MAX_OLD_RANGES, MAX_SEGMENT_BYTES, max_old_bytes
+from heliograph.delta.recipe import (
+    COPY,
+    EDITS,
+    MAX_OLD_RANGES,
+    MAX_SEGMENT_BYTES,
+    MAX_WITHIN_BYTES,
+    max_old_bytes,
+)
 from heliograph.delta.trial import Made
 from heliograph.wire import compress
 
@@ -34,6 +44,8 @@ _LIKE = 0.95
 _LEAST_COST = 200
 _NEARLY_NOTHING = 400
 """What costs less than this part of its bytes has nothing to save."""
+_FEW_CHANGES_LOG2 = 8
+"""What costs less than this part (its log2) of its bytes, or fits a recipe, may be made of tuples where it stands."""
 _FEW = 20
 """Parts that make up less than this part of the cost aren't worth a look at all the others."""
 
@@ -44,6 +56,8 @@ class Done:
 
     part: Part
     made: Made
+    found: tuple[Edit, ...] = ()
+    """The tuples it is made of."""
 
 
 def stretches(parts: Sequence[Part]) -> Iterator[list[Part]]:
@@ -64,10 +78,17 @@ def merged(old: Buffer, new: Buffer, stretch: Sequence[Done], window: Callable[[
     """The stretch, with runs of it made of tuples where that is smaller."""
     misled = [index for index, done in enumerate(stretch) if _is_misled(old, new, done, window)]
     found = _found(old, new, stretch, misled, window)
-    if not found:
-        return list(stretch)
-    merger = _Merger(old, new, stretch, found)
-    return [done for group in merger.groups() for done in merger.smallest(group)]
+    way = list(stretch)
+    if found:
+        merger = _Merger(old, new, stretch, found)
+        way = [done for group in merger.groups() for done in merger.smallest(group)]
+    there = {index: _where_it_stands(done) for index, done in enumerate(way)}
+    return _Merger(old, new, way, there).with_few_changes()
+
+
+def _where_it_stands(done: Done) -> Sequence[Edit]:
+    """Tuples for a part over the old bytes of which it was made; what has no like is taken."""
+    return done.found or [Edit(at, length, 0) for at, length in done.part.old] or [Edit(0, 0, done.part.length)]
 
 
 def _is_misled(old: Buffer, new: Buffer, done: Done, window: Callable[[Part], Range]) -> bool:
@@ -164,6 +185,46 @@ class _Merger:
             ways.append(self._run(list(group), by_index))
         return min(ways, key=total)
 
+    def with_few_changes(self) -> list[Done]:
+        """All the stretch, runs of copies and of parts that cost little as one segment where that is smaller."""
+        out: list[Done] = []
+        first = length = 0
+        for index, done in enumerate(self._stretch):
+            if not self._has_few_changes(index):
+                out += self._joined(first, index)
+                out.append(done)
+                first, length = index + 1, 0
+                continue
+            if length + done.part.length > MAX_SEGMENT_BYTES:
+                out += self._joined(first, index)
+                first, length = index, 0
+            length += done.part.length
+        return out + self._joined(first, len(self._stretch))
+
+    def _has_few_changes(self, index: int) -> bool:
+        """Whether a part costs little, and not much less than tuples would."""
+        done = self._stretch[index]
+        if done.made.op == COPY:
+            return True
+        if done.made.cost > max(MAX_WITHIN_BYTES, done.part.length >> _FEW_CHANGES_LOG2):
+            return False
+        if not done.found and not done.part.old:
+            return done.part.length <= done.made.cost + _SEGMENT_COST
+        one = self._tuples(index, index)
+        return one is not None and one.made.cost <= done.made.cost + 2 * _SEGMENT_COST
+
+    def _joined(self, first: int, end: int) -> list[Done]:
+        """The parts from one number up to another as one, or as they are."""
+        as_they_are = list(self._stretch[first:end])
+        if all(done.made.op == COPY for done in as_they_are):
+            return as_they_are
+        one = self._tuples(first, end - 1)
+        if one is None:
+            return as_they_are
+        # A segment that is all of a blob needs no digest.
+        saved = SHORT_DIGEST_BYTES if one.part.length == len(self._new) and end - first > 1 else 0
+        return [one] if total([one]) - saved < total(as_they_are) else as_they_are
+
     def _run(self, run: Sequence[int], by_index: Mapping[int, Done]) -> list[Done]:
         """A run as one segment of tuples, without the copies at its ends, or as it is."""
         as_it_is = [by_index[index] for index in run]
@@ -185,7 +246,8 @@ class _Merger:
         spans = ranges(found, max_old_bytes(length))
         text = self._new[begin.new : begin.new + length]
         ways = trial.by_edits(text, within(found, spans), spans, self._read) if spans else []
-        return Done(Part(begin.new, length, (), None, begin.place), trial.best(ways)) if ways else None
+        part = Part(begin.new, length, (), None, begin.place)
+        return Done(part, trial.best(ways), tuple(found)) if ways else None
 
     def _promise(self, index: int) -> int:
         """What a quick look says that tuples of a part would cost."""

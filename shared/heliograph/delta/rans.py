@@ -27,6 +27,8 @@ from heliograph.delta.lanes import LOW, decoded
 from heliograph.errors import IntegrityError
 
 _MOST_STEPS_LOG2 = 14
+_ENOUGH_STEPS = 256
+"""Fewer steps save next to no time, and lanes cost bytes."""
 _SPARE = 16
 _STRETCH = 64
 """Steps whose contexts the encoder holds at once."""
@@ -37,7 +39,7 @@ _RUN = 1 << 16
 def lanes_log2_for(count: int, cost_bytes: int) -> int:
     """Lanes that cost little (two or three bytes each) and leave numpy enough to do in a step."""
     lanes_log2 = max(0, (count - 1).bit_length() - _MOST_STEPS_LOG2)
-    while lanes_log2 < 10 and (4 << lanes_log2) * 128 <= cost_bytes and (8 << lanes_log2) <= count:
+    while lanes_log2 < 10 and (4 << lanes_log2) * 128 <= cost_bytes and count >> lanes_log2 > _ENOUGH_STEPS:
         lanes_log2 += 1
     return lanes_log2
 
