@@ -90,6 +90,13 @@ def test_what_is_refused_or_broken_off_has_failed_and_the_first_reason_is_told()
     assert facts["first_failure"] in ("503 overloaded", "it hung up in mid-answer")
 
 
+def test_of_several_reasons_the_first_is_kept() -> None:
+    outcome = Outcome(sent=2)
+    outcome.fail("503 overloaded")
+    outcome.fail("it hung up in mid-answer")
+    assert (outcome.failed, outcome.first_failure) == (2, "503 overloaded")
+
+
 def test_without_an_answer_there_are_no_percentiles() -> None:
     async def answer(_: dict[str, Any]) -> tuple[int, bytes]:
         return 503, b""
