@@ -138,7 +138,8 @@ class RemoteKey:
         Raises:
             TrustError: it isn't the key's.
         """
-        refusals = (OSError, ValueError, UnsupportedLibraryError, VerificationError, *_vault_errors())
+        known = (OSError, ValueError, UnsupportedLibraryError, VerificationError)
+        refusals: tuple[type[Exception], ...] = (*known, *_vault_errors())
         try:
             signature = bytes.fromhex(self._signer.sign(data).signature)
         except refusals as error:
