@@ -341,3 +341,23 @@ def test_every_error_of_this_part_is_told_in_one_line(folder: Path) -> None:
         with pytest.raises(HeliographError) as caught:
             show_file(folder / "bad")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["old", "new"])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_file_that_changes_while_a_delta_is_made_is_named_and_nothing_is_written(
+    tmp_path: Path, name: str, at_end: bool
+) -> None:
+    paths = {key: tmp_path / key for key in ("old", "new")}
+    noise = random.Random(5).randbytes(3_000_000)
+    paths["old"].write_bytes(noise)
+    paths["new"].write_bytes(noise[:1_000_000] + b"changed" * 1000 + noise[1_000_000:])
+
+    def spoil(done: int, whole: int) -> None:
+        if done == whole or not at_end:
+            with paths[name].open("r+b") as file:
+                file.write(b"another")
+
+    with pytest.raises(ConfigError, match=f"{name} changed while it was read: make the delta again"):
+        make_file(paths["old"], paths["new"], tmp_path / "delta", spoil)
+    assert not (tmp_path / "delta").exists()

@@ -130,5 +130,5 @@ def _progress(title: str, as_json: bool) -> Iterator[delta.Progress | None]:
 
     columns = (TextColumn(title), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title)
+        task = bar.add_task(title, total=None)  # it moves to and fro until somebody knows how far it is
         yield lambda done, whole: bar.update(task, completed=done, total=whole)

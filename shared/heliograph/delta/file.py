@@ -59,16 +59,23 @@ def make_file(old: Path, new: Path, patch: Path, progress: Progress | None = Non
     """Writes the delta file that makes `new` from `old`; on disk when this returns.
 
     Raises:
-        NotFoundError, ConfigError: a path can't be read, or `patch` can't be written or is an input.
+        NotFoundError, ConfigError: a path can't be read or was written to meanwhile, or `patch` can't be written or is
+            an input.
     """
     from heliograph.delta import diff  # applying must not pay for what making needs
 
     with ExitStack() as stack:
         old_file, new_file = (stack.enter_context(_opened(path)) for path in (old, new))
         _check_output(patch, old_file, new_file)
-        recipe, patch_bytes = diff.make(
-            stack.enter_context(_mapped(old_file)), stack.enter_context(_mapped(new_file)), progress
-        )
+        before = [_state(file) for file in (old_file, new_file)]
+        try:
+            recipe, patch_bytes = diff.make(
+                stack.enter_context(_mapped(old_file)), stack.enter_context(_mapped(new_file)), progress
+            )
+        except IntegrityError:
+            _check_unchanged(before, old_file, new_file)  # or what is wrong would be told of the delta
+            raise
+        _check_unchanged(before, old_file, new_file)
         recipe, patch_bytes = recipes.with_patch(recipe, patch_bytes)
         encoded = recipes.encode(recipe)
         leading = _LEADING.pack(MAGIC, VERSION, len(encoded))
@@ -314,6 +321,19 @@ def _mapped(file: _File) -> Iterator[bytes | mmap]:
     finally:
         with suppress(BufferError):  # an error's traceback holds views of it, which must not hide that error
             mapped.close()
+
+
+def _state(file: _File) -> tuple[int, int]:
+    """What is another once somebody wrote to the file: its length, and when it was changed in nanoseconds."""
+    facts = os.fstat(file.fd)
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _check_unchanged(before: list[tuple[int, int]], *inputs: _File) -> None:
+    """Raises ConfigError if an input isn't what it was: a delta of it would fit neither the one nor the other."""
+    for state, file in zip(before, inputs, strict=True):
+        if _state(file) != state:
+            raise ConfigError(f"{file.path} changed while it was read: make the delta again when nobody writes to it")
 
 
 def _check_output(path: Path, *inputs: _File) -> None:
