@@ -173,8 +173,10 @@ class ScriptedServer:
         self._answer()
         return {"ok": True}
 
-    async def stop(self, model: str) -> None:
+    async def stop(self, model: str, release: bytes | None = None) -> None:
         self._answer()
+        if release is not None and self.row.get(model, {}).get("active") != release.hex():
+            raise RefusedError("another answers")
         self.row.pop(model, None)
 
     async def status(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class ScriptedServer:
         """Ends a spare."""
         return {"ok": True}
 
-    async def stop(self, model: str) -> None:
+    async def stop(self, model: str, release: bytes | None = None) -> None:
         """Ends all of the model."""
         self.row.pop(model, None)
 

@@ -118,6 +118,14 @@ class Memory:
                 found.setdefault(pointer.release, pointer)
         return tuple(found.values())
 
+    def is_stray(self, release: bytes) -> bool:
+        """Whether a release that answers is named by nothing here, and nothing is about to take its place.
+
+        So it is where what answered was denied while another took over, and in the end no other could be served.
+        """
+        is_over = self.active is not None and self.active.verdict == "failed"
+        return is_over and all(pointer.release != release for pointer in self.kept)
+
     @property
     def releases(self) -> tuple[bytes, ...]:
         """Digests of every release whose objects the machine needs, each once."""

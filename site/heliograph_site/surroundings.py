@@ -45,8 +45,8 @@ class Server(Protocol):
     async def drop(self, model: str, release: bytes) -> dict[str, Any]:
         """Ends a spare worker."""
 
-    async def stop(self, model: str) -> None:
-        """Has nothing of the model answer any more."""
+    async def stop(self, model: str, release: bytes | None = None) -> None:
+        """Has nothing of the model answer any more, if this release is what answers; None: whatever does."""
 
     async def status(self) -> dict[str, Any]:
         """What is served."""

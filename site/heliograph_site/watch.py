@@ -56,7 +56,9 @@ class Watch:
             for model, memory in list(self._machines.memories.items()):
                 row = rows.get(model) or {}
                 active = memory.active
-                if active is None or row.get("active") != active.release.hex():
+                if memory.is_stray(answers := bytes.fromhex(row.get("active") or "")):
+                    await self._end(model, answers)
+                if active is None or answers != active.release:
                     continue
                 if row.get("state") == "failed":
                     reason = str(row.get("reason") or "the server gave it up")
@@ -64,6 +66,13 @@ class Watch:
             if time.monotonic() >= due:
                 due = time.monotonic() + self._pace.metric_s
                 self._reporter.metrics(rows)
+
+    async def _end(self, model: str, release: bytes) -> None:
+        log.warning("%s: %s answers, which nothing names any more: stopped", model, release.hex()[:12])
+        try:
+            await self._server.stop(model, release)
+        except (RefusedError, TransportError) as error:
+            log.info("not stopped: %s", error)  # another answers by now, or nobody does
 
     async def retune(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Has the server answer with the documents of the pointers, where it serves their releases with others.

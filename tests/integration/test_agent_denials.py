@@ -82,6 +82,24 @@ def test_a_denied_active_release_gives_way_to_its_fallback_and_is_gone_for_good(
     asyncio.run(live())
 
 
+def test_what_nothing_names_answers_no_longer_where_nothing_else_can_be_served(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(hub, tmp_path, capsys, "strays")
+    hub.release(tmp_path, "strays", "1.0.0", b"one" * 3000)
+
+    async def live() -> None:
+        async with node.running() as agent:
+            await until(at_rest_with(agent, "strays", "1.0.0"), "1.0.0 proven")
+            row = node.server.row["strays"]
+            row["state"] = "failed"
+            await until(lambda: agent.memories["strays"].phase == "stuck", "given up")
+            row["active"] = b"denied long ago".ljust(32).hex()
+            await until(lambda: "strays" not in node.server.row, "it is stopped")
+
+    asyncio.run(live())
+
+
 def test_a_denial_of_one_models_release_leaves_the_other_models_alone(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

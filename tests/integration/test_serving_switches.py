@@ -87,6 +87,20 @@ def test_a_stopped_model_answers_nothing_and_serves_again_when_it_is_told_to(
     assert node.ask("POST", INFER, bundles.sample_request())[2]["model_version"] == "1.0.0"
 
 
+def test_only_what_answers_is_stopped_where_a_release_is_named(node: Node, folders: dict[str, Path]) -> None:
+    old, new = node.install(folders["1.0.0"]), node.install(folders["1.1.0"])
+    node.point(new, old)
+    node.start()
+    node.wait_ready()
+    with pytest.raises(RefusedError, match="not what answers"):
+        asyncio.run(node.control.stop("digits", old))
+    assert node.ask("POST", INFER, bundles.sample_request())[2]["model_version"] == "1.1.0"
+    asyncio.run(node.control.stop("digits", new))
+    assert node.ask("POST", INFER, bundles.sample_request())[0] == 503
+    with pytest.raises(RefusedError, match="not what answers"):
+        asyncio.run(node.control.stop("digits", new))
+
+
 def test_every_switch_says_how_long_it_took_and_whom_it_affected(node: Node, folders: dict[str, Path]) -> None:
     old, new = node.install(folders["1.0.0"]), node.install(folders["1.1.0"])
     node.point(old)

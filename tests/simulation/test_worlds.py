@@ -16,7 +16,7 @@ from simulator.world import run
 
 WORLDS = 2_000
 SHARDS, SHARD_WORLDS = 50, 2_000
-REGRESSIONS = (1000105, 1000723, 1001284, 1002123, 1003812, 1032624)
+REGRESSIONS = (1000105, 1000723, 1001284, 1002123, 1003812, 1032624, 1070565)
 """Worlds that broke once."""
 
 # Met fewer than ten times by a thousand worlds: a machine that gave a target up beside a fallback, and what befalls an

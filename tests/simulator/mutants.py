@@ -21,7 +21,7 @@ PACKAGES = (
     ROOT / "tests" / "simulator",
 )
 MACHINE = "heliograph_site/machine.py"
-MOVED, PERFORMED = "simulator/machines.py", "simulator/tasks.py"
+MOVED, PERFORMED, REMEMBERED = "simulator/machines.py", "simulator/tasks.py", "heliograph_site/memory.py"
 WEIGHING, CHANGES = "heliograph_site/weighing.py", "heliograph_site/changes.py"
 RULEBOOK, TUPLES = "heliograph_site/rulebook.py", "heliograph/tuples.py"
 
@@ -115,6 +115,11 @@ MUTANTS: Final = (
         "what answers is forgotten before the server has stopped it",
         ("pointer",),
         ((CHANGES, "resort=memory.resort or memory.active,", "resort=None,"),),
+    ),
+    Mutant(
+        "what nothing names goes on answering where nothing else could be served",
+        ("pointer",),
+        ((REMEMBERED, 'is_over = self.active is not None and self.active.verdict == "failed"', "is_over = False"),),
     ),
     Mutant(
         "what is denied answers unflagged where no fallback serves",
@@ -398,6 +403,7 @@ SEEN: Final[dict[str, int]] = {
     "a closed model serves on though two have denied its last release": 10,
     "a fallback that still answers is forgotten when it is denied": 1000105,
     "what answers is forgotten before the server has stopped it": 1000723,
+    "what nothing names goes on answering where nothing else could be served": 1070565,
     "what is denied answers unflagged where no fallback serves": 28,
     "what is under way keeps the number of an older directive": 4,
     "what is active keeps the number of an older directive": 4,

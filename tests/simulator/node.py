@@ -20,7 +20,7 @@ from heliograph_site.rulebook import NO_NUMBERS
 from simulator import catalogue
 from simulator.clock import Steps
 from simulator.road import Message
-from simulator.shell import POLL_S
+from simulator.shell import LOOK_S, POLL_S
 from simulator.tasks import Tasks
 
 
@@ -103,13 +103,16 @@ class Node(Tasks):
 
     def _watching(self) -> Steps:
         while True:
-            yield POLL_S if self.server.given_up else 4 * POLL_S
+            yield POLL_S if self.server.given_up else LOOK_S
             for model, memory in tuple(self.memories.items()):
                 active = memory.active
                 if active is not None and self.server.given_up.get(model) == active.release:
                     self.happen(model, GivenUp(active.release, "the server gave it up"))
                 elif active is not None and self.server.is_up:
                     self.server.tune(model, active.release, (active.config, active.policy))
+                if memory.is_stray(answers := self.server.serving.get(model, b"")):
+                    self.world.met["stray stopped"] += 1
+                    self.server.stop(model, answers)
 
     def _recording(self) -> Steps:
         while self.outbox is not None:

@@ -15,15 +15,19 @@ from heliograph.rules import for_model
 from heliograph.transfer import Arrival
 from heliograph.wire import pack
 from heliograph_site.happenings import (
+    ActiveDenied,
     ActiveLost,
     ActiveUnfit,
     Directed,
     Event,
     FitsAgain,
+    Healthy,
     Passed,
     RestartedAgain,
     Resumed,
     Returned,
+    Served,
+    Stopped,
     Wanted,
 )
 from heliograph_site.machine import Command
@@ -32,6 +36,7 @@ from heliograph_site.outbox import Batch
 from heliograph_site.slots import PartialBlob
 from simulator import catalogue
 from simulator.papers import RINGS
+from simulator.shell import LOOK_S
 from simulator.watch import ROUNDED_S
 
 if TYPE_CHECKING:
@@ -66,6 +71,10 @@ INVARIANTS: Final = {
 }
 
 
+LEFT_UNSEEN: Final = (ActiveDenied, Returned, RestartedAgain)
+"""What ends a probation for another reason than that it failed."""
+
+
 class BrokenError(AssertionError):
     """An invariant is broken."""
 
@@ -98,6 +107,9 @@ class Oracle:
         self._handed_out: dict[tuple[str, bytes, str, int], tuple[int, str, int, bytes]] = {}
         # What was judged last, by identity: these never change, they are replaced.
         self._judged_set: dict[str, object] = {}
+        self._strays: dict[tuple[str, int, str], float] = {}
+        self._unsure: set[tuple[str, str]] = set()
+        """Where what was active went before anybody saw whether it, or still what it succeeded, answered."""
         self._judged_denials: dict[str, tuple[DenySet, frozenset[bytes]]] = {}
         self._judged: dict[tuple[str, str], tuple[Memory, DenySet, tuple[bytes, ...]]] = {}
 
@@ -151,6 +163,11 @@ class Oracle:
             "policy", not after.policy or after.policy in papers.policies.get(ring, {}), f"{node.name} has {ring}'s"
         )
         self._in_force[key] = (ring, after.policy)
+        for was, event, _ in moves:
+            if isinstance(event, Healthy | Served | Stopped):
+                self._unsure.discard(key)
+            elif was.phase == "proving" and not was.is_healthy and isinstance(event, LEFT_UNSEEN):
+                self._unsure.add(key)
         if active is None:
             return
         self._committed[key].add((active.release, active.config, active.policy))
@@ -198,10 +215,18 @@ class Oracle:
             memory = node.memories.get(model) or Memory(model)
             active = memory.active
             is_named = active is not None and active.release == release
-            is_leaving = node.is_reaching(model)
+            is_leaving = node.is_reaching(model) or self._is_stray(node, memory, release)
             require("pointer", is_named or is_leaving, f"{node.name} answers by a {model} that no pointer names")
             is_flagged = is_named and active is not None and active.denied != ""
             require("denied", not is_known or is_flagged or is_leaving, f"{node.name} answers by a denied {model}")
+
+    def _is_stray(self, node: "Machines", memory: Memory, release: bytes) -> bool:
+        """Whether what answers is named by nothing since nobody knew it, and the server wasn't looked at since."""
+        where = (node.name, node.life, memory.model)
+        if not memory.is_stray(release) or (node.name, memory.model) not in self._unsure:
+            self._strays.pop(where, None)
+            return False
+        return self._world.clock.now - self._strays.setdefault(where, self._world.clock.now) <= LOOK_S
 
     def _goes_on(self, node: "Machines") -> None:
         """Another set is never an older one."""

@@ -84,6 +84,11 @@ class Server:
         self.serving[model], self.tuned[model] = release, tuned
         return ""
 
+    def stop(self, model: str, release: bytes) -> None:
+        """Nothing answers any more, if this release does."""
+        if self.serving.get(model) == release:
+            del self.serving[model]
+
     def tune(self, model: str, release: bytes, tuned: tuple[int, int]) -> None:
         """Answers with these numbers from now on, if the release is what answers."""
         if self.serving.get(model) == release:

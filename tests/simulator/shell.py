@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POLL_S = 5.0
+LOOK_S = 4 * POLL_S
+"""How often a node looks at its server."""
 
 
 class Died(BaseException):

@@ -26,6 +26,7 @@ from heliograph_site.happenings import (
     Passed,
     Postponed,
     Proved,
+    Recalled,
     Renumbered,
     RestartedAgain,
     RestartedHealthy,
@@ -191,6 +192,23 @@ def test_the_last_release_that_fails_to_serve_stays_and_is_no_fallback_for_the_n
     assert stuck.active == replace(memory.active, verdict="failed")  # type: ignore[type-var]  # it is there
     flipped, _ = after(stuck, install(B, 2), Admitted(7), Fetched(8), Staged(9), Passed(10, 50))
     assert flipped.phase == "proving" and flipped.fallback is None
+
+
+def test_what_answers_and_is_named_by_nothing_is_a_stray_once_nothing_else_could_be_served() -> None:
+    """B is denied before its successor C answered, and neither C nor A can be served."""
+    active, answers, oldest = Pointer(C, 9, 3), Pointer(B, 5, 2), Pointer(A, 1, 1)
+    memory = Memory(
+        "digits", "proving", 6, Target(C, 3), active=active, fallback=answers, earlier=oldest, resort=answers
+    )
+    denied, _ = after(memory, DenialsHeld(frozenset({B})))
+    assert not denied.is_stray(B), "C or A is about to answer"
+    back, _ = after(denied, Recalled("not this one"))
+    assert (back.phase, back.active) == ("rolling-back", oldest)
+    lost, _ = after(back, Failed(back.epoch, "its worker died"))
+    assert lost.active == active and not lost.is_stray(B)
+    stuck, command = after(lost, Failed(lost.epoch, "its worker died"))
+    assert (stuck.phase, command) == ("stuck", None)
+    assert stuck.is_stray(B) and not stuck.is_stray(C)
 
 
 def test_what_only_failed_to_serve_is_redeemed_by_serving_and_what_failed_probation_is_not() -> None:

@@ -81,13 +81,19 @@ class ServerControl:
         """
         return await self._call("POST", "/control/drop", {"model": model, "release": release.hex()}, 0.0)
 
-    async def stop(self, model: str) -> None:
+    async def stop(self, model: str, release: bytes | None = None) -> None:
         """Has nothing of the model answer any more; done already if nothing does.
 
+        Args:
+            model: which.
+            release: only if this is what answers.
+
         Raises:
+            RefusedError: another release answers than the one named.
             TransportError: no answer from the server.
         """
-        await self._call("POST", "/control/stop", {"model": model}, 0.0)
+        body = {"model": model} if release is None else {"model": model, "release": release.hex()}
+        await self._call("POST", "/control/stop", body, 0.0)
 
     async def status(self) -> dict[str, Any]:
         """What the server serves, and how.

@@ -223,10 +223,16 @@ class Server:
                 self._retire(seats.standby)
                 seats.standby = None
 
-    async def stop(self, model: str) -> None:
-        """Ends every worker of the model, which answers no new request from now on; those admitted are finished."""
+    async def stop(self, model: str, release: bytes | None = None) -> None:
+        """Ends every worker of the model, which answers no new request from now on; those admitted are finished.
+
+        Raises:
+            RefusedError: a release is named, and another answers or none.
+        """
         seats = self._seats(model)
         async with seats.lock:
+            if release is not None and (seats.active is None or seats.active.release != release):
+                raise RefusedError(f"{release.hex()[:12]} is not what answers for {model}")
             for slot in (seats.active, seats.standby, seats.spare):
                 if slot is not None:
                     self._retire(slot)

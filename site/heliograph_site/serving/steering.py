@@ -6,12 +6,12 @@
                                                                         | {"ok": false, "reason"}
     POST /control/tune  {"model", "release", TUNED}                  -> {"ok": true} | {"ok": false, "reason"}
     POST /control/drop  {"model", "release"}                         -> {"ok": true} | {"ok": false, "reason"}
-    POST /control/stop  {"model"}                                    -> {"ok": true}
+    POST /control/stop  {"model", "release"?}                        -> {"ok": true} | {"ok": false, "reason"}
     GET  /control/status                                             -> {"pid", "http", "models": {…}}
 
-A release is named by the hex digest of its manifest. TUNED is `"config", "policy", "content"`: the numbers of the tuple
-and what the config says; left out, there are no documents. What is not of this form is answered with 400;
-503 says nothing about the release: the server itself is in trouble, ask again.
+A release is named by the hex digest of its manifest; to stop, where no other is meant. TUNED is `"config", "policy",
+"content"`: the numbers of the tuple and what the config says; left out, there are no documents. What is not of this
+form is answered with 400; 503 says nothing about the release: the server itself is in trouble, ask again.
 """
 
 import json
@@ -55,7 +55,7 @@ def steering(server: Server, facts: Mapping[str, Any]) -> Handler:
         return {}
 
     async def stop(body: dict[str, Any]) -> dict[str, Any]:
-        await server.stop(_model(body))
+        await server.stop(_model(body), _digest(body["release"], "release") if "release" in body else None)
         return {}
 
     acts: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
