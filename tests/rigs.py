@@ -29,6 +29,7 @@ from heliograph_hub.commands.rollout import rollout_start
 from heliograph_hub.keys import load_key
 from heliograph_site.serving.control import ServerControl
 from heliograph_site.status import status as node_status
+from waits import eventually
 
 MODEL = "digits"
 VITAL = "vital"
@@ -40,7 +41,7 @@ AGENT, SERVER, WORKER, FORKSERVER = "agent", "server", "worker", "forkserver"
 def prepare(folder: Path) -> Path:
     """A realm at rest, to be copied: the node has digits 1.0.0, the hub 1.1.0 and 1.2.0 too, and vital 1.0.0.
 
-    All are signed and approved. Probation of 1.1.0 takes a minute whatever happens; 1.2.0 is the same model and soon
+    All are signed and approved. Probation of 1.1.0 takes ten minutes whatever happens; 1.2.0 is the same model and soon
     judged. vital is small to fetch then, and would rather stop than serve what is denied. Returns the realm's folder.
     """
     with Realm(folder) as realm:
@@ -51,8 +52,8 @@ def prepare(folder: Path) -> Path:
         realm.start_node(NODE)
         _vouch(realm, digits_bundle(folder / FIRST, FIRST, BASE, soak_max_s=1), MODEL, FIRST)
         rollout_start(f"{MODEL}@{FIRST}", str(realm.hub_dir))
-        slow = digits_bundle(folder / SECOND, SECOND, HEAD, soak_max_s=60) / "release.toml"
-        slow.write_text(slow.read_text().replace("min_s = 1\n", "min_s = 60\n"))
+        slow = digits_bundle(folder / SECOND, SECOND, HEAD, soak_max_s=600) / "release.toml"
+        slow.write_text(slow.read_text().replace("min_s = 1\n", "min_s = 600\n"))
         _vouch(realm, slow.parent, MODEL, SECOND)
         _vouch(realm, digits_bundle(folder / THIRD, THIRD, HEAD, soak_max_s=1), MODEL, THIRD)
         vital = digits_bundle(folder / "vital", FIRST, BASE, soak_max_s=1)
@@ -93,11 +94,11 @@ class Road:
     def close(self) -> None:
         self._do(self.proxy.__aexit__())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         self._loop.close()
 
     def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Load:
 
     def _run(self) -> None:
         body = json.dumps(sample_request()).encode()
-        connection = http.client.HTTPConnection(self._address, timeout=15)
+        connection = http.client.HTTPConnection(self._address, timeout=60)
         while not self._over.wait(self._pause_s):
             began = time.monotonic()
             version = failure = ""
@@ -204,11 +205,9 @@ class Rig:
 
     def strike(self, name: str) -> int:
         """SIGKILL to one process alone; returns its pid."""
-        wait_until(lambda: self.pid(name) is not None, 30, f"there is a process {name}")
-        pid = self.pid(name)
-        assert pid is not None
+        pid = eventually(lambda: self.pid(name) or 0, f"there is a process {name}")
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), 10, f"the {name} is gone")
+        wait_until(lambda: not is_alive(pid), 30, f"the {name} is gone")
         return pid
 
     def leftovers(self) -> list[str]:
@@ -216,9 +215,16 @@ class Rig:
         found = []
         for pid in all_pids():
             line = command_line(pid)
-            if session(pid) in self.sessions or str(self.realm.folder) in line:
+            if is_alive(pid) and (session(pid) in self.sessions or str(self.realm.folder) in line):
                 found.append(f"{pid} {line}")
         return found
+
+    def await_end(self) -> None:
+        """Returns once nothing runs of all that was started: what is killed ends a moment later."""
+        try:
+            wait_until(lambda: not self.leftovers(), 30, "all has ended")
+        except WaitError as error:
+            raise WaitError(f"{error}: {self.leftovers()}") from error
 
     # --- what it says -------------------------------------------------------------------------------------------------
 
@@ -263,13 +269,13 @@ class Rig:
         active = (facts.get("active") or {}).get("release")
         return facts.get("phase") == "idle" and active == f"{model}@{version}" and self.answer(model) == version
 
-    def await_rest(self, version: str, model: str = MODEL, timeout_s: float = 60) -> None:
+    def await_rest(self, version: str, model: str = MODEL, timeout_s: float = 120) -> None:
         try:
             wait_until(lambda: self.rests_on(version, model), timeout_s, f"{model}@{version} rests")
         except WaitError as error:
             raise WaitError(f"{error}; {self.answer(model)}; {self.model(model)}; {self.log()[-3000:]}") from error
 
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 40) -> None:
+    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
         try:
             wait_until(lambda: bool(condition()), timeout_s, what)
         except WaitError as error:

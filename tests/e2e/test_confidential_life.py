@@ -49,9 +49,9 @@ def test_a_node_lives_on_confidential_releases_and_its_disk_tells_nothing_of_the
         realm.join(NODE)
         realm.start_node(NODE)
         publish(realm, digits_bundle(tmp_path / "1.0.0", "1.0.0", BASE, soak_max_s=1), "1.0.0")
-        wait_until(lambda: is_at_rest_with(realm, "1.0.0"), 60, "1.0.0 serves")
+        wait_until(lambda: is_at_rest_with(realm, "1.0.0"), 90, "1.0.0 serves")
         publish(realm, digits_bundle(tmp_path / "1.1.0", "1.1.0", HEAD, soak_max_s=1), "1.1.0")
-        wait_until(lambda: is_at_rest_with(realm, "1.1.0"), 60, "1.1.0 serves")
+        wait_until(lambda: is_at_rest_with(realm, "1.1.0"), 90, "1.1.0 serves")
         assert answers(realm) == "1.1.0"
         rows = HubClient(str(realm.hub_dir)).get("/v1/releases/digits/1.1.0")["sites"]
         sent = next(row["bytes_sent"] for row in rows if row["site"] == "shop")
@@ -60,7 +60,7 @@ def test_a_node_lives_on_confidential_releases_and_its_disk_tells_nothing_of_the
         realm.kill_node(NODE)
         realm.kill_hub()
         realm.start_node(NODE)
-        wait_until(lambda: answers(realm) == "1.1.0", 60, "1.1.0 answers with the hub gone")
+        wait_until(lambda: answers(realm) == "1.1.0", 90, "1.1.0 answers with the hub gone")
         files = [path for path in tmp_path.glob("1.*/**/*") if path.is_file() and path.name != "release.toml"]
         plain = [path.read_bytes() for path in files]
         assert len(plain) == 8

@@ -26,12 +26,12 @@ def test_an_interrupted_demo_says_so_in_one_line_and_leaves_nothing(tmp_path: Pa
     work.mkdir()
     demo = spawn([sys.executable, DEMO], tmp_path / "demo.log", env={"TMPDIR": str(work)})
     try:
-        wait_until(lambda: any(work.glob("heliograph-demo-*/realm/hub/hub.sock")), 60.0, "the demo's hub")
+        wait_until(lambda: any(work.glob("heliograph-demo-*/realm/hub/hub.sock")), 90, "the demo's hub")
         assert processes_of(work)
         demo.process.send_signal(signal.SIGINT)
-        assert demo.process.wait(60) == 130
+        assert demo.process.wait(90) == 130
     finally:
         demo.kill()
     assert demo.output().splitlines() == ["stopping hub and nodes; nothing of the demo is kept"]
     assert list(work.iterdir()) == []
-    assert processes_of(work) == []
+    wait_until(lambda: not processes_of(work), 30, "every process of the demo has ended")

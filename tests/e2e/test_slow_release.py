@@ -69,6 +69,11 @@ def digits(realm: Realm) -> dict[str, Any]:
     return dict(node_status(realm.node_dir(NODE))["models"].get("digits", {}))
 
 
+def is_receipted(realm: Realm) -> bool:
+    """Whether the hub has every record: incidents go before all else."""
+    return all(lane["kept"] == 0 for lane in node_status(realm.node_dir(NODE))["outbox"].values())
+
+
 def test_the_slow_model_gives_the_same_outputs_many_times_slower() -> None:
     batch = images(10)
     head, slow = HEAD.read_bytes(), SLOW.read_bytes()
@@ -86,18 +91,19 @@ def test_a_release_that_is_right_but_slow_is_rolled_back_by_itself_without_a_fai
         realm.cli("fleet", "assign", "shop", "canary")
         realm.join(NODE)
         realm.start_node(NODE)
-        publish(realm, digits_bundle(tmp_path / "1.0.0", "1.0.0", BASE), "1.0.0")
-        wait_until(lambda: digits(realm).get("phase") == "proving", 60, "1.0.0 is on probation")
+        publish(realm, digits_bundle(tmp_path / "1.0.0", "1.0.0", BASE, soak_max_s=60), "1.0.0")
+        wait_until(lambda: digits(realm).get("phase") == "proving", 90, "1.0.0 is on probation")
         with Load(realm.url(NODE)) as load:
-            wait_until(lambda: digits(realm)["verdict"] == "proven", 30, "1.0.0 is proven")
-            wait_until(lambda: load.versions["1.0.0"] > 150, 30, "1.0.0 answers")
+            wait_until(lambda: digits(realm)["verdict"] == "proven", 90, "1.0.0 is proven")
+            wait_until(lambda: load.versions["1.0.0"] > 150, 90, "1.0.0 answers")
             publish(realm, slow_bundle(tmp_path / "1.2.0", "1.2.0"), "1.2.0")
-            wait_until(lambda: bool(digits(realm)["refused"]), 60, "1.2.0 is refused")
-            wait_until(lambda: digits(realm)["phase"] == "idle", 30, "the node is at rest")
-            wait_until(lambda: bool(records(realm, "incident", "rolled-back")), 30, "the hub knows")
+            wait_until(lambda: bool(digits(realm)["refused"]), 90, "1.2.0 is refused")
+            wait_until(lambda: digits(realm)["phase"] == "idle", 90, "the node is at rest")
+            wait_until(lambda: bool(records(realm, "incident", "rolled-back")), 90, "the hub knows")
             before = load.versions["1.0.0"]
-            wait_until(lambda: load.versions["1.0.0"] > before + 50, 30, "1.0.0 answers again")
+            wait_until(lambda: load.versions["1.0.0"] > before + 50, 90, "1.0.0 answers again")
             assert load.failures == []
+        wait_until(lambda: is_receipted(realm), 90, "the hub knows all of it")
         facts = digits(realm)
         assert (facts["active"]["release"], facts["verdict"]) == ("digits@1.0.0", "proven")
         refused = facts["refused"][0]
@@ -109,7 +115,7 @@ def test_a_release_that_is_right_but_slow_is_rolled_back_by_itself_without_a_fai
         assert incident["from"] == refused["digest"] and incident["release"] == facts["active"]["digest"]
         assert incident["failed"] == 0
         assert incident["answered"] + incident["in_flight"] == load.versions["1.2.0"] > 0, "and none after"
-        assert 1000 < incident["detect_ms"] < 20_000, "it takes 20 slow answers at least"
+        assert 1000 < incident["detect_ms"] < 60_000, "20 slow answers at least, and within its probation"
         assert 0 < incident["restore_ms"] < 3000 and incident["duration_ms"] < 1000, "the standby was warm"
         print({name: incident[name] for name in ("detect_ms", "restore_ms", "duration_ms", "answered", "in_flight")})
         switches = records(realm, "audit", "switched")

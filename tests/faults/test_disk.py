@@ -82,7 +82,7 @@ def test_a_release_waits_for_room_and_a_disk_that_fills_up_on_the_way_is_waited_
         assert "more bytes of free disk" in str(known) or known["link"] == "up"
         ballast.unlink()
         # It looks again by itself, every half minute.
-        node.until(lambda: node.phase() == "fetching", "it goes on by itself", 60)
+        node.until(lambda: node.phase() == "fetching", "it goes on by itself")
         ballast = fill(small)
         node.until(lambda: node.phase() != "fetching" or node.log().count("the agent ended"), "the disk takes nothing")
         assert node.answer() == FIRST
@@ -105,7 +105,7 @@ def test_a_node_that_starts_on_a_full_disk_serves_and_counts_what_it_could_not_k
             node.until(lambda: node.answer() == FIRST, f"1.0.0 serves on a full disk after {end.__name__}")
             assert node.realm._nodes["shop/till"].is_alive
             ballast.unlink()
-            node.until(lambda: node.is_up() and node.pid(AGENT), "the agent is back by itself", 60)
+            node.until(lambda: node.is_up() and node.pid(AGENT), "the agent is back by itself")
         node.until(node.is_receipted, "every record is receipted")
         node.check_records_once()
         lanes = node_status(node.folder)["outbox"]

@@ -15,7 +15,7 @@ def command(hub: Path, *args: str) -> None:
     def is_done() -> bool:
         return all(given["state"] == "done" for given in client.get(f"/v1/fleet/{NODE}")["commands"])
 
-    wait_until(is_done, 20, "nothing is under way")
+    wait_until(is_done, 60, "nothing is under way")
     assert main(["fleet", "command", NODE, *args, "--hub", str(hub)]) == 0
 
 

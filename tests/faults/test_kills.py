@@ -41,7 +41,7 @@ def strike_all(node: Rig, load: Load, names: tuple[str, ...]) -> dict[str, int]:
         # Killed, an agent begins anew with the offer, for which it needs the link.
         assert node.phase() in ("fetching", "checking"), "an outage is waited out"
     node.road.restore()
-    node.until(lambda: node.phase() == "proving", "1.1.0 is on probation", 60)
+    node.until(lambda: node.phase() == "proving", "1.1.0 is on probation")
     return failed
 
 
@@ -52,7 +52,7 @@ def test_one_process_killed_at_rest_or_while_fetching_costs_only_its_own_request
     with rig(tmp_path / "realm", prepared, rate=200_000) as node, Load(node.realm.url("shop/till")) as load:
         failed = strike_all(node, load, names)
         print({"requests": len(load.asked), "failed": failed})
-    assert node.leftovers() == []
+    node.await_end()
 
 
 @pytest.mark.full
@@ -79,7 +79,7 @@ def test_the_server_and_what_stands_on_it_may_die_on_probation_and_the_agent_onc
         ]
         assert load.failures(began) == [], "the standby was warm"
         print({"requests": len(load.asked), "failed": failed})
-    assert node.leftovers() == []
+    node.await_end()
 
 
 def test_a_power_cut_on_probation_is_forgiven_once_and_the_second_ends_it_without_a_hub(

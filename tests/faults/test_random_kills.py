@@ -75,17 +75,17 @@ def test_after_random_kills_and_cuts_everything_converges(
         node.road.restore()
         if weather.wanted == THIRD:
             weather.steer()
-        node.await_rest(FIRST, timeout_s=90)  # kills may have had it refused: now it is the fallback for sure
+        node.await_rest(FIRST)  # kills may have had it refused: now it is the fallback for sure
         weather.steer()
-        node.await_rest(THIRD, timeout_s=90)
+        node.await_rest(THIRD)
         node.deny(f"digits@{THIRD}", 1)
-        node.await_rest(FIRST, timeout_s=60)
-        node.until(node.is_receipted, "every record is receipted", 60)
+        node.await_rest(FIRST)
+        node.until(node.is_receipted, "every record is receipted")
         node.stop()
         records = node.check_records_once()
         check_store(node)
         print({"seconds": seconds, "blows": dict(weather.counts), "records": records})
-    assert node.leftovers() == []
+    node.await_end()
 
 
 def check_store(node: Rig) -> None:

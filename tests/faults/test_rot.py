@@ -95,7 +95,7 @@ def test_a_part_that_rotted_is_fetched_again_and_a_journal_that_did_is_told_in_o
         flip(path, 5_000)
         flip(path, 40_000)
         node.start()
-        node.until(lambda: node.phase() == "proving" and node.answer() == SECOND, "1.1.0 serves", 60)
+        node.until(lambda: node.phase() == "proving" and node.answer() == SECOND, "1.1.0 serves")
         node.stop()
 
         journal = node.folder / "journal.sqlite"
@@ -104,7 +104,7 @@ def test_a_part_that_rotted_is_fetched_again_and_a_journal_that_did_is_told_in_o
             flip(journal, at)
         node.start()
         running = node.realm._nodes["shop/till"]
-        assert running.process.wait(30) == 2, "only the operator can mend that"
+        assert running.process.wait(90) == 2, "only the operator can mend that"
         told = [line for line in node.log().splitlines() if "can't be used" in line]
         assert told and "move it away to start anew, or restore a copy" in told[-1]
         assert "Traceback" not in node.log()
