@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,9 +20,11 @@ from heliograph_hub.certificates import CertificateAuthority
 from heliograph_hub.client import HubClient
 from heliograph_site.folder import JoinString, read_key
 from heliograph_site.identity import CERTIFICATE_FILE, write_certificate
+from waits import until
 
 DAY = 86400
 BASE = "heliograph/v1/lab/"
+LINK_IS_UP = "link to the broker is up"
 
 
 def authority(hub: Hub) -> CertificateAuthority:
@@ -83,6 +86,21 @@ def certificate_of(hub: Hub, node: Node) -> Tls:
     return Tls(
         authority(hub).der, lambda: int(time.time()), held(node.folder).certificate, read_key(node.folder).to_pem()
     )
+
+
+@contextlib.asynccontextmanager
+async def watching(hub: Hub, *filters: str) -> AsyncIterator[Client]:
+    """Sees and says what the hub may, which stands still meanwhile: the broker lets in one of that name, the last."""
+    assert hub.process is not None
+    before = hub.process.output().count(LINK_IS_UP)
+    hub.process.process.send_signal(signal.SIGSTOP)
+    try:
+        watcher = Client(hub.port, as_hub(hub), *filters)
+        async with watcher.running():
+            yield watcher
+    finally:
+        hub.process.process.send_signal(signal.SIGCONT)
+    await until(lambda: hub.process is None or hub.process.output().count(LINK_IS_UP) > before, "the hub is back")
 
 
 def as_hub(hub: Hub) -> Tls:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agents import QUICK, Hub, Node, at_rest_with, enrol
-from callers import BASE, DAY, Client, as_hub, authority, certificate_of, held, lasting, token_for
+from callers import BASE, DAY, Client, authority, certificate_of, held, lasting, token_for, watching
 from heliograph.cli import main
 from heliograph.documents import Certified, Renew
 from heliograph.errors import IntegrityError, RefusedError, TransportError, TrustError
@@ -128,8 +128,7 @@ def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
 
     async def removed() -> None:
         live = Client(hub.port, tls, f"{BASE}node/removed/n1/down/#")
-        watcher = Client(hub.port, as_hub(hub), f"{BASE}node/removed/#")
-        async with live.running(), watcher.running():
+        async with live.running():
             await live.mqtt.publish(gone, b"", qos=1)
             await asyncio.to_thread(hub.operate, "fleet", "remove", "removed/n1")
             async with asyncio.timeout(60):
@@ -139,9 +138,10 @@ def test_a_removed_node_is_out_at_once_and_gets_no_certificate(
                     except TransportError:
                         break  # the access list, in the session that lives
                     await turns(1)
-            await watcher.mqtt.publish(f"{BASE}node/removed/n1/down/offer", b"x", qos=1)
-            await until(lambda: "node/removed/n1/down/offer" in watcher.heard, "it went through")
-            assert live.heard == []
+            async with watching(hub, f"{BASE}node/removed/#") as watcher:
+                await watcher.mqtt.publish(f"{BASE}node/removed/n1/down/offer", b"x", qos=1)
+                await until(lambda: "node/removed/n1/down/offer" in watcher.heard, "it went through")
+                assert live.heard == []
         again = Client(hub.port, tls)
         task = asyncio.ensure_future(again.mqtt.run())
         async with asyncio.timeout(60):

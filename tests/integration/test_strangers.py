@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from agents import QUICK, Hub, Node
-from callers import BASE, Client, as_hub, authority, certificate_of, held, token_for
+from callers import BASE, Client, authority, certificate_of, held, token_for, watching
 from heliograph.errors import TransportError
 from heliograph.lab import wait_until
 from heliograph.mosquitto import CLIENT_PREFIX
@@ -51,8 +51,7 @@ def test_with_one_nodes_certificate_nothing_of_another_node_and_no_release_topic
     async def live() -> None:
         thief = Client(hub.port, certificate_of(hub, press), "#", "$SYS/#", f"{BASE}node/lab/lathe/#")
         victim = Client(hub.port, certificate_of(hub, lathe), f"{BASE}node/lab/lathe/down/#")
-        watcher = Client(hub.port, as_hub(hub), f"{BASE}#")
-        async with thief.running(), victim.running(), watcher.running():
+        async with thief.running(), victim.running(), watching(hub) as watcher:
             for below in (
                 "node/lab/lathe/up/hello",
                 "node/lab/lathe/up/gone",
@@ -188,19 +187,21 @@ async def _try_to_connect(port: int, tls: Tls, user: str, name: str) -> None:
 def test_the_door_for_new_nodes_leads_nowhere_else(hub: Hub, pair: tuple[Node, Node]) -> None:
     async def live() -> None:
         nobody = Tls(authority(hub).der, lambda: 0)
-        for user in ("lab/press", "hub", "lab/+", "+/+", "#", None):
-            guest = Client(hub.enroll_port, nobody, "#", "$SYS/#", f"{BASE}#", user=user)
-            watcher = Client(hub.port, as_hub(hub), f"{BASE}node/#")
-            async with guest.running(), watcher.running():
-                for below in ("node/lab/press/up/hello", "node/lab/press/down/assigned", "desired/canary", "deny/all",
-                              "tuf/set", "enroll/lab/lathe", "enroll/lab/lathe/renew"):  # fmt: skip
-                    with pytest.raises(TransportError, match="refuses the message"):
-                        await guest.mqtt.publish(BASE + below, b"forged", qos=1, retain=True)
-                await watcher.mqtt.publish(f"{BASE}node/lab/press/down/offer", b"x", qos=1)
-                await watcher.mqtt.publish(f"{BASE}node/lab/lathe/down/assigned", b"x", qos=1)
-                await until(lambda w=watcher: len(w.heard) >= 2, "both went through")  # type: ignore[misc]
-                allowed = ("tuf/", *(["node/lab/press/down/certified"] if user == "lab/press" else []))
-                assert [full for full in guest.heard if not full.startswith(allowed)] == []
+        both = {"node/lab/press/down/offer", "node/lab/lathe/down/assigned"}
+        async with watching(hub, f"{BASE}node/#") as watcher:
+            for user in ("lab/press", "hub", "lab/+", "+/+", "#", None):
+                watcher.heard.clear()
+                guest = Client(hub.enroll_port, nobody, "#", "$SYS/#", f"{BASE}#", user=user)
+                async with guest.running():
+                    for below in ("node/lab/press/up/hello", "node/lab/press/down/assigned", "desired/canary",
+                                  "deny/all", "tuf/set", "enroll/lab/lathe", "enroll/lab/lathe/renew"):  # fmt: skip
+                        with pytest.raises(TransportError, match="refuses the message"):
+                            await guest.mqtt.publish(BASE + below, b"forged", qos=1, retain=True)
+                    await watcher.mqtt.publish(f"{BASE}node/lab/press/down/offer", b"x", qos=1)
+                    await watcher.mqtt.publish(f"{BASE}node/lab/lathe/down/assigned", b"x", qos=1)
+                    await until(lambda: both <= set(watcher.heard), "both went through")
+                    allowed = ("tuf/", *(["node/lab/press/down/certified"] if user == "lab/press" else []))
+                    assert [full for full in guest.heard if not full.startswith(allowed)] == []
 
     asyncio.run(live())
 
@@ -214,8 +215,7 @@ def test_attack_nothing_that_a_guest_at_the_door_leaves_stays_at_the_broker(hub:
                 for below in ("", "/renew"):
                     await guest.mqtt.publish(f"{BASE}enroll/{user}{below}", b"left here", qos=1, retain=True)
         await join(token_for(hub, "lab/late"), tmp_path / "late", 0, Random(1), QUICK)  # the hub has read all before
-        watcher = Client(hub.port, as_hub(hub), f"{BASE}enroll/#", f"{BASE}tuf/head")
-        async with watcher.running():
+        async with watching(hub, f"{BASE}enroll/#", f"{BASE}tuf/head") as watcher:
             await until(lambda: "tuf/head" in watcher.retained, "what is retained has come")
             assert set(watcher.retained) == {"tuf/head"}
 
