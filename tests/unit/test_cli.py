@@ -130,6 +130,18 @@ def test_ctrl_c_exits_130_with_one_line(run: Run) -> None:
     assert (done.returncode, done.stderr) == (130, "heliograph: interrupted\n")
 
 
+def test_ctrl_c_while_the_program_is_loaded_ends_it_alike(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n")
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (130, "heliograph: interrupted\n")
+
+
+def test_the_entrance_loads_nothing_before_it_minds_ctrl_c() -> None:
+    program = "import sys; before = {*sys.modules}; import heliograph.cli; print(sorted({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "['heliograph', 'heliograph.cli']\n"
+
+
 def test_a_reader_that_goes_away_ends_the_command_quietly(run: Run, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "heliograph.cli", "probe", "talk"],

@@ -13,6 +13,7 @@ import zstandard
 
 from heliograph.blob import short_digest
 from heliograph.delta.apart import BOUNDS, Apart, Bounds
+from heliograph.delta.child import NICE
 from heliograph.delta.diff import make
 from heliograph.delta.patch import dictionary
 from heliograph.delta.recipe import COPY, DICT, FULL, Segment, UnknownOpError
@@ -165,6 +166,8 @@ def test_the_child_stands_under_its_bounds_while_it_works(pair: Pair) -> None:
     apart = pair.apart(OLD, frame)
     apart.rebuild(segment)
     assert apart._child is not None
+    niceness = os.getpriority(os.PRIO_PROCESS, apart._child.pid)
+    assert niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE), "what is served goes first"
     limits = Path(f"/proc/{apart._child.pid}/limits").read_text()
     bounds = {}
     for name in ("Max cpu time", "Max address space", "Max file size", "Max core file size"):

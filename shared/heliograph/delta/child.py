@@ -1,4 +1,4 @@
-"""[IO] The process in which a codec meets patch bytes: few rights, bounded memory and CPU time, one file at a time.
+"""[IO] The process in which a codec meets patch bytes: few rights, low priority, bounds, one file at a time.
 
 `python -P -m heliograph.delta.child BASE PATCH START MEMORY CPU SEALED ELEMENTS`: descriptors of base and patch for
 reading, where the patch begins in its file, how many bytes of address space may be taken on top of what the loaded
@@ -10,9 +10,11 @@ A request on stdin is a segment as an array; its answer on stdout is `STATUS`, a
 the segment, or why there is none. It ends with its stdin. Whoever asked checks what comes (`heliograph.delta.apart`).
 """
 
+import os
 import resource
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +40,8 @@ ANSWER = struct.Struct(">BI")
 DONE, WRONG, UNKNOWN, TOO_LARGE = range(4)
 MAX_REQUEST_BYTES = MAX_PARAMS_BYTES + MAX_WITHIN_BYTES + 32 * MAX_OLD_RANGES + 256
 MAX_REASON_BYTES = 1000
+NICE = 10
+"""Rebuilding can wait; what is served on the same machine can't."""
 
 
 def request(segment: Segment) -> bytes:
@@ -53,7 +57,12 @@ def keys(base: Source, patch: Source) -> bytes:
 
 
 def confine(memory_bytes: int) -> None:
-    """Bounds this process for good: so much address space more than it has, no files written, no core, no children."""
+    """Bounds this process for good: so much address space more than it has, no files written, no core, no children.
+
+    It gives way to all others, too, unless the system lets no process do that.
+    """
+    with suppress(OSError):
+        os.nice(NICE)
     pages = Path("/proc/self/statm")
     taken = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
     bounds = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
