@@ -64,6 +64,7 @@ from heliograph_site.machines import Machines
 from heliograph_site.memory import Memory
 from heliograph_site.orders import DRILL_BEGUN, Orders
 from heliograph_site.outbox import OUTBOX_FILE, Outbox
+from heliograph_site.pulse import Pulse
 from heliograph_site.reporting import Incidents, Reporter
 from heliograph_site.rulebook import Rulebook
 from heliograph_site.serving.control import ServerControl
@@ -100,14 +101,16 @@ class Agent:
         clock: Callable[[], float] | None = None,
         wall: Callable[[], float] | None = None,
         keys: KeyStore | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         """Opens the folder's files; `run` does the rest. The caller holds the folder's lock.
 
         `clock` carries the estimate of the time; left out: seconds since boot. `wall` is the wall clock, which may be
-        wrong by any amount; left out: there is none.
+        wrong by any amount; left out: there is none. `pulse` takes the signs of life of the one consumer.
         """
         self._rng = rng or SystemRandom()
         self._deadlines, self._pace = deadlines, pace or Pace()
+        self._pulse = pulse or Pulse()
         self._folder = folder
         self._file = read_node_file(folder)
         key = (keys or key_store(folder, self._file.key_store)).load()
@@ -460,7 +463,7 @@ class Agent:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(min(TICK_S, self._deadlines.check_in_s))
+            await asyncio.sleep(min(TICK_S, self._deadlines.check_in_s, self._pulse.every_s))
             await self._inbox.put(Ticked())
 
     # --- what the link brings -----------------------------------------------------------------------------------------
@@ -514,8 +517,13 @@ class Agent:
         started = Started(self.journal.was_orderly())
         self.journal.save_life(True)
         self.journal.save_link(False)  # if the power failed it says what was before
+        if self._pulse.silent_s:
+            reason = f"the agent gave no sign of life for {self._pulse.silent_s:g} s, and was killed"
+            self.record("incident", "agent-silent", {"reason": reason})
         await self._machines.begin(started)
         while True:
+            if not self._machines.is_wedged:
+                self._pulse.beat()
             self.outbox.telemetry = self.policy.telemetry
             match await self._inbox.get():
                 case Message(full, payload, is_live):
@@ -564,7 +572,7 @@ def main() -> int:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await Agent(folder, wall=time.time).run(stop)
+        await Agent(folder, wall=time.time, pulse=Pulse.inherited()).run(stop)
 
     try:
         try:

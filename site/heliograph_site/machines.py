@@ -4,7 +4,8 @@
 so that nothing here runs twice at a time.
 
 Rule 1: memory is on disk before its command starts.
-Rule 2: one task works for a machine; a new command cancels the old one and waits for its end.
+Rule 2: one task works for a machine; a new command cancels the old one, and its own task begins with waiting for the
+    end of that. The inbox doesn't wait: a thread that reads an image back ends no sooner for being cancelled.
 Rule 3: what the denials held mean is worked out again after every step, what a directive means whenever a machine
     comes to rest.
 Rule 4: denials are saved in the transaction that holds what every machine makes of them.
@@ -14,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 from heliograph.deny import DenySet
@@ -42,6 +44,9 @@ from heliograph_site.weighing import weigh
 log = logging.getLogger("heliograph.agent")
 
 Moves = tuple[tuple[Memory, Event, Memory], ...]
+END_S = 3600.0
+"""What a cancelled task does in a thread ends by itself: it reads an image back, or puts one in its place, which takes
+minutes on a slow card. What takes so long will not end."""
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 """(work, name) -> the task that does it."""
 
@@ -55,6 +60,7 @@ class Machines:
         tune: has the server compared with the pointers, soon.
         stand_in: what is to stand in for a model's committed release now.
         why_restricted: what people let nothing be made of a directive for.
+        end_s: a cancelled task that hasn't ended for so long won't.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Machines:
         tune: Callable[[], None] = lambda: None,
         stand_in: Callable[[str], StandIn] = lambda _: StandIn("", ""),
         why_restricted: Callable[[str, Happening | None], str | None] = lambda *_: None,
+        end_s: float = END_S,
     ) -> None:
         """Loads every machine's memory; nothing is done before the first `step`."""
         self._journal, self._outbox, self._time = journal, outbox, time
@@ -78,6 +85,15 @@ class Machines:
         self._stand_in, self._why_restricted = stand_in, why_restricted
         self.memories: dict[str, Memory] = {model: journal.load(model) for model in journal.models()}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, dict[asyncio.Task[None], float]] = {}
+        """Of each model the tasks that were cancelled and go on, and since when, by the monotonic clock."""
+        self._end_s = end_s
+
+    @property
+    def is_wedged(self) -> bool:
+        """Whether a task that was cancelled will not end, so that nothing more can be done for its model."""
+        now = monotonic()
+        return any(now - since >= self._end_s for ending in self._ending.values() for since in ending.values())
 
     async def begin(self, started: Started) -> None:
         """Tells every machine that the agent started, and what it has to know before anything else."""
@@ -156,7 +172,7 @@ class Machines:
         if more:
             self._tune()
         if command is not None:
-            await self._start(command, after)
+            self._start(command, after)
 
     def _possible(self, memory: Memory, happening: Happening) -> Happening:
         """A fallback stands in only where the documents held leave it so: else the two would take turns for ever."""
@@ -195,7 +211,7 @@ class Machines:
                 self._record_denied(before, event)
             self._record(before, events[-1], after)
             if command is not None:
-                await self._start(command, after)
+                self._start(command, after)
 
     def as_heard(self, model: str, happening: Happening) -> Happening:
         """A task's answer with what forbids activating at this moment, which may be later than it was given.
@@ -213,15 +229,20 @@ class Machines:
         self.memories[model] = replace(memory, target=replace(target, vouchers=vouchers))
         return self._belief.rules.heard(memory, happening)
 
-    async def _start(self, command: Command, memory: Memory) -> None:
-        old = self._running.pop(memory.model, None)
-        if old is not None:
+    def _start(self, command: Command, memory: Memory) -> None:
+        ending = self._ending.setdefault(memory.model, {})
+        old = self._running.get(memory.model)
+        if old is not None and not old.done():
             old.cancel()
-            await asyncio.wait({old})
-        work = self._perform(command, memory)
+            ending[old] = monotonic()
+            old.add_done_callback(ending.pop)
+        work = self._perform(command, memory, tuple(ending))
         self._running[memory.model] = self._spawn(work, f"{memory.model} {command.value}")
 
-    async def _perform(self, command: Command, memory: Memory) -> None:
+    async def _perform(self, command: Command, memory: Memory, before: tuple[asyncio.Task[None], ...]) -> None:
+        if still := [task for task in before if not task.done()]:
+            self._reporter.note(memory.model, "the end of what was under way", is_news=False)
+            await asyncio.wait(still)
         event = await self._tasks.perform(command, memory)
         if event is not None:
             await self._deliver(memory.model, event)

@@ -18,11 +18,21 @@ from agents import QUICK, Hub, enrol
 from heliograph.cli import main
 from heliograph.errors import HeliographError, IntegrityError, RefusedError, TransportError
 from heliograph.lab import spawn
+from heliograph_hub.client import HubClient
 from heliograph_site.folder import agent_lock
 from heliograph_site.joining import join
 from heliograph_site.journal import JOURNAL_FILE, Journal
+from heliograph_site.serving.control import ServerControl
 from rigs import children, command_line
-from waits import until
+from waits import until, until_asked
+
+IMPATIENT = """
+import sys
+from pathlib import Path
+from heliograph_site.supervisor import supervise
+sys.exit(supervise(Path(sys.argv[1]), silence_s=5.0))
+"""
+"""A supervisor that a short silence is too long for."""
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +154,48 @@ def test_the_supervisor_restarts_a_killed_agent_and_stops_cleanly(
         running.kill()
     with Journal(node.folder / JOURNAL_FILE, read_only=True) as journal:
         assert journal.link() == "down"
+
+
+def test_an_agent_that_hangs_is_replaced_and_tells_the_hub_while_the_server_goes_on(
+    quiet_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = enrol(quiet_hub, tmp_path, capsys, "hangs")
+    running = spawn([sys.executable, "-c", IMPATIENT, node.folder], tmp_path / "run.log")
+    server = ServerControl(node.folder / "control.sock")
+
+    def agent_pid() -> int | None:
+        mine = children(running.process.pid)
+        return next((pid for pid in mine if "heliograph_site.agent" in command_line(pid)), None)
+
+    def incidents() -> list[str]:
+        rows = HubClient(str(quiet_hub.folder)).get("/v1/fleet/hangs/n1/records/incident")
+        return [row["kind"] for row in rows]
+
+    def is_serving() -> bool:
+        try:
+            return bool(asyncio.run(server.status()))
+        except TransportError:
+            return False
+
+    async def live() -> None:
+        await until(lambda: "link is up" in running.output(), "the agent is up")
+        await until_asked(is_serving, "the server is up")
+        before = await server.status()
+        frozen = agent_pid()
+        assert frozen is not None
+        os.kill(frozen, signal.SIGSTOP)
+        answered = 0
+        while agent_pid() == frozen:
+            assert (await server.status())["pid"] == before["pid"]
+            answered += 1
+        assert answered > 10
+        await until_asked(lambda: "agent-silent" in incidents(), "the one after it tells the hub")
+        assert (await server.status())["pid"] == before["pid"], "serving isn't touched"
+
+    try:
+        asyncio.run(live())
+        assert "the agent gave no sign of life for 5 s: killed" in running.output()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+    finally:
+        running.kill()

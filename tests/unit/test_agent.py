@@ -1,6 +1,7 @@
 """What the control process makes of single messages, with no link and nothing running."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,12 @@ from heliograph_site.agent import Agent
 from heliograph_site.folder import NodeFile
 from heliograph_site.happenings import Failed, Passed, Staged, Started
 from heliograph_site.identity import keep_in
-from heliograph_site.inbox import LinkChanged
+from heliograph_site.inbox import LinkChanged, LookAgain
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held, Paper
 from heliograph_site.machine import step
 from heliograph_site.memory import Memory, Pointer, Target
+from heliograph_site.pulse import Pulse
 from heliograph_site.serving.tuned import Tuned
 from realms import MODEL, NOW, Realm
 from waits import turns
@@ -422,3 +424,35 @@ def test_what_came_under_a_time_that_counts_no_more_came_when_that_is_seen(agent
     assert [paper.came <= again.now() for paper in again.journal.papers()] == [True]
     again.journal.close()
     again.outbox.close()
+
+
+def test_a_sign_of_life_is_given_whenever_the_consumer_goes_round_and_none_where_a_model_is_stuck(agent: Agent) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    agent._pulse = Pulse(writer, 30, 300)
+
+    async def scenario() -> list[bytes]:
+        consumer = asyncio.ensure_future(agent._consume())
+        await turns(5)
+        heard = [os.read(reader, 99)]
+        for _ in range(3):
+            await agent._inbox.put(LookAgain())
+        await turns(5)
+        heard.append(os.read(reader, 99))
+        never_ends = asyncio.ensure_future(asyncio.Event().wait())
+        agent._machines._ending[MODEL] = {never_ends: float("-inf")}  # type: ignore[dict-item]  # a task is a task
+        await agent._inbox.put(LookAgain())
+        await turns(5)
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 99)
+        consumer.cancel()
+        never_ends.cancel()
+        return heard
+
+    assert asyncio.run(scenario()) == [b"\0", b"\0\0\0"]
+    batch = agent.outbox.batch("incident", 9999)
+    assert batch is not None
+    kept = [(kind, body["reason"]) for _, kind, _, body in batch.rows]
+    assert kept == [("agent-silent", "the agent gave no sign of life for 300 s, and was killed")]
+    os.close(reader)
+    os.close(writer)

@@ -46,7 +46,7 @@ class Serving:
     def say(self) -> None:
         pass
 
-    def note(self, model: str, waiting: str) -> None:
+    def note(self, model: str, waiting: str, *, is_news: bool = True) -> None:
         self.noted = waiting
 
     def tune(self) -> None:
@@ -170,3 +170,46 @@ def test_where_nothing_can_stand_in_directives_are_obeyed_as_ever(runner: asynci
         signed = node.realm.sign("ring-canary", "directive", directive)
         node.belief.take(topic("desired"), {"ring": "canary"}, pack([signed]))
         assert serving.settle().phase == phase
+
+
+def test_a_task_that_does_not_end_when_it_is_cancelled_holds_up_its_machine_and_never_the_inbox(
+    runner: asyncio.Runner, node: Node
+) -> None:
+    release = node.realm.list_release("1.2.0", b"manifest")
+    node.republish()
+    serving = Serving(runner, node, StandIn("", ""))
+    holding, let_go = asyncio.Event(), asyncio.Event()
+    perform = serving.perform
+
+    async def hold(command: Command, memory: Memory) -> Answer | None:
+        if holding.is_set():
+            return await perform(command, memory)
+        holding.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await let_go.wait()  # as a thread that reads an image back
+        return None
+
+    around: Any = serving
+    around.perform = hold
+
+    def direct(number: int, action: str) -> None:
+        directive = node.realm.directive(release, number=number).model_copy(update={"action": action})
+        signed = node.realm.sign("ring-canary", "directive", directive)
+        node.belief.take(topic("desired"), {"ring": "canary"}, pack([signed]))
+        serving.settle()
+
+    direct(1, "install")
+    assert holding.is_set() and not serving.machines.is_wedged
+    for number, action in ((2, "hold"), (3, "install"), (4, "hold")):
+        direct(number, action)
+    assert serving.machines.memories[MODEL].phase == "idle", "what is heard is taken"
+    assert serving.performed == [] and serving.noted == "the end of what was under way"
+    assert not serving.machines.is_wedged, "it may last an hour"
+    serving.machines._end_s = 0.0
+    assert serving.machines.is_wedged, "and no longer"
+    let_go.set()
+    runner.run(turns(10))
+    assert serving.performed == [Command.SERVE], "of the commands that waited only the last"
+    assert not serving.machines.is_wedged
