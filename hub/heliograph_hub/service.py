@@ -311,6 +311,8 @@ class Service:
             case "renew" | "again":
                 answer = self.reception.certify(member, name, payload, _now())
                 await self._send(answer.topic, site, node, answer.payload)
+                if name == "again":
+                    return  # at the door, on a connection that ends: it says nothing of the node's own
             case "hello":
                 hello = Hello.decode(payload)
                 self.fleet.check_hello(member, hello.key)

@@ -15,6 +15,7 @@ from heliograph.policy import Policy
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.statement import Statement, encode, parse, signed_bytes
 from heliograph_hub import request
+from heliograph_hub.access import Doors
 from heliograph_hub.database import nodes
 from heliograph_hub.founding import init_realm
 from heliograph_hub.keys import load_key, make_key
@@ -154,6 +155,31 @@ def test_numbers_that_a_node_has_and_an_older_copy_of_the_hub_lost_are_counted_o
     reported = reported.model_copy(update={"n": 3, "assignment": 8})
     asyncio.run(say())
     assert len([name for name, _ in sent if name == "assigned"]) == 2
+    service.database.close()
+
+
+def test_a_certificate_at_the_door_says_of_no_node_that_it_has_a_link(tmp_path):
+    now = int(time.time())
+    init_realm(tmp_path, "test", now)
+    service = Service(tmp_path, 1, doors=Doors(enroll_port=2))
+    key, names = PrivateKey.generate(b"k" * 32), {"realm": "test", "site": "lab", "node": "pi-1"}
+    sent = []
+
+    async def send(name, site, node, payload):
+        sent.append(name)
+
+    service._send = send
+    service.enrolment.add_token("lab", "pi-1", b"t" * 32, now, 60)
+    service.enrolment.enroll("lab", "pi-1", doc.Enroll(token=b"t" * 32, key=key.public.raw, nonce=b"n" * 16), now)
+    renew = sign_statement("renew", doc.Renew(**names, nonce=b"n" * 16).encode(), [key])
+    asyncio.run(service._handle("again", "lab", "pi-1", renew))
+    node = service.fleet.node("lab", "pi-1")
+    assert sent == ["certified"] and node.last_heard is None and not node.is_up(now), "it has joined and never run"
+    asyncio.run(service._handle("renew", "lab", "pi-1", renew))
+    assert service.fleet.node("lab", "pi-1").is_up(now), "over its own connection"
+    service.fleet.gone("lab", "pi-1", now)
+    asyncio.run(service._handle("again", "lab", "pi-1", renew))
+    assert not service.fleet.node("lab", "pi-1").is_up(now), "at the door because that broke"
     service.database.close()
 
 
