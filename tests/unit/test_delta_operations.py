@@ -336,6 +336,17 @@ def test_a_coded_stream_uses_all_its_words_and_ends_where_lanes_began() -> None:
         numeric.rans_rebuilt(b"\0", whole[:4] + b"\xff\xff\xff\xff", 1, Dtype.I8, 0)
 
 
+@pytest.mark.parametrize("dtype", [Dtype.I8, Dtype.F16, Dtype.I4], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("lanes_log2", [0, 2, 3, 5])
+def test_lanes_of_any_length_remember_what_the_encoder_does(dtype: Dtype, lanes_log2: int) -> None:
+    # Tables are made anew and memories slow down at other steps of lanes of each length; some lanes are a step shorter.
+    old, new = tuned(dtype, 20 * KIB)
+    for steps in (1, 2, 3, 17, 23, 40, 77, 200):
+        length = 2 * ((steps << lanes_log2) - (steps > 1) * (lanes_log2 > 1)) // (1 if dtype == Dtype.F16 else 2)
+        patch = numeric.rans_patch(old[:length], new[:length], dtype, lanes_log2)
+        assert numeric.rans_rebuilt(old[:length], patch, length, dtype, lanes_log2) == new[:length], steps
+
+
 def test_elements_become_integers_in_the_order_of_their_values() -> None:
     for dtype, values in (
         (Dtype.U8, np.array([0, 1, 127, 128, 255], "<u1")),
