@@ -19,7 +19,7 @@ from heliograph.deadlines import DEADLINES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # what a benchmark measured is shown as the benchmark shows it
-from bench.deltas import catalogue, hub, report  # noqa: E402
+from bench.deltas import catalogue, forced, hub, report  # noqa: E402
 
 BENCH = ROOT / "tests" / "bench"
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -223,7 +223,13 @@ def delta_pairs() -> str:
 
 def delta_bench() -> str:
     """What the delta bench measured last with --docs."""
-    return report.markdown(report.parse((BENCH / "delta.csv").read_text()))
+    found = forced.slowest(forced.parse((BENCH / "delta_forced.csv").read_text()))
+    return report.markdown(report.parse((BENCH / "delta.csv").read_text()), found)
+
+
+def delta_forced() -> str:
+    """How fast operations are where they are forced, last with --forced --docs."""
+    return forced.markdown(forced.parse((BENCH / "delta_forced.csv").read_text()))
 
 
 def delta_hub() -> str:
@@ -242,6 +248,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "deadlines": deadlines,
     "delta-pairs": delta_pairs,
     "delta-bench": delta_bench,
+    "delta-forced": delta_forced,
     "delta-hub": delta_hub,
 }
 

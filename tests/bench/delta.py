@@ -9,6 +9,7 @@ ours by its source too; `--again` measures anew. Figures are for the pairs named
 
 `--docs` writes what this run found beside what delta.csv has of other tools and pairs, as far as the files are the
 same.
+`--forced` applies operations that win only small pieces, forced on all of three pairs.
 `--hub` makes deltas in the hub's bounded child instead, with the memory it may take and with too little.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import heliograph.delta
-from bench.deltas import entropy, flatbuffer, hub, report
+from bench.deltas import entropy, flatbuffer, forced, hub, report
 from bench.deltas.catalogue import Pair, pairs, parse
 from bench.deltas.getting import Files, Getter, NotMadeError, digest, say
 from bench.deltas.launching import Bounds, ended_by_signals
@@ -41,6 +42,8 @@ RESULTS = HERE / "delta.csv"
 """What the documents' table is made of."""
 HUB_RESULTS = HERE / "delta_hub.csv"
 """And the one of what hubs may take."""
+FORCED_RESULTS = HERE / "delta_forced.csv"
+"""And the one of operations where they are forced."""
 MEASURES = "3"
 """Goes up when more is measured of ours than before, or otherwise."""
 
@@ -197,6 +200,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--theirs", action="store_true", help="measure the other tools alone")
     parser.add_argument("--ours", action="store_true", help="measure ours alone, anew; the others stand in delta.csv")
     parser.add_argument("--hub", action="store_true", help="make the pairs' deltas as a hub does; see what it may take")
+    parser.add_argument("--forced", action="store_true", help="apply operations forced on all of three pairs")
     parser.add_argument("--limit-s", type=int, default=900, metavar="S", help="CPU seconds a command may take (900)")
     parser.add_argument("--limit-gib", type=int, default=12, metavar="N", help="address space it may take (12)")
     return parser.parse_args()
@@ -221,7 +225,7 @@ def _write(args: argparse.Namespace, rows: list[report.Row], shed: Shed) -> None
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "delta.csv").write_text(report.encode(rows))
-        (args.out / "delta.md").write_text(report.markdown(rows))
+        (args.out / "delta.md").write_text(report.markdown(rows, _forced()))
         marks = [
             [result.first.pair, result.first.kind, result.ours.bytes, result.best_other.bytes, result.best_other.tool,
              result.first.limit_plain]
@@ -251,6 +255,27 @@ def _as_a_hub(args: argparse.Namespace, chosen: list[Pair], getter: Getter) -> N
         _documents()
 
 
+def _as_forced(args: argparse.Namespace, getter: Getter) -> None:
+    """Measures and prints how fast operations are where they are forced."""
+    every = {pair.name: pair for pair in pairs(MODELS)}
+    rows = []
+    for name, dtype in forced.PAIRS.items():
+        files = getter.get(every[name])
+        for operation in forced.OPERATIONS:
+            say(f"{name}: {operation}, forced")
+            rows.append(forced.measure(operation, name, dtype, files, args.cache, measured_now()))
+    rows.sort(key=lambda row: row.operation)
+    print(forced.markdown(rows))
+    if args.docs:
+        FORCED_RESULTS.write_text(forced.encode(rows))
+        _documents()
+
+
+def _forced() -> dict[str, float]:
+    """How fast operations were where they were forced."""
+    return forced.slowest(forced.parse(FORCED_RESULTS.read_text()))
+
+
 def _values(row: report.Row) -> list[object]:
     return [getattr(row, name) for name in report.Row.__slots__]
 
@@ -270,7 +295,9 @@ def main() -> None:
     args.cache.mkdir(parents=True, exist_ok=True)
     getter = Getter(args.cache, parse(MODELS.read_text(encoding="utf-8"))[1])
     with ended_by_signals():
-        if args.hub:
+        if args.forced:
+            _as_forced(args, getter)
+        elif args.hub:
             _as_a_hub(args, chosen, getter)
         else:
             _side_by_side(args, chosen, peers, getter)
@@ -296,7 +323,7 @@ def _side_by_side(args: argparse.Namespace, chosen: list[Pair], peers: list[str]
         rows += bench.rows(named, Files(old, new, None))
     if (args.docs or args.ours) and RESULTS.exists():
         rows = report.joined(rows, report.parse(RESULTS.read_text()), [pair.name for pair in pairs(MODELS)])
-    print(report.markdown(rows))
+    print(report.markdown(rows, _forced()))
     print(f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}")
     _write(args, rows, shed)
 

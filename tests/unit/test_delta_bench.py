@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.deltas import entropy, flatbuffer, hub, report
+from bench.deltas import entropy, flatbuffer, forced, hub, report
 from bench.deltas.catalogue import KINDS, CatalogueError, made, pairs, parse
 from bench.deltas.getting import Files
 from bench.deltas.launching import Bounds, launched
 from bench.deltas.measuring import weigh
 from bench.deltas.tools import SEGMENTS
 from heliograph.blob import LEAF_BYTES
-from heliograph.delta.file import make_file
+from heliograph.delta.dtypes import Dtype
+from heliograph.delta.file import apply_file, make_file, show_file
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 ROW = report.Row("p", "fine-tune", "bf16", 10**7, 10**7, "aa", "bb", 10**6, 10**6, "heliograph", "1", "", bytes=10**6)
@@ -355,3 +356,27 @@ def test_a_folder_weighs_what_its_files_do(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "c").write_bytes(struct.pack("<Q", 1))
     (tmp_path / "a" / "d").write_bytes(b"12")
     assert weigh(tmp_path / "a") == 10
+
+
+@pytest.mark.parametrize("operation", list(forced.OPERATIONS))
+def test_a_forced_delta_has_that_operation_alone_and_comes_back(tmp_path: Path, operation: str) -> None:
+    old = Random(1).randbytes(10_001)
+    new = bytes(byte ^ (at % 3 == 0) for at, byte in enumerate(old))
+    (tmp_path / "old").write_bytes(old)
+    (tmp_path / "delta").write_bytes(forced.made(operation, Dtype.F32, old, new, 4096))
+    assert show_file(tmp_path / "delta")["segments"] == {operation: 3}
+    apply_file(tmp_path / "old", tmp_path / "delta", tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == new
+
+
+def test_what_is_forced_counts_for_operations_of_which_pairs_have_little() -> None:
+    row = forced.Row("sub", "p", "f32", 10**7, 10**6, 0.125, 0.5, "now")
+    assert forced.parse(forced.encode([row])) == [row] and "| 80 | 0.50 | now |" in forced.markdown([row])
+    assert forced.slowest([row, replace(row, cpu_s=0.1)]) == {"sub": 80.0}
+    start = "apply: at least 60 MB"
+    for size, met in ((10_000, True), (3_000_000, False)):  # 20 MB a second, of small pieces or of large ones
+        took = [replace(ROW, rates=f"sub {size}/{size / 20e6}"), replace(ROW, tool="bsdiff4", bytes=10**7)]
+        (found,) = (goal for goal in report.goals(took, {"sub": 80.0}) if goal.text.startswith(start))
+        assert (
+            found.met is met and "sub 20," in found.found and "forced on a large input, at least sub 80" in found.found
+        )

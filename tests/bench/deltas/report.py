@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import exp, log
 
@@ -255,8 +255,8 @@ class Goal:
     met: bool | None
 
 
-def goals(rows: Sequence[Row]) -> list[Goal]:
-    """The goals of the delta engine on these rows."""
+def goals(rows: Sequence[Row], forced: Mapping[str, float] | None = None) -> list[Goal]:
+    """The goals of the delta engine on these rows; `forced`: MB per CPU s of operations forced on a large input."""
     have = [result for result in results(rows) if result.gain]
     tuned = [result for result in have if result.first.kind == "fine-tune"]
     return [
@@ -270,7 +270,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         _entropy(tuned),
         _container(have),
         _memory(have),
-        *_rates(have, [row for row in rows if row.kind == START]),
+        *_rates(have, [row for row in rows if row.kind == START], forced or {}),
         _making(have),
         _making_memory(have),
     ]  # fmt: skip
@@ -338,20 +338,25 @@ def _memory(have: list[Result]) -> Goal:
     return Goal(text, found, worst.apply_rss_bytes <= 64 << 20)
 
 
-def _rates(have: list[Result], starts: list[Row]) -> list[Goal]:
+def _rates(have: list[Result], starts: list[Row], forced: Mapping[str, float]) -> list[Goal]:
+    """What an operation was forced on counts where no pairs have much for it: small pieces say what a segment costs."""
     ours = [result.ours for result in have if result.ours]
-    rates = {
-        name: _rate(sum(size for size, _ in pairs.values()), sum(cpu_s for _, cpu_s in pairs.values()))
+    took = {
+        name: (sum(size for size, _ in pairs.values()), sum(cpu_s for _, cpu_s in pairs.values()))
         for name, pairs in _rates_of(ours).items()
     }
+    rates = {name: _rate(*figures) for name, figures in took.items()}
+    counts = rates | {name: rate for name, rate in forced.items() if took.get(name, (0, 0.0))[0] < LEAST_BYTES}
     ends = []
     for text, goal, names in (
         ("apply: at least 60 MB per CPU s for sub, xor, dict and copy", 60, ("sub", "xor", "dict", "copy")),
-        ("apply: at least 15 MB per CPU s for rans", 15, ("sub+rans",)),
+        ("apply: at least 15 MB per CPU s for rans", 15, ("sub+rans", "mixed")),
     ):
         found = [f"{name} {rates[name]:,.0f}" if name in rates else f"{name} is in no pair" for name in names]
-        known = [rates[name] for name in names if name in rates]
-        ends.append(Goal(text, ", ".join(found) if rates else "not measured", min(known) >= goal if known else None))
+        large = [f"{name} {forced[name]:,.0f}" for name in names if name in forced]
+        said = ", ".join(found) + (f"; forced on a large input, at least {', '.join(large)}" if large else "")
+        known = [counts[name] for name in names if name in counts]
+        ends.append(Goal(text, said if rates else "not measured", min(known) >= goal if known and rates else None))
     start = min((row.apply_cpu_s for row in starts if row.tool == OURS), default=0.0)
     whole = {
         row.pair: row.new_bytes / 1e6 / max(row.apply_cpu_s - start, 0.01)
@@ -413,16 +418,16 @@ def _making_memory(have: list[Result]) -> Goal:
     return Goal(text, found, worst.make_rss_bytes <= 4_000_000_000)
 
 
-def goal_list(rows: Sequence[Row]) -> str:
+def goal_list(rows: Sequence[Row], forced: Mapping[str, float] | None = None) -> str:
     """The goals as a Markdown list."""
     words = {True: "met", False: "not met", None: "open"}
-    return "".join(f"- {goal.text}: **{words[goal.met]}**. {goal.found}\n" for goal in goals(rows))
+    return "".join(f"- {goal.text}: **{words[goal.met]}**. {goal.found}\n" for goal in goals(rows, forced))
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], forced: Mapping[str, float] | None = None) -> str:
     """All of it."""
     parts = [sizes(rows), costs(rows), operations([row for row in rows if row.tool == OURS]), images(rows)]
-    parts = [*filter(None, parts), goal_list(rows)]
+    parts = [*filter(None, parts), goal_list(rows, forced)]
     gaps = missing(rows)
     if gaps:
         parts.append("".join(f"- {line}\n" for line in gaps))
