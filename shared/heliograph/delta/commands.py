@@ -29,8 +29,15 @@ def make(
 
     Example: heliograph delta make digits-1.0.0.tflite digits-1.1.0.tflite digits.patch
     """
-    with _ended_by_signals(), _progress("making", as_json) as progress:
-        facts = delta.make_file(old, new, patch, progress)
+    from heliograph.delta import making  # applying must not pay for it
+
+    # The fork comes before the bar, which has a thread.
+    with (
+        _ended_by_signals(),
+        making.forked(lambda tell: delta.make_file(old, new, patch, tell)) as made,
+        _progress("making", as_json) as progress,
+    ):
+        facts = made(progress)
     if as_json:
         print(json.dumps(facts))
     else:

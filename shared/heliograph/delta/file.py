@@ -7,13 +7,15 @@ the patch. Files of version 1 are read for ever. Rules:
    digest that its recipe names.
 2. The base is checked before the first byte is written; each segment by its digest as it is rebuilt; the whole by the
    target's digest before it gets its name.
-3. An output appears whole or not at all. A file that stood there stays as it was on any failure.
+3. An output appears whole or not at all. A file that stood there stays as it was on any failure. Where the file system
+   knows files without a name, being killed leaves nothing either.
 4. Applying reads with pread, never a whole file: memory depends on the segment, not on the image. Codecs run in a child
    with bounded memory and CPU time (`heliograph.delta.apart`).
 """
 
 import hashlib
 import os
+import secrets
 import stat
 import struct
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import BinaryIO
 
 from heliograph.blob import SHORT_DIGEST_BYTES, Digest, short_digest
 from heliograph.delta import mixture as mixtures
@@ -29,7 +32,7 @@ from heliograph.delta.apart import Apart
 from heliograph.delta.dtypes import Dtype
 from heliograph.delta.recipe import COPY, DICT, EDITS, MIXED, ON_ELEMENTS, OPS, SHUFFLE, TUPLES, Recipe, Segment
 from heliograph.errors import ConfigError, IntegrityError, NotFoundError
-from heliograph.objects import COPY_BYTES, replacing, reserve
+from heliograph.objects import COPY_BYTES, replacing, reserve, sync_directory
 from heliograph.source import Source, read_exactly
 
 MAGIC = b"heliodlt"
@@ -79,7 +82,7 @@ def make_file(old: Path, new: Path, patch: Path, progress: Progress | None = Non
         recipe, patch_bytes = recipes.with_patch(recipe, patch_bytes)
         encoded = recipes.encode(recipe)
         leading = _LEADING.pack(MAGIC, VERSION, len(encoded))
-        with _writing(patch), replacing(patch, 0o666) as file:
+        with _writing(patch), _replacing(patch) as file:
             for part in (leading, short_digest(leading + encoded), encoded, patch_bytes):
                 file.write(part)
     within_bytes = sum(len(segment.within) for segment in recipe.segments)
@@ -111,7 +114,7 @@ def apply_file(old: Path, patch: Path, new: Path, progress: Progress | None = No
         sha = hashlib.sha256()
         done = 0
         child_bytes = 0
-        with _writing(new), replacing(new, 0o666) as file:
+        with _writing(new), _replacing(new) as file:
             reserve(file.fileno(), recipe.target_length)  # a full disk is found here
             apart = Apart(Source(old_file.fd), Source(patch_file.fd, patch_file.length - recipe.patch_length))
             try:
@@ -359,3 +362,38 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path} can't be written: {error.strerror}") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """As `replacing`, but the file has a name only when it is whole, if the file system knows such files."""
+    fd = _nameless(path.parent)
+    if fd is None:
+        with replacing(path, 0o666) as file:
+            yield file
+        return
+    temporary = path.parent / f".{secrets.token_hex(8)}.part"
+    with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+        yield file
+        file.flush()
+        os.fsync(fd)
+        try:
+            # No link replaces a file, so it gets another name first. The descriptor given has its link followed.
+            os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd, follow_symlinks=True)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_directory(path.parent)
+
+
+def _nameless(folder: Path) -> int | None:
+    """A new file for writing that goes with its descriptor unless it is linked; None if that can't be had."""
+    try:
+        fd = os.open(folder, os.O_WRONLY | getattr(os, "O_TMPFILE", 0) | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return None
+    if Path(f"/proc/self/fd/{fd}").exists():
+        return fd
+    os.close(fd)
+    return None

@@ -6,22 +6,30 @@ can stop it, and keeps none of its memory. The child ends with its parent, howev
 `python -P -m heliograph.delta.making OLD NEW DELTA MEMORY`: paths, and how many bytes of address space it may take on
 top of what the loaded program has. It writes to stdout, as text: `DONE WHOLE` (bytes of the new file) as it goes on,
 and last `made`, or `refused` and a sentence.
+
+A command makes it in a fork of its own (`forked`): a mapped file that somebody cuts short ends the process that reads
+it, by a signal that nothing in it can survive.
 """
 
 import errno
+import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
 import zstandard
 
-from heliograph.delta.file import Progress, make_file
-from heliograph.errors import HeliographError, RefusedError, StorageError
+from heliograph.delta.file import Facts, Progress, make_file
+from heliograph.errors import ConfigError, HeliographError, RefusedError, StorageError
 
 NICE: Final = 10
 MEMORY_BYTES: Final = 2 << 30
@@ -89,6 +97,69 @@ class Making:
             except OSError as error:
                 raise StorageError(f"no process to make a delta in: {error.strerror}") from error
             return self._child
+
+
+@contextmanager
+def forked(work: Callable[[Progress], Facts]) -> Iterator[Callable[[Progress | None], Facts]]:
+    """Begins `work` in a fork of this process, which should have no other thread; gives what waits for its facts.
+
+    The fork ends with the block, as by SIGTERM; it doesn't mind Ctrl-C, which this process gets.
+
+    Raises:
+        HeliographError, OSError: what `work` raised; ConfigError also if an input was cut short while it was read.
+    """
+    context = multiprocessing.get_context("fork")
+    told, tell = context.Pipe(duplex=False)
+    child = context.Process(target=_work, args=(work, told, tell), daemon=True)
+
+    def heard(progress: Progress | None) -> Facts:
+        while True:
+            try:
+                said = told.recv()
+            except EOFError:
+                child.join()
+                raise _unsaid(child.exitcode) from None
+            if isinstance(said, Exception):
+                raise said
+            if isinstance(said, dict):
+                child.join()
+                return said
+            if progress is not None:
+                progress(*said)
+
+    try:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        tell.close()
+        yield heard
+    finally:
+        if child.is_alive():
+            child.terminate()
+            child.join()
+        told.close()
+
+
+def _work(work: Callable[[Progress], Facts], told: Connection, tell: Connection) -> None:
+    told.close()  # or nobody would notice that the other process is gone
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(BrokenPipeError):
+        try:
+            tell.send(work(lambda done, whole: tell.send((done, whole))))
+        except (HeliographError, OSError) as error:
+            tell.send(error)
+
+
+def _unsaid(code: int | None) -> HeliographError:
+    """Why a process that said nothing more has ended so."""
+    if code == -signal.SIGBUS:
+        return ConfigError(
+            "one of the files was cut short while it was read, or its disk failed: make the delta again when nobody "
+            "writes to it"
+        )
+    return StorageError(f"the process that makes the delta ended with status {code}")
 
 
 def main() -> None:
