@@ -73,6 +73,13 @@ class Duties:
             rows = connection.execute(query).all()
         return [Done(r.number, r.at, r.who, r.what, _keyids(r.keyids)) for r in rows]
 
+    def between(self, since: int, until: int, limit: int) -> list[Done]:
+        """The newest acts of a time (seconds since 1970, both inclusive), newest first."""
+        query = sa.select(duties).where(duties.c.at.between(since, until))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(duties.c.number.desc()).limit(limit)).all()
+        return [Done(r.number, r.at, r.who, r.what, _keyids(r.keyids)) for r in rows]
+
 
 def payload_words(payload: bytes) -> str:
     """What was signed, for the log; the payload has been decoded as its type before."""

@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import Document, Hello, LaneReceipt, Records, Renew, Reported
+from heliograph.documents import LAST_S, Document, Hello, LaneReceipt, Records, Renew, Reported
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
 from heliograph.names import Ring
 from heliograph.protocol import topic
@@ -31,6 +31,7 @@ from heliograph_hub.database import Database, counts, lanes, nodes, records, run
 from heliograph_hub.figures import Figures, figures
 from heliograph_hub.rollout import Member
 from heliograph_hub.setbacks import WENT_BACK, setbacks
+from heliograph_hub.telling import Told
 
 log = logging.getLogger(__name__)
 
@@ -333,6 +334,23 @@ class Fleet:
                 "body": _plain(unpack(r.body)),
             }
             for r in rows
+        ]
+
+    def told(
+        self, site: str, node: str, limit: int, *, since: int = 0, until: int = LAST_S, kind: str | None = None
+    ) -> list[Told]:
+        """The newest records of the lanes `incident` and `audit` that tell of a time, newest first."""
+        query = _one(records, site, node).where(records.c.lane.in_(("incident", "audit")))
+        query = query.where(records.c.at.between(since, until))
+        if kind is not None:
+            query = query.where(records.c.kind == kind)
+        query = query.order_by(records.c.at.desc(), records.c.seq.desc()).limit(limit)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [
+            Told(r.run, r.lane, r.seq, r._mapping["count"], r.kind, r.at, r.received_at, body)
+            for r in rows
+            if isinstance(body := unpack(r.body), dict)
         ]
 
     def serving(self, site: str, node: str) -> dict[str, list[Figures]]:

@@ -48,6 +48,7 @@ ROUTES: Final[dict[tuple[str, str], Allowed]] = {
     ("GET", "/v1/fleet/stale"): _ALL,
     ("GET", "/v1/fleet/{site}/{node}"): _ALL,
     ("GET", "/v1/fleet/{site}/{node}/records/{lane}"): _ALL,
+    ("GET", "/v1/fleet/{site}/{node}/timeline"): _ALL,
     ("POST", "/v1/keys/rotations"): _SECURITY,
     ("POST", "/v1/keys/rotations/drop"): _SECURITY,
     ("POST", "/v1/keys/signatures"): _SECURITY,

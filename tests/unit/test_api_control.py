@@ -3,12 +3,9 @@
 import asyncio
 import time
 import tomllib
-from contextlib import contextmanager
-from threading import Thread
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -18,7 +15,6 @@ from starlette.routing import Route
 from heliograph import documents as doc
 from heliograph import vouching
 from heliograph.errors import RefusedError, TrustError
-from heliograph.lab import free_port, wait_until
 from heliograph.policy import Policy, policy_from_table
 from heliograph.protocol import parse_topic
 from heliograph.signing import PrivateKey, sign_statement
@@ -29,6 +25,7 @@ from heliograph_hub.commands.policy import policy_set
 from heliograph_hub.founding import init_hub
 from heliograph_hub.keys import load_key
 from heliograph_hub.service import Service
+from listening import served
 
 HARDWARE = doc.Hardware(arch="aarch64", memory_bytes=1 << 30, runtimes={})
 NODE = PrivateKey.generate(b"k" * 32)
@@ -275,21 +272,6 @@ def test_who_has_not_taken_an_urgent_policy_is_read_from_the_hub(hub):
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def served(app):
-    """The URL of an ASGI application that listens on loopback."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None))
-    thread = Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started, 10.0, "the server listens")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def test_a_policy_that_stops_a_node_is_signed_only_if_that_is_agreed_to(hub, tmp_path, capsys):

@@ -19,12 +19,13 @@ from heliograph_hub.api.messages import endpoint, on_error, on_http_error
 from heliograph_hub.api.realm import Realm
 from heliograph_hub.api.releases import Releases
 from heliograph_hub.api.rollouts import Rollouts
+from heliograph_hub.api.timeline import Timeline
 from heliograph_hub.operators import Tokens
 
 if TYPE_CHECKING:
     from heliograph_hub.service import Service
 
-SUBJECTS = (Realm, Keys, Releases, Denials, Documents, Rollouts, Assignments, Gaps, Fleet)
+SUBJECTS = (Realm, Keys, Releases, Denials, Documents, Rollouts, Assignments, Gaps, Fleet, Timeline)
 
 
 def application(service: "Service", tokens: Tokens | None = None) -> Starlette:

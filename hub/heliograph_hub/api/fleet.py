@@ -125,6 +125,7 @@ class Fleet(Part):
             "records": fleet.lanes(site, name),
             "not_counted": fleet.counts(site, name),
             "alarm": _alarm(fleet.alarms(), node),
+            "returned": self.returned(site, name, names),
         }
 
     async def list_records(self, site: str, name: str, lane: str) -> Answer:

@@ -9,7 +9,7 @@ from heliograph.errors import ConfigError, TrustError
 from heliograph.signing import PublicKey
 from heliograph.statement import parse
 from heliograph_hub import request as carried
-from heliograph_hub.api.messages import Answer, Routes, hex_of, now, text, texts
+from heliograph_hub.api.messages import Answer, Routes, hex_of, now, number, text, texts
 from heliograph_hub.api.part import Part
 from heliograph_hub.ceremony import LIFE_S
 from heliograph_hub.request import Ask, Group
@@ -75,8 +75,8 @@ class Keys(Part):
 
     async def list_log(self, request: Request) -> Answer:
         """The newest acts, newest first."""
-        limit = _number(request, "limit", 100, MAX_LOG)
-        before = _number(request, "before", 0, (1 << 63) - 1) if "before" in request.query_params else None
+        limit = number(request, "limit", 100, MAX_LOG)
+        before = number(request, "before", 0, (1 << 63) - 1) if "before" in request.query_params else None
         return [
             {"number": d.number, "at": d.at, "who": d.who, "what": d.what, "keyids": [k.hex() for k in d.keyids]}
             for d in self._service.duties.newest(limit, before)
@@ -180,11 +180,3 @@ class Keys(Part):
 
 def _directive_name(offline: Offline) -> str:
     return f"directive protected/{offline.row.model} {offline.row.number}"
-
-
-def _number(request: Request, name: str, default: int, most: int) -> int:
-    """A number of the query, at most so large."""
-    text = request.query_params.get(name, str(default))
-    if not text.isascii() or not text.isdecimal() or len(text) > 30:
-        raise ConfigError("limit and before are numbers of 0 or more")
-    return min(int(text), most)

@@ -100,6 +100,18 @@ def hex_of(body: dict[str, Any], name: str, length: int | None = None) -> bytes:
     return value
 
 
+def number(request: Request, name: str, default: int, most: int) -> int:
+    """A number of the query, at most so large.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    text = request.query_params.get(name, str(default))
+    if not text.isascii() or not text.isdecimal() or len(text) > 30:
+        raise ConfigError(f"{name} is not a number of 0 or more")
+    return min(int(text), most)
+
+
 def now() -> int:
     """This second."""
     import time

@@ -7,9 +7,14 @@ from heliograph.errors import RefusedError
 from heliograph.names import parse_release
 from heliograph_hub.denial import why
 from heliograph_hub.registry import Release
+from heliograph_hub.telling import ROLLED_BACK
+from heliograph_hub.timeline import returns
 
 if TYPE_CHECKING:
     from heliograph_hub.service import Service
+
+MAX_RETURNS = 1000
+"""Newest records of ways back that are looked at."""
 
 
 class Part:
@@ -25,6 +30,11 @@ class Part:
     def names(self) -> dict[bytes, str]:
         """Every release's name, by digest."""
         return {release.digest: release.name for release in self._service.registry.all()}
+
+    def returned(self, site: str, node: str, names: dict[bytes, str]) -> list[dict[str, Any]]:
+        """Releases that a node came back to at least twice, as its records here tell."""
+        ways = self._service.fleet.told(site, node, MAX_RETURNS, kind=ROLLED_BACK)
+        return [one.plain(names) for one in returns(ways)]
 
     def holders(self, model: str) -> dict[bytes, list[str]]:
         """Which releases of a model have a file of this digest."""

@@ -69,6 +69,8 @@ def fleet_show(
         for refusal in m["refused"]:
             name = refusal["release"] or refusal["digest"][:16]
             print(f"  refused {name} (directive {refusal['number']}): {refusal['reason']}")
+    for returned in answer["returned"]:
+        print(returned["says"])
     served = [
         (
             r["release"] or f"{model} {r['digest'][:16]}",
@@ -89,6 +91,39 @@ def fleet_show(
         table(("records of lane", "kept", "merged", "lost", "missing", "dropped by age"), rows)
     for what, count in answer["not_counted"].items():
         print(f"{count['count']} messages {what}; the last: {count['last']}")
+
+
+@app.command("timeline")
+def fleet_timeline(
+    name: Annotated[str, typer.Argument(metavar="SITE/NODE")],
+    since: Annotated[
+        str, typer.Option("--since", metavar="WHEN", help="None older: 90m, 12h, 3d, 2w ago, or a time of UTC.")
+    ] = "",
+    until: Annotated[str, typer.Option("--until", metavar="WHEN", help="None newer; as --since.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="So many rows at most, the newest.")] = 100,
+    where: Hub = "",
+    as_json: Json = False,
+) -> None:
+    """Show what happened to a node, the newest last: what it told, and what was done about it at this hub.
+
+    A way back says what was given up and why, the threshold and what was measured, who began it, and what serves again.
+
+    Example: heliograph fleet timeline lab/pi-1 --since 3d --hub ./hub
+    """
+    from time import time
+
+    from heliograph_hub.timeline import lines, moment
+
+    site, node = parse_node(name)
+    query = [f"limit={limit}"]
+    for end, text in (("since", since), ("until", until)):
+        query += [f"{end}={moment(text, int(time()))}"] if text else []
+    answer = HubClient(where).get(f"/v1/fleet/{site}/{node}/timeline?{'&'.join(query)}")
+    if as_json:
+        print_json(answer)
+        return
+    for line in lines(answer):
+        print(line)
 
 
 @app.command("drift")

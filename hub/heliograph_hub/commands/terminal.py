@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from heliograph_hub.client import ENVIRONMENT
+from heliograph_hub.telling import when as when
 
 
 def group(text: str) -> typer.Typer:
@@ -102,16 +103,6 @@ def model_line(model: str, report: dict[str, Any]) -> str:
     active = report["active"]
     name = (active["release"] or active["digest"][:16]) if active else "nothing"
     return f"{model}: {name} ({', '.join(word for word in (report['phase'], report['verdict']) if word)})"
-
-
-def when(at: int) -> str:
-    """A time in UTC."""
-    from datetime import UTC, datetime
-
-    try:
-        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError):  # a node may say any number
-        return f"second {at}"
 
 
 def show_making(rows: list[dict[str, Any]]) -> None:
