@@ -50,6 +50,10 @@ class Broker:
         return f"Broker({self.host}:{self.port})"
 
 
+class UnwelcomeError(TransportError):
+    """The broker is there and doesn't take this message: whoever sends it again at once is told the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds. Tests shorten them.
@@ -455,7 +459,7 @@ class Connection:
         answer = self._published.get(mid)
         if answer is not None and not answer.done():
             if code.is_failure:
-                answer.set_exception(TransportError(f"broker refuses the message: {code}"))
+                answer.set_exception(UnwelcomeError(f"broker refuses the message: {code}"))
             else:
                 answer.set_result(None)
 

@@ -120,7 +120,8 @@ class Mqtt:
         """Sends one message. QoS 1: returns when the broker has it. QoS 0: returns when there is room to send it.
 
         Raises:
-            TransportError: no link, or no answer in time (the connection is closed then), or the broker said no.
+            TransportError: no link, or no answer in time (the connection is closed then).
+            UnwelcomeError: the broker said no.
         """
         if len(payload) > MAX_MESSAGE_BYTES:
             raise ValueError(f"payload of {len(payload)} bytes for {topic} exceeds {MAX_MESSAGE_BYTES}")

@@ -7,6 +7,8 @@ Rule 2: hello is said on every connect, at check-in, when asked to, and ever mor
 Rule 3: where the broker has TLS, the certificate is renewed in time over this connection; if it has ended, or the
     broker lets us in no more, at the door for new nodes, by the node's key. Every day the connection is made anew.
 Rule 4: an ask ends with its offer, with its time, or with the link; a late offer finds nobody.
+Rule 5: what the broker refuses is sent ever more seldom, whoever wants it sent, until the broker takes it or the
+    connection is another. Each topic by itself: one that is refused keeps back no other.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
 
-from heliograph.connection import Broker, Timing
+from heliograph.connection import Broker, Timing, UnwelcomeError
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Ask, Certified, Document, Hello, Offer, Reply, Want
 from heliograph.errors import HeliographError, TransportError, TrustError
@@ -39,6 +41,8 @@ _EARLIER_HELLOS = 8
 """So many hellos before the last one may still be replied to."""
 FIRST_DOOR_S, LONGEST_DOOR_S = 1.0, 600.0
 """Bounds of the back-off between two tries at the door."""
+FIRST_REFUSED_S, LONGEST_REFUSED_S = 1.0, 600.0
+"""Bounds of the back-off of what the broker refuses."""
 
 
 class Listener(Protocol):
@@ -66,6 +70,50 @@ class Listener(Protocol):
 
     def greeted(self) -> None:
         """Hello was sent."""
+
+
+class Refusals:
+    """What the broker refuses, by the name of its topic, and how long each is to wait. Bounded by the topics there are.
+
+    Times are seconds of a clock that only goes forward.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._tries: dict[str, int] = {}
+        self._until: dict[str, float] = {}
+        self.reasons: dict[str, str] = {}
+        """Of each topic refused, why it was the last time; kept from one connection to the next."""
+
+    def wait_s(self, name: str, now: float) -> float:
+        """How long to wait before the next try; not above 0: none."""
+        return self._until.get(name, now) - now
+
+    def begin(self, name: str, now: float) -> None:
+        """A try begins: if others failed before it, the next one waits again."""
+        if name in self._tries:
+            bound = min(LONGEST_REFUSED_S, FIRST_REFUSED_S * 2.0 ** min(self._tries[name], 16))
+            self._until[name] = now + self._rng.uniform(bound / 2, bound)
+
+    def refused(self, name: str, reason: str, now: float) -> bool:
+        """The try failed; returns whether this reason is another than the last one."""
+        self._tries.setdefault(name, 0)
+        self.begin(name, now)
+        self._tries[name] += 1
+        is_new = self.reasons.get(name) != reason
+        self.reasons[name] = reason
+        return is_new
+
+    def taken(self, name: str) -> bool:
+        """The broker took one; returns whether it had refused others."""
+        self._tries.pop(name, None)
+        self._until.pop(name, None)
+        return self.reasons.pop(name, None) is not None
+
+    def clear(self) -> None:
+        """The connection is another: nothing waits any longer."""
+        self._tries.clear()
+        self._until.clear()
 
 
 class Link:
@@ -101,6 +149,8 @@ class Link:
         self._door_tries = 0
         self._mqtt: Mqtt | None = None
         self._up = asyncio.Event()
+        self._refusals = Refusals(rng)
+        self._taken = asyncio.Event()
         self._renew = asyncio.Event()
         self._hello_now = asyncio.Event()
         self._unanswered = 0
@@ -248,6 +298,8 @@ class Link:
         """The link came or went: asks may go out, or wait in vain."""
         if is_up:
             self._unanswered = 0
+            self._refusals.clear()
+            self._taken.set()
             self._up.set()
             self._hello_now.set()
             return
@@ -272,11 +324,37 @@ class Link:
 
         Raises:
             TransportError: no link, or the broker did not take it.
+            UnwelcomeError: the broker refuses it, or did a while ago and isn't asked again yet.
         """
         if self._mqtt is None:
             raise TransportError("no link yet")
-        row = topic(name)
-        await self._mqtt.publish(row.build(self._file.realm, **self._names), payload, qos=row.qos)
+        row, now = topic(name), asyncio.get_running_loop().time
+        if self._refusals.wait_s(name, now()) > 0:
+            raise UnwelcomeError(self._refusals.reasons[name])
+        self._refusals.begin(name, now())
+        try:
+            await self._mqtt.publish(row.build(self._file.realm, **self._names), payload, qos=row.qos)
+        except UnwelcomeError as error:
+            if self._refusals.refused(name, str(error), now()):
+                log.warning("%s: %s; from now on tried ever more seldom", name, error)
+            raise
+        if self._refusals.taken(name):
+            log.info("%s: the broker takes it again", name)
+            self._taken.set()
+
+    async def _may_send(self, name: str) -> None:
+        """Returns when there is a link, and the broker may be tried with a message of this name."""
+        while True:
+            await self._up.wait()
+            wait_s = self._refusals.wait_s(name, asyncio.get_running_loop().time())
+            if wait_s <= 0:
+                return
+            self._taken.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._taken.wait()
+            except TimeoutError:
+                pass
 
     async def publish_signed(self, name: str, document: Document) -> None:
         """Signs with the node's key and sends.
@@ -314,6 +392,8 @@ class Link:
             if self.is_up:
                 try:
                     await self._hello()
+                except UnwelcomeError:
+                    pass  # `publish` has said so
                 except TransportError as error:
                     log.info("no hello: %s", error)
             if self.nonce is not None and self.is_up:
@@ -352,7 +432,7 @@ class Link:
     # --- an ask and its offer -----------------------------------------------------------------------------------------
 
     async def ask(self, question: Callable[[int], Ask]) -> Offer | None:
-        """One ask, as soon as there is a link; its offer, or None if none came in time.
+        """One ask, as soon as there is a link that may take it; its offer, or None if none came in time.
 
         Args:
             question: makes the ask of this number, when it can be sent.
@@ -360,7 +440,7 @@ class Link:
         Raises:
             TransportError: the link went away meanwhile, or the ask got lost on it.
         """
-        await self._up.wait()
+        await self._may_send("ask")
         self._asked += 1
         number = self._asked
         ask = question(number)

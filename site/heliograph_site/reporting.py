@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import heliograph
+from heliograph.connection import UnwelcomeError
 from heliograph.deadlines import Deadlines
 from heliograph.documents import LANES, Denials, Document, Lane, ModelReport, Records, Refusal, Reported, Spent, Tuple
 from heliograph.errors import TransportError
@@ -191,8 +192,9 @@ class Reporter:
                 try:
                     await self._node.publish_signed("reported", self._reported())
                 except TransportError as error:
-                    self._is_news = True  # said again when the link is back
-                    log.info("not reported: %s", error)
+                    self._is_news = True  # said again when the link is back, or after the next hello
+                    if not isinstance(error, UnwelcomeError):  # `Link.publish` has said so, once
+                        log.info("not reported: %s", error)
             await asyncio.sleep(self._pace.report_s)
 
     def _reported(self) -> Reported:
@@ -244,6 +246,8 @@ class Reporter:
                         await self._send_lane(lane)
                         if lane in self._hurried:
                             break  # cheaper lanes wait for its first receipt, or for this batch to be sent again
+                except UnwelcomeError:
+                    pass  # `Link.publish` has said so, once
                 except TransportError as error:
                     log.info("records not sent: %s", error)
             due = min((at for _, _, at in self._in_flight.values()), default=None)

@@ -45,6 +45,7 @@ from heliograph_site.memory import Memory
 from heliograph_site.slots import Slots
 from heliograph_site.surroundings import Pace, Server, Surroundings, Switched
 
+AN_OFFER = "an offer from the hub"
 WARM_S = 10.0
 """Probation begins without a warm fallback if that takes longer."""
 HEALTHY_LOOKS = 3
@@ -164,15 +165,18 @@ class Tasks:
         model, release = memory.model, memory.target.release
         back_off_s = self._deadlines.offer_s
         unanswered_s = self._pace.poll_s  # a lost ask has waited its time already
+        asking = AN_OFFER
         while True:
             while self._slots.missing(manifest) and (wait := self._agent.why_not_fetch()) is not None:
                 await self._wait(model, wait.reason, self._pace.poll_s)
-            self._agent.note(model, "an offer from the hub")
+            self._agent.note(model, asking)
             try:
                 offer = await self._agent.ask(model, release)
             except TransportError as error:
-                await self._wait(model, str(error), self._pace.poll_s)
+                asking = f"{AN_OFFER}: {error}"  # said while it is tried again too: each change is reported
+                await self._wait(model, asking, self._pace.poll_s)
                 continue
+            asking = AN_OFFER
             if offer is None:
                 reason, pause_s = "no answer from the hub", unanswered_s
                 unanswered_s = min(2 * unanswered_s, self._deadlines.check_in_s)

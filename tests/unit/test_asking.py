@@ -15,7 +15,7 @@ from heliograph.blob import describe
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Grant, Hardware, Offer, RecipeRef, SealRef, Way
 from heliograph.economy import Wait
-from heliograph.errors import IntegrityError
+from heliograph.errors import IntegrityError, TransportError
 from heliograph.manifest import File, Golden, Manifest, Variant, manifest_digest
 from heliograph.names import Digest
 from heliograph.objects import ObjectStore
@@ -46,7 +46,7 @@ MEMORY = Memory("digits", "checking", 7, Target(RELEASE, 1))
 class Surroundings:
     """An agent that lists the one release; offers come as the test says."""
 
-    def __init__(self, *offers: Offer | None) -> None:
+    def __init__(self, *offers: Offer | TransportError | None) -> None:
         self.offers = list(offers)
         self.waited_for: list[str] = []
         self.policy = no_policy("lab", "canary")
@@ -62,7 +62,10 @@ class Surroundings:
         return Listed("digits/1.0.0", "digits", "1.0.0", size, Digest(release), frozenset(), frozenset())
 
     async def ask(self, model: str, release: bytes) -> Offer | None:
-        return self.offers.pop(0)
+        given = self.offers.pop(0)
+        if isinstance(given, TransportError):
+            raise given
+        return given
 
     def note(self, model: str, waiting: str, *, is_news: bool = True) -> None:
         self.waited_for.append(waiting)
@@ -255,6 +258,16 @@ def test_nothing_is_asked_while_policy_lets_nothing_be_fetched(tmp_path: Path) -
     assert isinstance(check(tmp_path, around), Declined)
     waits = around.waited_for.index("an offer from the hub")
     assert around.waited_for[waits - 3 : waits] == ["the window for fetching that opens at 2026-11-23 02:00 UTC"] * 3
+
+
+def test_a_node_whose_asks_are_refused_says_so_once_and_not_at_each_try(tmp_path: Path) -> None:
+    refused = TransportError("broker refuses the message: Not authorized")
+    around = Surroundings(refused, refused, refused, never())
+    assert isinstance(check(tmp_path, around), Declined)
+    said = [reason for reason in around.waited_for if "offer" in reason]
+    sentence = "an offer from the hub: broker refuses the message: Not authorized"
+    assert list(dict.fromkeys(said)) == ["an offer from the hub", sentence]
+    assert said.index(sentence) == 1 and set(said[1:]) == {sentence}, "each change would be reported"
 
 
 def test_a_release_that_lies_here_whole_waits_for_no_window_to_be_asked_for(tmp_path: Path) -> None:

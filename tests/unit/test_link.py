@@ -1,17 +1,22 @@
-"""Asks and their offers, on a link whose connection is the test's own."""
+"""Asks and their offers, and what is refused, on a link whose connection is the test's own."""
 
 import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
 import pytest
 
+from heliograph.connection import UnwelcomeError
 from heliograph.deadlines import Deadlines
 from heliograph.documents import Ask, Offer
 from heliograph.errors import TransportError
 from heliograph.signing import PrivateKey
 from heliograph_site.folder import NodeFile
-from heliograph_site.link import Link
+from heliograph_site.link import LONGEST_REFUSED_S, Link
+from unit.test_retry_storms import HOUR, VirtualLoop
 
 FILE = NodeFile(realm="lab", site="shop", node="till", host="127.0.0.1", port=1, root="0" * 64)
 RUN = b"r" * 8
@@ -111,3 +116,106 @@ def test_an_ask_ends_with_its_link_and_with_its_time() -> None:
         assert await (await asked(hasty)) is None
 
     asyncio.run(scenario())
+
+
+class Refusing:
+    """A connection to a broker that refuses what it is told to, and counts what is tried."""
+
+    connected = True
+    bytes_received = 0
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = set(refused)
+        self.reason = "Not authorized"
+        self.tries: Counter[str] = Counter()
+
+    async def publish(self, full: str, payload: bytes, *, qos: int) -> None:
+        name = full.rpartition("/")[2]
+        self.tries[name] += 1
+        await asyncio.sleep(0.05)
+        if name in self.refused:
+            raise UnwelcomeError(f"broker refuses the message: {self.reason}")
+
+
+async def publishing(link: Link, name: str) -> None:
+    """Wants this sent every second, whatever became of the last one."""
+    while True:
+        try:
+            await link.publish(name, b"")
+        except UnwelcomeError:
+            pass
+        await asyncio.sleep(1)
+
+
+async def asking(link: Link) -> None:
+    """Asks as the machines' tasks do."""
+    while True:
+        try:
+            await link.ask(question)
+        except TransportError:
+            await asyncio.sleep(1)
+
+
+def live(scenario: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(scenario)
+
+
+def linked(broker: Refusing) -> Link:
+    nobody: Any = None
+    connection: Any = broker
+    link = Link(FILE, PrivateKey.generate(bytes(32)), nobody, RUN, 0, Random(1), Deadlines())
+    link._mqtt = connection
+    link.on_change(True)
+    return link
+
+
+def test_what_the_broker_refuses_is_tried_ever_more_seldom_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        broker = Refusing("reported", "ask")
+        link = linked(broker)
+        works = [publishing(link, "reported"), publishing(link, "records"), asking(link), asking(link)]
+        tasks = [asyncio.ensure_future(work) for work in works]
+        await asyncio.sleep(HOUR)
+        first = dict(broker.tries)
+        assert 10 <= first["reported"] <= 22 and 10 <= first["ask"] <= 22, "two that ask count as one"
+        assert first["records"] > 3000, "one that is refused keeps back no other"
+        for name in ("reported", "ask"):
+            assert [r.getMessage() for r in caplog.records].count(
+                f"{name}: broker refuses the message: Not authorized; from now on tried ever more seldom"
+            ) == 1
+        await asyncio.sleep(3 * HOUR)
+        assert broker.tries["reported"] - first["reported"] <= 3 * HOUR / 300 + 1
+        link.on_change(False)
+        link.on_change(True)
+        before = dict(broker.tries)
+        await asyncio.sleep(4)
+        assert broker.tries["reported"] - before["reported"] >= 2, "on another connection it begins anew"
+        assert broker.tries["ask"] - before["ask"] >= 2
+        broker.reason = "Quota exceeded"
+        await asyncio.sleep(HOUR)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    with caplog.at_level(logging.INFO):
+        live(scenario())
+    assert len(caplog.records) == 4, "each reason once, on however many connections"
+
+
+def test_what_the_broker_takes_again_waits_no_longer() -> None:
+    async def scenario() -> None:
+        broker = Refusing("ask")
+        link = linked(broker)
+        task = asyncio.ensure_future(asking(link))
+        await asyncio.sleep(HOUR)
+        broker.refused.clear()
+        await asyncio.sleep(LONGEST_REFUSED_S)
+        broker.refused.add("ask")
+        before = broker.tries["ask"]
+        await asyncio.sleep(Deadlines().offer_s + 8)
+        assert broker.tries["ask"] - before >= 3, "the back-off begins anew"
+        task.cancel()
+        await asyncio.wait({task})
+
+    live(scenario())
