@@ -22,11 +22,11 @@ from heliograph.protocol import topic
 from heliograph.signing import PrivateKey
 from heliograph.wire import pack
 from heliograph_hub import ceremony
-from heliograph_site.agent import Agent
+from heliograph_site.agent import TICK_S, Agent
 from heliograph_site.folder import NodeFile
 from heliograph_site.happenings import Failed, Passed, Staged, Started
 from heliograph_site.identity import keep_in
-from heliograph_site.inbox import LinkChanged, LookAgain
+from heliograph_site.inbox import LinkChanged, LookAgain, Ticked
 from heliograph_site.joining import put_in_place
 from heliograph_site.journal import Held, Paper
 from heliograph_site.machine import step
@@ -424,6 +424,18 @@ def test_what_came_under_a_time_that_counts_no_more_came_when_that_is_seen(agent
     assert [paper.came <= again.now() for paper in again.journal.papers()] == [True]
     again.journal.close()
     again.outbox.close()
+
+
+def test_time_passes_as_often_as_a_sign_of_life_is_asked_for(agent: Agent) -> None:
+    agent._pulse = Pulse(None, 0.01)
+
+    async def scenario() -> None:
+        ticking = asyncio.ensure_future(agent._tick())
+        async with asyncio.timeout(TICK_S / 2):
+            assert isinstance(await agent._inbox.get(), Ticked)
+        ticking.cancel()
+
+    asyncio.run(scenario())
 
 
 def test_a_sign_of_life_is_given_whenever_the_consumer_goes_round_and_none_where_a_model_is_stuck(agent: Agent) -> None:
