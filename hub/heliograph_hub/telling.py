@@ -66,6 +66,8 @@ _EVENTS: Final = {
     "LastStopped": "nothing of {model} fits the policy in force: nothing serves",
     "FitsAgain": "{it} fits the policy in force and serves",
 }
+_MOVES: Final = ("transition", "release-refused")
+"""Kinds of records that say how a machine moved; the second where it refused a release by that, as an incident."""
 _BEGUN: Final = {
     "offline": ("off line for longer than policy allows", "on line again, after"),
     "stale": ("further behind than policy allows", "no longer behind: it was"),
@@ -139,7 +141,7 @@ def rollback(told: Told, earlier: list[Told]) -> Rollback:
     body, model = told.body, words(told.body.get("model"))
     left, reason = digest(body.get("from")), words(body.get("reason"))
     same = [one for one in reversed(earlier) if one.run == told.run and words(one.body.get("model")) == model]
-    fell = next((one for one in same if one.kind == "transition" and one.body.get("to") == "rolling-back"), None)
+    fell = next((one for one in same if one.kind in _MOVES and one.body.get("to") == "rolling-back"), None)
     verdict = next((one for one in same if one.kind == "verdict" and digest(one.body.get("release")) == left), None)
     failed = verdict is not None and verdict.body.get("verdict") == "failed"
     return Rollback(
@@ -183,8 +185,10 @@ def sentence(told: Told, names: Mapping[bytes, str]) -> str:
     match told.kind:
         case "gap":
             said = f"{told.count} record{'s' if told.count > 1 else ''} lost{_lost(body)}"
-        case "transition" | "release-refused":
+        case kind if kind in _MOVES:
             said = _transition(told.kind, body, it, model, because)
+        case "agent-silent":
+            said = f"the agent gave no sign of life and was killed{because}"
         case "denied":
             said = f"{it} is denied{', finally' if body.get('is_final') is True else ''}{because}"
         case "verdict":

@@ -149,6 +149,16 @@ def test_failed_requests_during_probation_bring_back_what_served_before(
             back = told["rolled-back"]
             assert back["reason"] == memory.refused[0].reason and back["from"] == memory.refused[0].release.hex()
             assert back["failed"] > 0 and back["restore_ms"] >= 0
+            rows = HubClient(str(hub.folder)).get("/v1/fleet/proves/n1/timeline")["rows"]
+            (row,) = [row for row in rows if row["kind"] == "rolled-back"]
+            went = row["rollback"]
+            assert (went["left"], went["resumed"]) == ("proves@1.1.0", "proves@1.0.0")
+            assert went["begun_by"] == "the node itself, which saw it fail" and went["failed"] == back["failed"]
+            (tripped,) = went["tripped"]
+            assert tripped["measured"] > tripped["limit"] and "ROLLED BACK from proves@1.1.0" in row["says"]
+            acts = [row["says"] for row in rows if row["kind"] == "act"]
+            assert "approved release proves@1.1.0" in acts and "started the rollout of proves@1.1.0" in acts
+            assert len(acts) < len(rows)
 
     asyncio.run(live())
 

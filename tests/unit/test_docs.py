@@ -78,7 +78,7 @@ def test_every_command_in_the_readme_exists_with_its_options() -> None:
     "command",
     ["delta make", "delta apply", "delta show", "hub init", "hub run", "release add", "release sign", "release approve",
      "release list", "release show", "release deny", "key deny", "key list", "rollout start",
-     "rollout status", "rollout promote", "fleet list", "fleet show",
+     "rollout status", "rollout promote", "fleet list", "fleet show", "fleet timeline",
      "fleet token", "fleet assign", "node join", "node run", "node status", "lab run", "lab cut", "lab restore",
      "lab kill", "lab load", "lab status"],
 )  # fmt: skip

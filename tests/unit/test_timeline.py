@@ -56,6 +56,7 @@ def one(kind: str, body: dict[str, Any], **changes: Any) -> str:
 
 def test_a_way_back_says_what_was_deployed_what_failed_the_threshold_who_began_and_what_serves_again() -> None:
     records = [told("verdict", JUDGED), told("transition", FELL, seq=1), told("rolled-back", WENT, seq=2)]
+    records += [told("release-refused", FELL, lane="incident"), told("rolled-back", WENT, lane="incident", seq=1)]
     *_, row = joined(records, (), CONCERN, NAMES)
     assert row.says.split("; ") == [
         "ROLLED BACK from digits@1.1.0 to digits@1.0.0, which serves again: error ratio 0.5 over its limit of 0.02",
@@ -131,6 +132,8 @@ SENTENCES: dict[str, tuple[str, dict[str, Any], str]] = {
                  "node: drill of digits FAILED between digits@1.1.0 and digits@1.0.0"),
     "off line": ("offline-begun", {"model": "digits", "reason": "unheard for 3 days"},
                  "node: digits off line for longer than policy allows: unheard for 3 days"),
+    "hung":     ("agent-silent", {"reason": "for 300 s"},
+                 "node: the agent gave no sign of life and was killed: for 300 s"),
     "message":  ("message-refused", {"where": "heliograph/dev/desired", "reason": "no signature", "suppressed": 4},
                  "node: a message on heliograph/dev/desired was refused: no signature (4 more before it are not told)"),
     "unnamed":  ("fetched", {"model": "digits", "release": b"9" * 32, "bytes": 1},
@@ -366,6 +369,17 @@ def test_operators_see_what_a_node_told_with_what_they_did_and_the_releases_it_r
     fleet_timeline("lab/pi-1", limit=1, as_json=True, where=known.url)
     answer = json.loads(capsys.readouterr().out)
     assert (len(answer["rows"]), answer["is_cut"], answer["told"], answer["returned"][0]["times"]) == (1, True, 8, 2)
+
+
+def test_a_way_back_is_told_with_a_verdict_from_before_the_time_that_is_asked_for(
+    known: Known, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = int(time.time())
+    known.tell("verdict", JUDGED, now - 1200)
+    known.tell("rolled-back", WENT, now)
+    fleet_timeline("lab/pi-1", since="10m", where=known.url)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "node: " in line]
+    assert "error-ratio measured 0.5, limit 0.02" in row
 
 
 def test_a_node_that_is_unknown_and_a_time_that_is_none_are_refused(known: Known) -> None:
