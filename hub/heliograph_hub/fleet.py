@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from heliograph.deadlines import DEADLINES, Deadlines
-from heliograph.documents import LAST_S, Document, Hello, LaneReceipt, Records, Renew, Reported
+from heliograph.documents import Document, Hello, LaneReceipt, Records, Renew, Reported
 from heliograph.errors import IntegrityError, NotFoundError, RefusedError, TrustError
 from heliograph.names import Ring
 from heliograph.protocol import topic
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 HEARD_EVERY_S = 10
 """A node's `last_heard` is written at most this often."""
 GAP = "gap"
+MAX_AT = 1 << 40
+"""Beyond every time that a record can tell."""
 MAX_SEQUENCE = 1 << 48
 """More than any lane will see, and sums of it still fit the database."""
 MAX_UNCOUNTED = 1000
@@ -337,7 +339,7 @@ class Fleet:
         ]
 
     def told(
-        self, site: str, node: str, limit: int, *, since: int = 0, until: int = LAST_S, kind: str | None = None
+        self, site: str, node: str, limit: int, *, since: int = 0, until: int = MAX_AT, kind: str | None = None
     ) -> list[Told]:
         """The newest records of the lanes `incident` and `audit` that tell of a time, newest first."""
         query = _one(records, site, node).where(records.c.lane.in_(("incident", "audit")))

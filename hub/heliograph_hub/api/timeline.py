@@ -2,12 +2,11 @@
 
 from starlette.requests import Request
 
-from heliograph.documents import LAST_S
 from heliograph_hub import timeline
 from heliograph_hub.acts import Concern
 from heliograph_hub.api.messages import Answer, Routes, number
 from heliograph_hub.api.part import Part
-from heliograph_hub.fleet import Node
+from heliograph_hub.fleet import MAX_AT, Node
 from heliograph_hub.telling import Told, words
 from heliograph_hub.timeline import Act
 
@@ -34,7 +33,7 @@ class Timeline(Part):
         fleet, duties = self._service.fleet, self._service.duties
         node = fleet.node(site, name, removed_too=True)
         limit = max(1, number(request, "limit", 100, MAX_ROWS))
-        since, until = number(request, "since", 0, LAST_S), number(request, "until", LAST_S, LAST_S)
+        since, until = number(request, "since", 0, MAX_AT), number(request, "until", MAX_AT, MAX_AT)
         names = self.names()
         most = 2 * limit + timeline.LOOKED_AT  # one event may be told in two lanes
         told = fleet.told(site, name, most, since=max(0, since - CONTEXT_S), until=until)
