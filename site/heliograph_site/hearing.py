@@ -90,7 +90,7 @@ class Hearing:
             self._incidents.add("refused", full, str(error))
         except sqlite3.Error:
             raise  # memory can't be kept: nothing may be done on it
-        except Exception as error:  # the one place: no message may stop the agent, whatever it does to a parser
+        except Exception as error:  # no message may stop the agent, whatever it does to a parser
             log.exception("a message on %s met a fault of ours", full)
             self._incidents.add("fault", full, type(error).__name__)
 

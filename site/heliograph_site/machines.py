@@ -9,16 +9,21 @@ Rule 2: one task works for a machine; a new command cancels the old one, and its
 Rule 3: what the denials held mean is worked out again after every step, what a directive means whenever a machine
     comes to rest.
 Rule 4: denials are saved in the transaction that holds what every machine makes of them.
+Rule 5: a fault of ours in what a model's documents mean leaves that model as it is and stops no other, nor denials; it
+    is told once. Only what is worked out before anything is saved is guarded so: a command whose memory is on disk is
+    started, or the agent ends and its next start begins it.
 """
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from heliograph.deny import DenySet
+from heliograph.errors import StorageError
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
 from heliograph_site.happenings import (
@@ -43,6 +48,7 @@ from heliograph_site.weighing import weigh
 
 log = logging.getLogger("heliograph.agent")
 
+T = TypeVar("T")
 Moves = tuple[tuple[Memory, Event, Memory], ...]
 END_S = 3600.0
 """What a cancelled task does in a thread ends by itself: it reads an image back, or puts one in its place, which takes
@@ -88,6 +94,8 @@ class Machines:
         self._ending: dict[str, dict[asyncio.Task[None], float]] = {}
         """Of each model the tasks that were cancelled and go on, and since when, by the monotonic clock."""
         self._end_s = end_s
+        self._faults: set[tuple[str, str]] = set()
+        """(model, what of it) whose documents met a fault of ours and were told of."""
 
     @property
     def is_wedged(self) -> bool:
@@ -110,16 +118,51 @@ class Machines:
             if classify(self.memories[model], held) is not None:
                 await self.step(model, held)
         for model in tuple(self.memories):
-            await self.step(model, self._stand_in(model))
+            stand_in = self._standing(model)
+            if stand_in is not None:
+                await self.step(model, stand_in)
         for model in dict.fromkeys((*self._belief.models, *self.memories)):
-            happening = self._wanted(model)
+            happening = self._directed(model)
             if happening is not None:
                 await self.step(model, happening)
         self._belief.rules.leave_ring()
 
+    def _derived(self, model: str, what: str, derive: Callable[[], T], otherwise: T) -> T:
+        """What documents held mean for one model; `otherwise`, which changes nothing, if that meets a fault of ours.
+
+        Never for denials, nor for anything that saves or starts.
+        """
+        try:
+            return derive()
+        except (sqlite3.Error, StorageError):
+            raise  # memory can't be kept: nothing may be done on it
+        except Exception as error:  # beside messages the one place: no model's documents may stop the others
+            if (model, what) not in self._faults:
+                self._faults.add((model, what))
+                log.exception("%s: %s met a fault of ours; it stays as it is", model, what)
+                body = {"model": model, "where": what, "reason": type(error).__name__}
+                self._outbox.append("incident", "model-fault", self._time.now(), body)
+                self._reporter.say()
+            return otherwise
+
+    def _matching(self, memory: Memory) -> Moves:
+        """What the configs and policies held make of it."""
+        return self._derived(memory.model, "its tuple", lambda: matched(memory, self._belief.rules.match), ())
+
+    def _standing(self, model: str) -> StandIn | None:
+        """What is to stand in for what it committed to; None: that can't be told."""
+        return self._derived(model, "its stand-in", lambda: self._stand_in(model), None)
+
+    def _directed(self, model: str) -> Happening | None:
+        """What its directive says to it now, if that is news."""
+        return self._derived(model, "its directive", lambda: self._wanted(model), None)
+
     def _wanted(self, model: str) -> Happening | None:
         memory = self.memories.get(model) or self._journal.load(model)
-        stand_in = self._possible(memory, self._stand_in(model))
+        stands_in = self._standing(model)
+        if stands_in is None:
+            return None  # nothing new
+        stand_in = self._possible(memory, stands_in)
         if (
             isinstance(stand_in, StandIn)
             and stand_in.aside
@@ -156,7 +199,7 @@ class Machines:
 
     async def _take(self, memory: Memory, moves: Moves, command: Command | None, *, is_denial: bool = False) -> None:
         """Saves where these moves led, with what the documents held make of it, in one transaction; has it done."""
-        more = matched(memory, self._belief.rules.match)
+        more = self._matching(memory)
         if not moves and not more:
             return
         after, command = end_of(more, memory, command)
@@ -180,19 +223,23 @@ class Machines:
             return happening
         if memory.active is None or memory.fallback is None:
             return happening
-        found = self._belief.rules.match(replace(memory, active=memory.fallback, fallback=memory.active))
-        is_left = found is None or found.release == memory.fallback.release
-        return happening if is_left else StandIn("", happening.reason)
+        turned, fallback = replace(memory, active=memory.fallback, fallback=memory.active), memory.fallback.release
+
+        def is_left() -> bool:
+            found = self._belief.rules.match(turned)
+            return found is None or found.release == fallback
+
+        return happening if self._derived(memory.model, "its tuple", is_left, False) else StandIn("", happening.reason)
 
     def _level(self, memory: Memory) -> Happening | None:
         """What the denials held, or at rest the directive, say to a machine that has just changed."""
         held = weigh(memory, self._belief.denials)
         if classify(memory, held) is not None:
             return held
-        stand_in = self._stand_in(memory.model)
-        if classify(memory, stand_in) is not None:
+        stand_in = self._standing(memory.model)
+        if stand_in is not None and classify(memory, stand_in) is not None:
             return stand_in
-        return self._wanted(memory.model) if memory.phase in ("idle", "stuck") else None
+        return self._directed(memory.model) if memory.phase in ("idle", "stuck") else None
 
     async def obey(self, denials: DenySet) -> None:
         """Saves denials with what every machine makes of them, in one transaction; then has it done."""
@@ -200,7 +247,7 @@ class Machines:
         for memory in self.memories.values():
             after, command, events = settled(memory, weigh(memory, denials))
             if events:
-                after, command = end_of(matched(after, self._belief.rules.match), after, command)
+                after, command = end_of(self._matching(after), after, command)
                 moves.append((memory, after, command, events))
         self._journal.save(*(after for _, after, _, _ in moves), denials=denials.to_bytes())
         self._belief.holds(denials)

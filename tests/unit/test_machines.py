@@ -1,6 +1,7 @@
 """The machines of a node with the documents it holds: what one step leads to, until everything is at rest."""
 
 import asyncio
+import sqlite3
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from heliograph.deny import DenySet
+from heliograph.documents import Deny
 from heliograph.protocol import topic
 from heliograph.wire import pack
-from heliograph_site.happenings import Answer, Served, StandIn
+from heliograph_site.happenings import Answer, Matched, Served, StandIn, Started
 from heliograph_site.machine import Command
 from heliograph_site.machines import Machines
 from heliograph_site.memory import Memory, Pointer
@@ -213,3 +216,95 @@ def test_a_task_that_does_not_end_when_it_is_cancelled_holds_up_its_machine_and_
     runner.run(turns(10))
     assert serving.performed == [Command.SERVE], "of the commands that waited only the last"
     assert not serving.machines.is_wedged
+
+
+OTHER = "other"
+
+
+class Faulty:
+    """What a node believes, where what some parts of one model's documents mean meets a fault of ours."""
+
+    def __init__(self, real: Any, *faults: str) -> None:
+        self._real, self._faults = real, faults
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    @property
+    def rules(self) -> "Faulty":
+        return Faulty(self._real.rules, *self._faults)
+
+    def match(self, memory: Memory) -> Matched | None:
+        self._meet("match", memory.model)
+        found: Matched | None = self._real.match(memory)
+        return found
+
+    def wanted(self, model: str, memory: Memory) -> Any:
+        self._meet("wanted", model)
+        return self._real.wanted(model, memory)
+
+    def _meet(self, what: str, model: str) -> None:
+        if what in self._faults and model == MODEL:
+            raise KeyError(what)
+
+
+class Two(Serving):
+    """Serves two models, and keeps what is told of each."""
+
+    def __init__(self, runner: asyncio.Runner, node: Node, *faults: str) -> None:
+        super().__init__(runner, node, StandIn("", "the hub is heard"))
+        belief: Any = Faulty(node.belief, *faults)
+        self.machines._belief = belief
+        self.machines._stand_in = self.standing
+        self.faults = faults
+        self.served: list[tuple[str, bytes]] = []
+        self.kinds: list[tuple[str, str, str]] = []
+
+    def standing(self, model: str) -> StandIn:
+        if "stand-in" in self.faults and model == MODEL:
+            raise ZeroDivisionError
+        return self.stand_in
+
+    def append(self, lane: str, kind: str, at: int, body: dict[str, Any]) -> None:
+        self.kinds.append((kind, body["model"], str(body.get("where", ""))))
+
+    async def perform(self, command: Command, memory: Memory) -> Answer | None:
+        if command is Command.SERVE and memory.active is not None:
+            self.served.append((memory.model, memory.active.release))
+        return None
+
+
+@pytest.mark.parametrize(
+    ("fault", "where"), [("match", "its tuple"), ("wanted", "its directive"), ("stand-in", "its stand-in")]
+)
+def test_a_fault_in_what_one_models_documents_mean_stops_neither_denials_nor_another_model(
+    runner: asyncio.Runner, node: Node, fault: str, where: str
+) -> None:
+    node.hear(node.policy(1), node.config(4))
+    other = Memory(OTHER, active=Pointer(NEW, NOW, 2, "proven"))
+    node.journal.save(other)
+    denial = node.realm.sign("deny", "deny", Deny(realm=node.realm.name, releases=(NEW,), at=NOW))
+    serving = Two(runner, node, fault)
+    runner.run(serving.machines.begin(Started(True)))
+    runner.run(turns(5))
+    assert dict(serving.served) == {MODEL: NEW, OTHER: NEW}, "both serve as they did"
+    told = [one for one in serving.kinds if one[0] == "model-fault"]
+    assert told == [("model-fault", MODEL, where)], "of the one model, once"
+    runner.run(serving.machines.obey(DenySet().with_statement(denial, node.belief.trusted)))
+    runner.run(turns(5))
+    memory = serving.machines.memories[MODEL]
+    assert memory.active is not None and memory.active.release == OLD, "a denial is obeyed"
+    assert serving.served[-1] == (MODEL, OLD)
+    assert node.journal.load(MODEL) == memory and serving.machines.memories[OTHER].is_last_denied
+    runner.run(serving.machines.derive_all())
+    assert [one for one in serving.kinds if one[0] == "model-fault"] == told
+
+
+def test_what_can_not_be_kept_is_no_fault_that_is_passed_over(runner: asyncio.Runner, node: Node) -> None:
+    def fail(_: str) -> StandIn:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    serving = Serving(runner, node, OFFLINE)
+    serving.machines._stand_in = fail
+    with pytest.raises(sqlite3.OperationalError):
+        runner.run(serving.machines.derive_all())
