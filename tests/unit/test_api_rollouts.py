@@ -42,7 +42,7 @@ def served(app):
     thread = Thread(target=server.run)
     thread.start()
     try:
-        wait_until(lambda: server.started, 10.0, "the server listens")
+        wait_until(lambda: server.started, 60.0, "the server listens")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
@@ -100,7 +100,8 @@ def test_a_rollout_goes_to_protected_by_a_file_and_is_paused_aborted_and_returne
     with pytest.raises(RefusedError, match="has no signatures"):
         rollout_add(file, url)
     rollout_sign(file, [str(keys / "ring-protected-1.key")])
-    assert "signed: install digits@1.0.0, digest" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "ring protected, model digits:\n  install, digest " in told and "the file calls it digits@1.0.0\n" in told
     rollout_add(file, url)
     assert capsys.readouterr().out == "install digits@1.0.0: 1 of 2 signatures, 1 more to go\n"
     assert _states(url)[0][3] == "waiting"
