@@ -27,12 +27,21 @@ from heliograph.errors import StorageError
 from heliograph_site.belief import Belief
 from heliograph_site.estimate import Estimate
 from heliograph_site.happenings import (
+    ActiveDenied,
+    ActiveLost,
+    ActiveUnfit,
     Answer,
     DenialsHeld,
     Event,
     FallbackDenied,
     Happening,
+    LastClosed,
+    LastDenied,
+    LastLost,
+    LastStopped,
+    LastUnfit,
     Passed,
+    Returned,
     StandIn,
     Started,
     TargetDenied,
@@ -50,6 +59,10 @@ log = logging.getLogger("heliograph.agent")
 
 T = TypeVar("T")
 Moves = tuple[tuple[Memory, Event, Memory], ...]
+OF_ACTIVE = (
+    ActiveDenied, ActiveLost, ActiveUnfit, LastClosed, LastDenied, LastLost, LastStopped, LastUnfit, Returned,
+)  # fmt: skip
+"""What befalls the release that was active, be another on its way or not."""
 END_S = 3600.0
 """What a cancelled task does in a thread ends by itself: it reads an image back, or puts one in its place, which takes
 minutes on a slow card. What takes so long will not end."""
@@ -295,7 +308,8 @@ class Machines:
             await self._deliver(memory.model, event)
 
     def _record(self, before: Memory, event: Event, after: Memory) -> None:
-        subject = after.target or before.target or after.active or before.active
+        way = after.target or before.target or after.active or before.active
+        subject = before.active if isinstance(event, OF_ACTIVE) else way
         release = subject.release if subject else b""
         reason = str(getattr(event, "reason", ""))
         name = self._journal.release_name(release) or release.hex()[:16]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from heliograph.deny import DenySet
-from heliograph.documents import Deny
+from heliograph.documents import Deny, Phase
 from heliograph.protocol import topic
 from heliograph.wire import pack
-from heliograph_site.happenings import Answer, Matched, Served, StandIn, Started
+from heliograph_site.happenings import Answer, DenialsHeld, GivenUp, Happening, Matched, Served, StandIn, Started
 from heliograph_site.machine import Command
 from heliograph_site.machines import Machines
-from heliograph_site.memory import Memory, Pointer
+from heliograph_site.memory import Memory, Pointer, Target
 from realms import MODEL, NOW
 from unit.test_rulebook import NEW, OLD, Node
 from waits import turns
@@ -31,6 +31,7 @@ class Serving:
         self.runner, self.stand_in = runner, stand_in
         self.performed: list[Command] = []
         self.told: list[str] = []
+        self.named: dict[str, bytes] = {}
         self.answers: list[Answer] = []
         self.noted, self.tuned = "", 0
         self.restricted: str | None = None
@@ -57,6 +58,7 @@ class Serving:
 
     def append(self, lane: str, kind: str, at: int, body: dict[str, Any]) -> None:
         self.told.append(body["event"])
+        self.named[body["event"]] = body["release"]
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work, name=name)
@@ -108,6 +110,21 @@ def test_off_line_for_too_long_the_fallback_serves_until_the_hub_is_heard(runner
     serving.stand_in = StandIn("", "the hub is heard")
     back = serving.settle()
     assert back.aside == "" and back.active is not None and back.active.release == NEW
+
+
+@pytest.mark.parametrize(
+    ("happening", "event"),
+    [(GivenUp(NEW, "its worker died"), "ActiveLost"), (DenialsHeld(frozenset({NEW})), "ActiveDenied")],
+)
+@pytest.mark.parametrize("target", [None, Target(bytes(32), 3)])
+def test_what_is_recorded_of_a_release_that_falls_names_that_release(
+    runner: asyncio.Runner, node: Node, happening: Happening, event: str, target: Target | None
+) -> None:
+    phase: Phase = "idle" if target is None else "fetching"
+    node.journal.save(replace(node.memory, phase=phase, target=target))
+    serving = Serving(runner, node, StandIn("", ""))
+    runner.run(serving.machines.step(MODEL, happening))
+    assert serving.named[event] == NEW
 
 
 def test_a_fallback_that_fits_no_policy_in_force_does_not_stand_in_and_the_machine_rests(
