@@ -140,7 +140,7 @@ def test_segments_are_rebuilt_as_their_patch_arrives_and_found_again_after_a_kil
 def test_a_rotten_base_spoils_the_segment_instead_of_the_result(tmp_path: Path) -> None:
     slots = Slots(tmp_path)
     old = blob(7, 500_000)
-    recipe, _ = make(old, old[:-1] + b"!")
+    recipe, _ = make(old, old + blob(9, 50_000))
     digest = slots.store.put(old)
     slots.store.path(digest).write_bytes(blob(8, 500_000))
     rebuild = Rebuild(slots.path(recipe.target, "out"), recipe, slots.holdings)
