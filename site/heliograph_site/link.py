@@ -221,8 +221,10 @@ class Link:
     # --- certificates -------------------------------------------------------------------------------------------------
 
     async def keep_certified(self) -> None:
-        """Has the certificate renewed in time, for ever."""
+        """Has the certificate renewed in time, for ever; what got lost on the way is asked again, ever more seldom."""
+        lost = 0
         while self._credentials is not None and self._credentials.has_tls:
+            pause_s = LOOK_S
             if self._credentials.is_due:
                 await self._up.wait()
                 try:
@@ -230,9 +232,12 @@ class Link:
                         await self._renewal.run(lambda data: self.publish("renew", data), self._deadlines.reply_s)
                     )
                     log.info("certificate renewed until %d", self._credentials.expires)
+                    lost = 0
                 except HeliographError as error:
                     log.info("certificate not renewed yet: %s", error)
-            await asyncio.sleep(LOOK_S * self._rng.uniform(0.5, 1.0))
+                    pause_s = min(LOOK_S, self._deadlines.reply_s * 2.0 ** min(lost, 16))
+                    lost += 1
+            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
 
     def on_certified(self, certified: Certified) -> None:
         """The hub's answer to the question for a certificate."""

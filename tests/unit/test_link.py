@@ -11,7 +11,7 @@ import pytest
 
 from heliograph.connection import UnwelcomeError
 from heliograph.deadlines import Deadlines
-from heliograph.documents import Ask, Offer
+from heliograph.documents import Ask, Certified, Offer
 from heliograph.errors import TransportError
 from heliograph.signing import PrivateKey
 from heliograph_site.folder import NodeFile
@@ -217,5 +217,34 @@ def test_what_the_broker_takes_again_waits_no_longer() -> None:
         assert broker.tries["ask"] - before >= 3, "the back-off begins anew"
         task.cancel()
         await asyncio.wait({task})
+
+    live(scenario())
+
+
+class Due:
+    """A certificate that is to be renewed, always."""
+
+    has_tls = is_due = True
+
+    def keep(self, certified: Certified) -> None:
+        pytest.fail(f"nobody answered, and {certified} came")
+
+
+def test_a_certificate_whose_renewal_got_lost_is_asked_for_again_soon_and_then_ever_more_seldom() -> None:
+    async def scenario() -> None:
+        broker, due = Refusing(), Due()
+        link = linked(broker)
+        credentials: Any = due
+        link._credentials = credentials
+        task = asyncio.ensure_future(link.keep_certified())
+        await asyncio.sleep(5 * 60)
+        assert 3 <= broker.tries["renew"] <= 6, "each is waited for, 30 s, and then as long again"
+        await asyncio.sleep(HOUR)
+        soon = broker.tries["renew"]
+        assert soon <= 14
+        await asyncio.sleep(10 * HOUR)
+        assert 8 <= broker.tries["renew"] - soon <= 24
+        task.cancel()
+        await asyncio.wait([task])
 
     live(scenario())
