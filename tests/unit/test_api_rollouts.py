@@ -2,16 +2,12 @@
 
 import json
 import time
-from contextlib import contextmanager
-from threading import Thread
 
 import pytest
-import uvicorn
 
 from heliograph.blob import sha256
 from heliograph.documents import Directive
 from heliograph.errors import ConfigError, NotFoundError, RefusedError
-from heliograph.lab import free_port, wait_until
 from heliograph.objects import ObjectStore
 from heliograph_hub.api.application import application
 from heliograph_hub.client import HubClient
@@ -29,24 +25,10 @@ from heliograph_hub.commands.rollout import (
 )
 from heliograph_hub.founding import init_hub
 from heliograph_hub.service import Service
+from listening import served
 
 NAME = "digits@1.0.0"
 TENSOR = {"name": "x", "shape": [1], "datatype": "INT8", "data": [1]}
-
-
-@contextmanager
-def served(app):
-    """The URL of an ASGI application that listens on loopback."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None))
-    thread = Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started, 60.0, "the server listens")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 import pytest
-import uvicorn
 
 import bundles
 from heliograph.cli import main
 from heliograph.documents import Enroll, Records
-from heliograph.lab import free_port, wait_until
 from heliograph.signing import PrivateKey, sign_statement
 from heliograph.wire import pack
 from heliograph_hub.api.application import application
@@ -24,25 +20,11 @@ from heliograph_hub.founding import init_hub
 from heliograph_hub.service import Service
 from heliograph_site.folder import NodeFile, write_key
 from heliograph_site.journal import JOURNAL_FILE, Journal
+from listening import served
 
 NOW = 1_795_000_000
 KEY = PrivateKey.generate(b"k" * 32)
 Say = Callable[..., tuple[int, str, str]]
-
-
-@contextmanager
-def served(service: Service) -> Iterator[str]:
-    """The URL of a hub's API on loopback, without a broker."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(application(service), port=port, lifespan="off", log_config=None))
-    thread = Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started, 60.0, "the API listens")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +35,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str
     service.begin()
     service.enrolment.add_token("lab", "pi-1", b"t" * 32, NOW, 60)
     service.enrolment.enroll("lab", "pi-1", Enroll(token=b"t" * 32, key=KEY.public.raw, nonce=b"n" * 16), NOW)
-    with served(service) as url:
+    with served(application(service)) as url:
         yield service, url, folder
     service.database.close()
 
