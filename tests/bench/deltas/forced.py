@@ -1,16 +1,15 @@
 """Operations that win only small pieces of any pair, forced on all of a large one: measured, and as a table."""
 
-import csv
-import io
 import json
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
 
+from bench.deltas import table
 from bench.deltas.getting import Files, NotMadeError
 from bench.deltas.launching import Bounds, launched
 from bench.deltas.tools import SEGMENTS
@@ -108,20 +107,12 @@ def _applied(operation: str, dtype: Dtype, old: bytes, new: bytes, size: int, fo
 
 def encode(rows: Iterable[Row]) -> str:
     """As CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue()
+    return table.encode(Row, rows)
 
 
 def parse(text: str) -> list[Row]:
     """The rows of `encode`."""
-    kinds = {field.name: field.type for field in fields(Row)}
-    return [
-        Row(**{name: kinds[name](value) for name, value in line.items()})  # type: ignore[operator]
-        for line in csv.DictReader(io.StringIO(text))
-    ]
+    return table.parse(Row, text)
 
 
 def rate(row: Row) -> float:

@@ -1,14 +1,13 @@
 """What making a delta takes in the hub's bounded child: measured, and as a table."""
 
-import csv
-import io
 import json
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench.deltas import table
 from bench.deltas.getting import Files
 from bench.deltas.launching import Bounds, launched
 
@@ -61,20 +60,12 @@ def measure(pair: str, files: Files, scratch: Path, when: str) -> Row:
 
 def encode(rows: Iterable[Row]) -> str:
     """As CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue()
+    return table.encode(Row, rows)
 
 
 def parse(text: str) -> list[Row]:
     """The rows of `encode`."""
-    kinds = {field.name: field.type for field in fields(Row)}
-    return [
-        Row(**{name: kinds[name](value) for name, value in line.items()})  # type: ignore[operator]
-        for line in csv.DictReader(io.StringIO(text))
-    ]
+    return table.parse(Row, text)
 
 
 def markdown(rows: Iterable[Row]) -> str:

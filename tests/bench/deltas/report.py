@@ -1,10 +1,10 @@
 """Tables and verdicts out of what was measured; pure: rows in, text out."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import exp, log
+
+from bench.deltas import table
 
 OURS = "heliograph"
 START = "start"
@@ -56,21 +56,12 @@ class Row:
 
 def encode(rows: Iterable[Row]) -> str:
     """As CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue()
+    return table.encode(Row, rows)
 
 
 def parse(text: str) -> list[Row]:
     """The rows of `encode`."""
-    kinds = {field.name: field.type for field in fields(Row)}
-    make = {int: int, float: float, str: str}
-    return [
-        Row(**{name: make[kinds[name]](value) for name, value in line.items()})  # type: ignore[index]
-        for line in csv.DictReader(io.StringIO(text))
-    ]
+    return table.parse(Row, text)
 
 
 def joined(fresh: Sequence[Row], kept: Iterable[Row], order: Sequence[str]) -> list[Row]:
